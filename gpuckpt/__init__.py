@@ -1,0 +1,52 @@
+"""gpuckpt: checkpoints of training state, asynchronous, durable, and proven bit for bit."""
+
+from gpuckpt._version import __version__
+from gpuckpt.api import load, save
+from gpuckpt.checkpointer import Checkpointer
+from gpuckpt.errors import (
+    CheckpointError,
+    ClosedError,
+    CorruptError,
+    DeviceError,
+    DeviceMemoryError,
+    FormatError,
+    InvalidError,
+    LockedError,
+    MismatchError,
+    NotFoundError,
+    StorageError,
+    UnsupportedError,
+)
+from gpuckpt.pending import Checkpoint, Pending
+from gpuckpt.retention import Keep
+from gpuckpt.rng import RNG
+from gpuckpt.schedule import Every
+from gpuckpt.stats import Stats
+from gpuckpt.warm import Report, warm_start
+
+__all__ = [
+    "RNG",
+    "Checkpoint",
+    "CheckpointError",
+    "Checkpointer",
+    "ClosedError",
+    "CorruptError",
+    "DeviceError",
+    "DeviceMemoryError",
+    "Every",
+    "FormatError",
+    "InvalidError",
+    "Keep",
+    "LockedError",
+    "MismatchError",
+    "NotFoundError",
+    "Pending",
+    "Report",
+    "Stats",
+    "StorageError",
+    "UnsupportedError",
+    "__version__",
+    "load",
+    "save",
+    "warm_start",
+]

@@ -1,0 +1,93 @@
+"""The functions for those who need no checkpointer: `save` and `load`."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from gpuckpt.checkpointer import Root
+from gpuckpt.commit import open_step
+from gpuckpt.errors import CheckpointError
+from gpuckpt.loading import load_state
+from gpuckpt.options import make_header
+from gpuckpt.pending import Checkpoint, checkpoint_of
+from gpuckpt.resources import Resources
+from gpuckpt.retention import Keep, prune
+from gpuckpt.save import choice, save_snapshot
+from gpuckpt.snapshot import capture, take_inventory
+from gpuckpt.stats import Stats
+from gpuckpt.stores import Store
+from gpuckpt.stores.local import LocalStore
+
+
+def save(
+    root: Root,
+    state: Any,
+    step: int = 0,
+    *,
+    epoch: int | None = None,
+    metrics: dict[str, float] | None = None,
+    codec: str = "auto",
+    keep: Keep | None = None,
+    memory: int | str = "256 MiB",
+    store: Store | None = None,
+) -> Checkpoint:
+    """Save `state` as checkpoint `step` of `root`; on return it is durable.
+
+    Blocks until then, and reads the state where it is.  A step that is there
+    already is replaced, in one instant.
+
+    Raises:
+        UnsupportedError: a leaf can't be saved; nothing has been written.
+        LockedError: another writer has the root.
+        StorageError: the storage refused; no checkpoint was made.
+    """
+    choice(codec)
+    header = make_header(step, epoch, metrics)
+    resources = Resources(memory)
+    inventory = take_inventory(state)
+    store = store if store is not None else LocalStore(root)
+    stats = Stats(step, raw_nbytes=inventory.nbytes, tensors=len(inventory.tensors))
+    with store.lock():
+        previous = None
+        with contextlib.suppress(CheckpointError):
+            previous = open_step(store)
+        snapshot = capture(inventory, resources.devices, mode="hold", host_room_nbytes=0)
+        begun = time.perf_counter()
+        manifest = save_snapshot(
+            snapshot, header, store, resources, codec=codec, previous=previous, stats=stats
+        )
+        stats.background_seconds = time.perf_counter() - begun
+        prune(store, keep)
+    return checkpoint_of(manifest, store.root)
+
+
+def load(
+    root: Root,
+    step: int | None = None,
+    device: str | None = None,
+    names: str | Iterable[str] | None = None,
+    like: str | None = None,
+    *,
+    memory: int | str = "256 MiB",
+    store: Store | None = None,
+) -> Any:
+    """Load a committed step (the newest unless named) as a new state.
+
+    Containers come back as they were (objects as the dict of their
+    `state_dict`, named tuples as tuples), one array under two names as one
+    array.  `device` is `cpu`, `cuda` or `cuda:<n>`; unless given, each array
+    goes where it was saved from.  Arrays are of the library that they were
+    saved from unless `like` names another: `numpy`, `cupy`, `torch`, `jax`.
+    With `names` (names or globs), a flat dict of the leaves that they pick.
+
+    Raises:
+        NotFoundError: no such root, step, name or device.
+        CorruptError: bytes aren't what was written.
+    """
+    store = store if store is not None else LocalStore(root)
+    manifest = open_step(store, step)
+    resources = Resources(memory)
+    return load_state(manifest, store, resources, device=device, names=names, like=like)

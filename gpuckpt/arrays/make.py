@@ -1,0 +1,83 @@
+"""Make new arrays of the library that the user asks for: the other way of `look`."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+
+from gpuckpt.arrays.view import Tensor, cuda_dtype
+from gpuckpt.dtypes import to_numpy
+from gpuckpt.errors import InvalidError, NotFoundError
+from gpuckpt.spec import Spec
+
+KINDS = ("numpy", "cupy", "torch", "jax")
+
+
+def make(spec: Spec, device: str) -> Tensor:
+    """A new, uninitialised tensor on `device` ("cpu", "cuda:n"), its axes in memory as saved."""
+    order = spec.axes or tuple(range(len(spec.shape)))
+    shape = tuple(spec.shape[axis] for axis in order)
+    if device == "cpu":
+        array: Any = np.empty(shape, to_numpy(spec.dtype))
+    else:
+        import cupy
+
+        with cupy.cuda.Device(int(device.partition(":")[2])):
+            array = cupy.empty(shape, cuda_dtype(spec.dtype))
+    array = array.transpose(tuple(np.argsort(order))) if order else array
+    return Tensor(spec, array, array, writable=True)
+
+
+def finish(tensor: Tensor, kind: str) -> Any:
+    """Hand a tensor that `make` made, and that has been filled, to the library `kind`.
+
+    Copies nothing, but for jax, whose arrays own their memory.
+    """
+    on_host = isinstance(tensor.array, np.ndarray)
+    if kind == "torch":
+        return _to_torch(tensor)
+    if kind == "jax":
+        return _to_jax(tensor)
+    if kind not in KINDS:
+        raise InvalidError(f"like is one of {', '.join(KINDS)}; got {kind!r}")
+    if kind == "cupy" and on_host:
+        raise InvalidError(f"{tensor.spec.name}: like='cupy' needs device='cuda'")
+    return tensor.array
+
+
+def _to_torch(tensor: Tensor) -> Any:
+    torch = _library("torch", tensor)
+    name = tensor.spec.dtype
+    dtype = getattr(torch, name, None)
+    if dtype is None or tensor.array.dtype.byteorder == ">":
+        raise InvalidError(f"{tensor.spec.name}: torch has no {name}; pass like='numpy'")
+    if tensor.array.dtype.kind not in "biufc" or to_numpy(name).isbuiltin != 1:
+        array = tensor.array.view(f"i{tensor.array.dtype.itemsize}")
+        return torch.from_dlpack(array).view(dtype)
+    return torch.from_dlpack(tensor.array)
+
+
+def _to_jax(tensor: Tensor) -> Any:
+    jax = _library("jax", tensor)
+    wanted = to_numpy(tensor.spec.dtype)
+    if jax.dtypes.canonicalize_dtype(wanted) != wanted:
+        raise InvalidError(
+            f"{tensor.spec.name}: jax would narrow {tensor.spec.dtype}; "
+            "set jax_enable_x64, or pass like='numpy'"
+        )
+    if isinstance(tensor.array, np.ndarray):
+        return jax.numpy.array(tensor.array)
+    array = jax.dlpack.from_dlpack(tensor.array)
+    return array if array.dtype == wanted else jax.lax.bitcast_convert_type(array, wanted)
+
+
+def _library(name: str, tensor: Tensor) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise NotFoundError(
+            f"{tensor.spec.name} was saved from {name}, which isn't installed here; "
+            "install it, or pass like='numpy'"
+        ) from error

@@ -1,0 +1,169 @@
+"""Recognise a leaf of the state as an array, and look at its memory in place."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gpuckpt.arrays import dlpack
+from gpuckpt.dtypes import name_of, to_numpy
+from gpuckpt.errors import UnsupportedError
+from gpuckpt.spec import Spec
+
+if TYPE_CHECKING:
+    import cupy
+
+    Array = npt.NDArray[np.generic] | cupy.ndarray
+else:
+    Array = object
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A leaf of the state: its spec, and its memory as a numpy or cupy array.
+
+    `array` shares the leaf's memory and shape; where its library has no such
+    element type (bfloat16 in cupy) it holds unsigned integers as wide.
+    `owner` keeps the memory alive.
+    """
+
+    spec: Spec
+    array: Any
+    owner: object
+    writable: bool
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether its bytes lie one after the other, in C order."""
+        return bool(self.array.flags.c_contiguous)
+
+    @property
+    def where(self) -> tuple[object, ...]:
+        """The same for two leaves exactly if they are one array."""
+        if not self.spec.nbytes:
+            return ("empty", id(self.owner))
+        interface = self.array
+        address = interface.data.ptr if self.spec.device != "cpu" else interface.ctypes.data
+        return (self.spec.device, address, interface.strides, self.spec.shape, self.spec.dtype)
+
+
+def look(leaf: Any, name: str) -> Tensor | None:
+    """See `leaf` as a tensor called `name`; None if it isn't an array at all.
+
+    Nothing is copied and nothing waited for.
+
+    Raises:
+        UnsupportedError: it is an array, but not one that can be saved.
+    """
+    if isinstance(leaf, np.ndarray):
+        return _look_numpy(leaf, leaf, name, "numpy")
+    if isinstance(leaf, np.generic):
+        return None  # a plain value, though it speaks the protocols of arrays
+    kind = _kind(leaf)
+    if kind == "torch":
+        leaf = leaf.detach()
+    if kind == "cupy":
+        return _tensor(leaf, leaf, name, kind, writable=True)
+    if hasattr(leaf, "__dlpack_device__") and kind != "numba":
+        seen = dlpack.look(leaf)
+        if isinstance(seen, dlpack.Memory):
+            return _look_memory(seen, name, kind)
+        if kind == "torch" or not hasattr(leaf, "__array__"):
+            raise UnsupportedError(name, seen)
+    if hasattr(leaf, "__cuda_array_interface__"):
+        import cupy
+
+        return _tensor(cupy.asarray(leaf), leaf, name, "cupy", writable=True)
+    if hasattr(leaf, "__array_interface__") or kind == "jax":
+        return _look_numpy(np.asarray(leaf), leaf, name, kind)
+    return None
+
+
+def _kind(leaf: object) -> str:
+    library = type(leaf).__module__.partition(".")[0]
+    return {"cupy": "cupy", "torch": "torch", "jax": "jax", "jaxlib": "jax", "numba": "numba"}.get(
+        library, "torch" if _is_torch(leaf) else "numpy"
+    )
+
+
+def _is_torch(leaf: object) -> bool:
+    """Subclasses of torch.Tensor live in modules of any name."""
+    return any(
+        base.__module__ == "torch" and base.__name__ == "Tensor" for base in type(leaf).__mro__
+    )
+
+
+def _look_numpy(array: npt.NDArray[Any], owner: object, name: str, kind: str) -> Tensor:
+    if isinstance(array, np.ma.MaskedArray):
+        raise UnsupportedError(name, "a masked array; save its .data and its .mask")
+    writable = kind == "numpy" and array.flags.writeable
+    return _tensor(array.view(np.ndarray), owner, name, kind, writable=writable)
+
+
+def _look_memory(memory: dlpack.Memory, name: str, kind: str) -> Tensor:
+    writable = kind != "jax"
+    if memory.device is None:
+        array: Any = _on_host(memory)
+    else:
+        array = _on_cuda(memory)
+    return _tensor(array, memory.owner, name, kind, writable=writable, dtype=memory.dtype)
+
+
+def _on_host(memory: dlpack.Memory) -> npt.NDArray[Any]:
+    if not math.prod(memory.shape):
+        return np.empty(memory.shape, to_numpy(memory.dtype))
+    interface = {
+        "data": (memory.address, False),
+        "shape": memory.shape,
+        "strides": memory.strides,
+        "typestr": f"|V{memory.itemsize}",
+        "version": 3,
+    }
+    holder = type("Holder", (), {"__array_interface__": interface, "owner": memory.owner})()
+    return np.asarray(holder).view(to_numpy(memory.dtype))
+
+
+def _on_cuda(memory: dlpack.Memory) -> Any:
+    import cupy
+
+    dtype = cuda_dtype(memory.dtype)
+    with cupy.cuda.Device(memory.device):
+        if not math.prod(memory.shape):
+            return cupy.empty(memory.shape, dtype)
+        span = sum((n - 1) * abs(s) for n, s in zip(memory.shape, memory.strides, strict=True))
+        owned = cupy.cuda.UnownedMemory(
+            memory.address, span + memory.itemsize, memory.owner, memory.device
+        )
+        pointer = cupy.cuda.MemoryPointer(owned, 0)
+        return cupy.ndarray(memory.shape, dtype, pointer, memory.strides)
+
+
+def cuda_dtype(name: str) -> np.dtype[Any]:
+    """The type under which cupy holds elements called `name`: itself, or integers as wide."""
+    dtype = to_numpy(name)
+    return (
+        dtype if dtype.kind in "biufc" and dtype.isbuiltin == 1 else np.dtype(f"u{dtype.itemsize}")
+    )
+
+
+def _tensor(
+    array: Any, owner: object, name: str, kind: str, *, writable: bool, dtype: str | None = None
+) -> Tensor:
+    dtype = dtype or name_of(np.dtype(array.dtype))
+    if dtype is None:
+        raise UnsupportedError(name, f"elements of type {array.dtype} can't be saved as bytes")
+    device = "cpu" if isinstance(array, np.ndarray) else f"cuda:{array.device.id}"
+    spec = Spec(name, dtype, tuple(array.shape), _axes(array), kind, device)
+    return Tensor(spec, array, owner, writable)
+
+
+def _axes(array: Any) -> tuple[int, ...] | None:
+    """The order of axes in memory, if the array is dense but not in C order."""
+    if array.flags.c_contiguous or array.ndim < 2 or not array.size:
+        return None
+    axes = tuple(sorted(range(array.ndim), key=lambda axis: -array.strides[axis]))
+    return axes if array.transpose(axes).flags.c_contiguous else None

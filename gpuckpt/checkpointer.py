@@ -1,0 +1,325 @@
+"""The checkpointer: what a training loop holds on to."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from gpuckpt import layout
+from gpuckpt.background import BackgroundSave
+from gpuckpt.commit import open_step, steps, sweep
+from gpuckpt.errors import CheckpointError, ClosedError
+from gpuckpt.loading import restore_state
+from gpuckpt.manifest import Manifest
+from gpuckpt.matching import Rename
+from gpuckpt.options import Options, make_header
+from gpuckpt.pending import Checkpoint, Pending, checkpoint_of
+from gpuckpt.resources import Resources
+from gpuckpt.retention import Keep, prune
+from gpuckpt.save import Header, save_snapshot
+from gpuckpt.schedule import Every, Schedule
+from gpuckpt.snapshot import Snapshot, capture, copy_nbytes, take_inventory
+from gpuckpt.stats import Stats
+from gpuckpt.stores import Store
+from gpuckpt.stores.local import LocalStore
+
+log = logging.getLogger("gpuckpt")
+
+Root = str | os.PathLike[str]
+
+
+class Checkpointer:
+    """Saves a training run's state in the background, and brings it back.
+
+    One save is in flight at a time.  `codec` is `auto` (planes that a sample
+    shows to be worth it are compressed), `zstd` (all) or `raw` (none).
+    `snapshot` is `copy` (the state is copied on its device before `save`
+    returns or, on a GPU, before its stream goes on), `hold` (it is read where
+    it is; `update` makes the next update wait; a loop that doesn't use
+    `update` waits in `save`), or `auto` (copy where there is room).  `memory`
+    bounds the host memory that gpuckpt takes, whatever the state's size.
+    With a save in flight, `step` waits for it or, `when_busy="skip"`, skips.
+    A failed save is raised by the next call, or, `on_error="warn"`, warned
+    of; the last committed checkpoint stays in any case.
+
+    Not for use by several threads at once.  A root has one writer at a time.
+    """
+
+    def __init__(
+        self,
+        root: Root,
+        *,
+        every: Every | None = None,
+        keep: Keep | None = None,
+        codec: str = "auto",
+        snapshot: str = "auto",
+        memory: int | str = "1 GiB",
+        when_busy: Literal["wait", "skip"] = "wait",
+        on_error: Literal["raise", "warn"] = "raise",
+        store: Store | None = None,
+        chunk_nbytes: int = layout.CHUNK_NBYTES,
+    ) -> None:
+        """Take the root for writing, and sweep away what a crash may have left there.
+
+        Raises:
+            LockedError: another writer has the root.
+            InvalidError: an option makes no sense.
+        """
+        self._options = Options(codec, snapshot, when_busy, on_error)
+        self._resources = Resources(memory, chunk_nbytes=chunk_nbytes)
+        self._store = store if store is not None else LocalStore(root)
+        self._schedule = Schedule(every) if every is not None else None
+        self._keep = keep
+        self._save: BackgroundSave | None = None
+        self._previous: Manifest | None = None
+        self._updates_seen = False
+        self._process = os.getpid()
+        self._open = contextlib.ExitStack()
+        self._open.enter_context(self._store.lock())
+        try:
+            self._sweep()
+        except BaseException:
+            self._open.close()
+            raise
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        self._check_open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close; a failed save doesn't hide the error that ends the block."""
+        try:
+            self.close()
+        except CheckpointError:
+            if error is None:
+                raise
+            log.exception("a save failed while the training loop was failing")
+
+    def step(
+        self,
+        step: int,
+        state: Any,
+        epoch: int | None = None,
+        metrics: dict[str, float] | None = None,
+    ) -> Pending | None:
+        """Tell that `state` has seen `step` training steps; saves it if that is due.
+
+        Returns at once if not, or if a save is in flight and `when_busy` is
+        `skip`.  Else as `save`.
+        """
+        self._check_open()
+        self._reap(wait=False)
+        if self._schedule is None or not self._schedule.is_due(step, epoch):
+            return None
+        if self._save is not None and self._options.when_busy == "skip":
+            log.info("step %d isn't saved: step %d still is", step, self._save.pending.step)
+            return None
+        return self._begin(step, state, epoch, metrics)
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        metrics: dict[str, float] | None = None,
+        epoch: int | None = None,
+    ) -> Pending:
+        """Save `state` in the background, due or not; waits for a save in flight first.
+
+        On return the caller may go on and, but for `hold`, change the state;
+        `Pending.stats.stall_seconds` says how long it took.
+
+        Raises:
+            UnsupportedError: a leaf can't be saved; nothing has been written.
+            CheckpointError: the save before failed, with `on_error="raise"`.
+        """
+        self._check_open()
+        return self._begin(step, state, epoch, metrics)
+
+    @contextlib.contextmanager
+    def update(self) -> Iterator[None]:
+        """Change the state inside this block: it is ordered after a copy in flight.
+
+        On a GPU the current stream waits for the copies, not the host.
+        """
+        self._updates_seen = True
+        if self._save is not None:
+            self._save.snapshot.order_update()
+        yield
+
+    def resume(self, state: Any) -> int:
+        """Restore the newest committed checkpoint into `state`; its step, or 0 if there is none.
+
+        Also readies the memory for the first snapshot, which then stalls no
+        longer than the next.
+        """
+        self._check_open()
+        self._reap(wait=True)
+        done = self.restore(state) if steps(self._store) else 0
+        self._reserve(state)
+        return done
+
+    def restore(
+        self,
+        state: Any,
+        step: int | None = None,
+        names: Iterable[str] | None = None,
+        rename: Rename = None,
+        *,
+        strict: bool = True,
+    ) -> int:
+        """Restore a committed step (the newest unless named) into `state`, in place; its step.
+
+        `names` are names or globs of leaves of `state`; all others stay as
+        they are.  `rename` leads from the checkpoint's names to the state's: a
+        mapping of names or of beginnings of names, or a function.
+
+        Raises:
+            NotFoundError: no such step, or a name that fits nothing.
+            MismatchError: with `strict`, the two don't fit; nothing was changed.
+            CorruptError: bytes aren't what was written; the state may have
+                been overwritten in part.
+        """
+        self._check_open()
+        self._reap(wait=True)
+        manifest = open_step(self._store, step)
+        found = restore_state(
+            state,
+            manifest,
+            self._store,
+            self._resources,
+            names=names,
+            rename=rename,
+            strict=strict,
+        )
+        for name in [*found.missing, *found.mismatched]:
+            log.warning("%s keeps its value: step %d doesn't fit it", name, manifest.step)
+        self._previous = manifest
+        if self._schedule is not None:
+            self._schedule.begin(manifest.step, manifest.epoch)
+        return manifest.step
+
+    def steps(self) -> list[int]:
+        """All committed steps, ascending."""
+        return steps(self._store)
+
+    def latest(self) -> Checkpoint | None:
+        """The newest committed checkpoint."""
+        if not steps(self._store):
+            return None
+        return checkpoint_of(open_step(self._store), self._store.root)
+
+    def wait(self) -> None:
+        """Wait until no save is in flight; raises if it failed, as `on_error` says."""
+        self._check_open()
+        self._reap(wait=True)
+
+    def close(self) -> None:
+        """Wait for a save in flight, then give the root back; safe to call twice."""
+        if self._process != os.getpid():
+            return  # a forked child: the parent's save and lock are not its own
+        try:
+            self._reap(wait=True)
+        finally:
+            self._open.close()
+            self._process = -1
+
+    def _begin(
+        self, step: int, state: Any, epoch: int | None, metrics: dict[str, float] | None
+    ) -> Pending:
+        begun = time.perf_counter()
+        header = make_header(step, epoch, metrics)
+        stats = Stats(step)
+        self._reap(wait=True)
+        stats.wait_seconds = time.perf_counter() - begun
+        inventory = take_inventory(state)
+        stats.raw_nbytes, stats.tensors = inventory.nbytes, len(inventory.tensors)
+        host_room = self._resources.host_room_nbytes
+        snapshot = capture(
+            inventory,
+            self._resources.devices,
+            mode=self._options.snapshot,
+            host_room_nbytes=host_room,
+        )
+        stats.mode = snapshot.mode
+        pending = Pending(stats, snapshot.staged)
+        self._save = BackgroundSave(
+            snapshot, pending, lambda: self._write(snapshot, header, stats), self._store.root
+        )
+        if snapshot.mode == "copy" or not self._updates_seen:
+            # A copy is ordered right here; a loop that announces no updates
+            # can't be trusted to wait for live memory to be read.
+            snapshot.order_update()
+        self._updates_seen = False
+        if self._schedule is not None:
+            self._schedule.saved()
+        stats.stall_seconds = time.perf_counter() - begun
+        return pending
+
+    def _write(self, snapshot: Snapshot, header: Header, stats: Stats) -> Manifest:
+        manifest = save_snapshot(
+            snapshot,
+            header,
+            self._store,
+            self._resources,
+            codec=self._options.codec,
+            previous=self._previous,
+            stats=stats,
+        )
+        self._prune()
+        return manifest
+
+    def _prune(self) -> None:
+        """Delete what isn't kept; a failure here costs space, not the save."""
+        try:
+            prune(self._store, self._keep)
+        except CheckpointError as error:
+            log.warning("old checkpoints could not be deleted: %s", error)
+
+    def _reap(self, *, wait: bool) -> None:
+        """Take note of a save that has ended; wait for it if asked to."""
+        save = self._save
+        if save is None or not (wait or save.pending.committed.is_set()):
+            return
+        save.join()
+        self._save = None
+        failure = save.pending.failure
+        if failure is None:
+            self._previous = save.manifest
+            if self._schedule is not None:
+                self._schedule.cost(save.pending.stats.stall_seconds)
+        elif self._options.on_error == "raise" or not isinstance(failure, Exception):
+            raise failure
+        else:
+            message = f"step {save.pending.step} was not saved: {failure}"
+            log.warning(message)
+            warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+    def _reserve(self, state: Any) -> None:
+        if self._schedule is None or self._options.snapshot == "hold":
+            return
+        inventory = take_inventory(state)
+        nbytes = copy_nbytes(inventory, "cpu")
+        if 0 < nbytes <= self._resources.host_room_nbytes:
+            self._resources.devices["cpu"].reserve(nbytes)
+
+    def _sweep(self) -> None:
+        removed = sweep(self._store)
+        if removed:
+            log.info("swept away %d files that no checkpoint names", len(removed))
+
+    def _check_open(self) -> None:
+        if self._process != os.getpid():
+            why = "it was closed" if self._process == -1 else "it belongs to the parent process"
+            raise ClosedError(f"this Checkpointer can't be used: {why}; open another")

@@ -1,0 +1,104 @@
+"""Commit a checkpoint, open one, and sweep away what no checkpoint names.
+
+Commit:
+
+1. Sync each segment.            A manifest must never point at bytes that a crash can take away.
+   (`segments.Writer.finish` has done it: the file that was written is the one to sync.)
+2. Sync the names.               …nor at a file whose name is lost.
+3. Write and sync the manifest   The next step must publish whole contents.
+   under a temporary name.
+4. Rename it to its own name.    The commit point: before it the old checkpoint is the newest,
+                                 after it the new one.
+5. Sync the names.               Only now may `commit` return: returning promises durability.
+
+Delete:
+
+1. Remove the manifests.         From here on nothing names the data any more.
+2. Sync the names.               A manifest that came back after a crash must find its segments.
+3. Remove the segments that no manifest names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+
+from gpuckpt import layout
+from gpuckpt.errors import CheckpointError, CorruptError, NotFoundError
+from gpuckpt.manifest import Manifest, pack_manifest, unpack_manifest
+from gpuckpt.stores import Store, read_all, write_all
+
+
+def commit(store: Store, manifest: Manifest) -> None:
+    """Make `manifest`, whose segments are durable, visible and durable."""
+    store.sync_names()  # 2
+    name = layout.manifest_name(manifest.step)
+    temporary = name + layout.TEMPORARY
+    try:
+        write_all(store, temporary, pack_manifest(manifest))  # 3
+        store.rename(temporary, name)  # 4
+    except BaseException:
+        with contextlib.suppress(CheckpointError):
+            store.remove(temporary)
+        raise
+    store.sync_names()  # 5
+
+
+def open_step(store: Store, step: int | None = None) -> Manifest:
+    """The manifest of a committed step, the newest unless named: undoes `commit`.
+
+    Raises:
+        NotFoundError: there is no such step, or none at all.
+        CorruptError: its manifest isn't what was written.
+    """
+    found = steps(store)
+    if step is None:
+        if not found:
+            raise NotFoundError(f"{store.root}: there is no committed checkpoint")
+        step = found[-1]
+    elif step not in found:
+        near = ", ".join(map(str, found[-10:])) or "none"
+        raise NotFoundError(f"{store.root}: step {step} isn't there; committed steps: {near}")
+    name = layout.manifest_name(step)
+    where = f"{store.root}/{name}"
+    manifest = unpack_manifest(read_all(store, name), where)
+    if manifest.step != step:
+        raise CorruptError(where, f"it is the manifest of step {manifest.step}")
+    return manifest
+
+
+def steps(store: Store) -> list[int]:
+    """All committed steps, ascending."""
+    found = (layout.manifest_step(name) for name in store.names())
+    return sorted(step for step in found if step is not None)
+
+
+def delete(store: Store, doomed: Iterable[int]) -> None:
+    """Delete committed steps, and then what only they named."""
+    names = [layout.manifest_name(step) for step in doomed]
+    for name in names:
+        store.remove(name)  # 1
+    if names:
+        store.sync_names()  # 2
+        sweep(store)  # 3
+
+
+def sweep(store: Store) -> list[str]:
+    """Remove what no committed manifest names, and return the names of what was removed.
+
+    Call it only while holding the store's lock and with no save under way.
+    If any manifest can't be read, no segment is removed: it may name it.
+    """
+    names = store.names()
+    doomed = [name for name in names if name.endswith(layout.TEMPORARY) and _ours(name)]
+    with contextlib.suppress(CheckpointError):
+        kept = {name for step in steps(store) for name in open_step(store, step).segments}
+        segments = (name for name in names if layout.segment_step(name) is not None)
+        doomed += [name for name in segments if name not in kept]
+    for name in doomed:
+        store.remove(name)
+    return doomed
+
+
+def _ours(name: str) -> bool:
+    return layout.manifest_step(name.removesuffix(layout.TEMPORARY)) is not None

@@ -1,0 +1,1 @@
+"""The demonstration: train, kill in mid-save, resume, compare bit for bit."""

@@ -1,0 +1,125 @@
+"""What can go wrong, grouped by what the caller does next.
+
+CheckpointError
+├── InvalidError      (a ValueError)    an argument makes no sense      → fix the call
+├── UnsupportedError  (a TypeError)     a leaf can't be saved           → leave it out, convert it
+├── NotFoundError     (a LookupError)   no such step, tensor or device  → ask for another
+├── MismatchError     (a ValueError)    names, shapes, dtypes don't fit → fix the target
+├── CorruptError                        bytes aren't what was written   → use an older step
+├── FormatError                         written by a newer gpuckpt      → upgrade
+├── StorageError      (an OSError)      the storage refused             → free space, retry
+│   └── LockedError                     another writer has the root     → stop it, use another root
+├── DeviceError       (a RuntimeError)  the device refused              → see its message
+│   └── DeviceMemoryError (a MemoryError)  it doesn't fit there         → snapshot="hold"
+└── ClosedError       (a RuntimeError)  the checkpointer was closed     → open another
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+__all__ = [
+    "CheckpointError",
+    "ClosedError",
+    "CorruptError",
+    "DeviceError",
+    "DeviceMemoryError",
+    "FormatError",
+    "InvalidError",
+    "LockedError",
+    "MismatchError",
+    "NotFoundError",
+    "StorageError",
+    "UnsupportedError",
+]
+
+
+class CheckpointError(Exception):
+    """Base of every error that gpuckpt raises on purpose."""
+
+
+class InvalidError(CheckpointError, ValueError):
+    """An argument or option makes no sense."""
+
+
+class UnsupportedError(CheckpointError, TypeError):
+    """A leaf of the state can't be saved; nothing has been written."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        """`name` is the leaf's full path in the state."""
+        super().__init__(f"{name or 'the state'}: {reason}")
+        self.name, self.reason = name, reason
+
+
+class NotFoundError(CheckpointError, LookupError):
+    """There is no such step, tensor or device."""
+
+
+class MismatchError(CheckpointError, ValueError):
+    """The checkpoint and the target don't fit; nothing has been changed.
+
+    `missing` are names of the target that the checkpoint lacks, `unexpected`
+    names of the checkpoint that the target lacks, and `mismatched` sentences
+    about names that both have and that differ.
+    """
+
+    def __init__(
+        self,
+        subject: str,
+        *,
+        missing: Sequence[str] = (),
+        unexpected: Sequence[str] = (),
+        mismatched: Sequence[str] = (),
+    ) -> None:
+        """Write the three lists as a diff."""
+        lines = [
+            *_diff("-", "missing from the checkpoint", missing),
+            *_diff("+", "unexpected in the checkpoint", unexpected),
+            *_diff("!", "different", mismatched),
+        ]
+        hint = "pass strict=False to leave these alone, or rename=… to match other names"
+        super().__init__("\n".join([subject, *lines, hint]))
+        self.missing, self.unexpected = tuple(missing), tuple(unexpected)
+        self.mismatched = tuple(mismatched)
+
+
+class CorruptError(CheckpointError):
+    """Bytes are not what was written: found by a checksum, or by their structure."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        """`where` names file, offset and tensor as far as they are known."""
+        super().__init__(f"{where}: {reason}; use an older step, or restore the file from a copy")
+        self.where, self.reason = where, reason
+
+
+class FormatError(CheckpointError):
+    """The file was written by a newer gpuckpt, or isn't one of its files."""
+
+
+class StorageError(CheckpointError, OSError):
+    """The storage refused to read or write."""
+
+
+class LockedError(StorageError):
+    """Another writer has this root."""
+
+
+class DeviceError(CheckpointError, RuntimeError):
+    """The device refused."""
+
+
+class DeviceMemoryError(DeviceError, MemoryError):
+    """The device's memory is too small for this."""
+
+
+class ClosedError(CheckpointError, RuntimeError):
+    """The checkpointer was closed, or belongs to the process that this one was forked from."""
+
+
+def _diff(mark: str, title: str, names: Iterable[str], most: int = 20) -> list[str]:
+    names = list(names)
+    if not names:
+        return []
+    shown = [f"  {mark} {name}" for name in names[:most]]
+    more = [f"  {mark} … and {len(names) - most} more"] if len(names) > most else []
+    return [f"{title} ({len(names)}):", *shown, *more]

@@ -1,0 +1,43 @@
+"""Check values: of raw bytes (`fingerprint`) and of encoded bytes (`checksum`).
+
+Both are built from XXH3 (Collet, https://github.com/Cyan4973/xxHash).  The
+fingerprint is a tree, so that a GPU can take its leaves at the same time
+(docs/adr/0004): XXH3-128 of every 64 KiB, then XXH3-128 of these and the length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import xxhash
+
+from gpuckpt.layout import LEAF_NBYTES
+
+# The last leaf is filled up with zeros to a multiple of this, so that XXH3's
+# short-input variants, which only a CPU runs well, never come into play.
+LEAF_UNIT_NBYTES = 256
+
+
+def fingerprint(raw: memoryview) -> str:
+    """128 bits, as hex, of a chunk's raw bytes (uint8, contiguous)."""
+    nbytes = raw.nbytes
+    whole = nbytes - nbytes % LEAF_NBYTES
+    digest = xxhash.xxh3_128_digest
+    leaves = [digest(raw[at : at + LEAF_NBYTES]) for at in range(0, whole, LEAF_NBYTES)]
+    if whole < nbytes:
+        tail = raw[whole:].tobytes()
+        leaves.append(digest(tail + bytes(-len(tail) % LEAF_UNIT_NBYTES)))
+    return xxhash.xxh3_128_hexdigest(b"".join(leaves) + nbytes.to_bytes(8, "little"))
+
+
+def checksum(parts: Iterable[memoryview | bytes]) -> str:
+    """64 bits, as hex, of encoded bytes that lie in several places."""
+    state = xxhash.xxh3_64()
+    for part in parts:
+        state.update(part)
+    return state.hexdigest()
+
+
+def checksum128(data: bytes | memoryview) -> str:
+    """128 bits, as hex, of a manifest's or an index's bytes."""
+    return xxhash.xxh3_128_hexdigest(data)

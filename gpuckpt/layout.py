@@ -1,0 +1,100 @@
+"""Every name and every fixed byte on disk; docs/FORMAT.md has the same tables."""
+
+from __future__ import annotations
+
+import re
+import struct
+from typing import NamedTuple
+
+from gpuckpt.errors import CorruptError, FormatError, InvalidError
+
+VERSION = 1
+CHUNK_NBYTES = 4 << 20
+LEAF_NBYTES = 64 << 10
+SEGMENT_NBYTES = 4 << 30
+STEP_LIMIT = 10**12
+
+LOCK = "lock"
+TEMPORARY = ".tmp"
+
+MAGIC = b"gpuckpt\0"
+HEADER = struct.Struct("<8sI52x")  # magic, version
+TRAILER = struct.Struct("<QQQ16sI12x8s")  # index: offset, length, raw length, check; version; magic
+assert HEADER.size == 64
+assert TRAILER.size == 64
+
+MANIFEST_HEAD = '{"gpuckpt":%d,"checksum":"%s","manifest":'
+MANIFEST_TAIL = b"}\n"
+MANIFEST_HEAD_NBYTES = len(MANIFEST_HEAD % (VERSION, "0" * 32))
+
+_MANIFEST_NAME = re.compile(r"step-(\d{12})\.manifest\.json")
+_SEGMENT_NAME = re.compile(r"step-(\d{12})\.([0-9a-f]{8})\.r(\d{1,6})\.(\d{1,6})\.segment")
+
+
+class SegmentTrailer(NamedTuple):
+    """Where a segment's own index lies, and how to check it."""
+
+    offset: int
+    length: int
+    raw_length: int
+    checksum: bytes
+
+
+def check_step(step: int) -> int:
+    """Return `step` if it can stand in a file name."""
+    if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < STEP_LIMIT:
+        raise InvalidError(f"a step is an integer from 0 to {STEP_LIMIT - 1}, got {step!r}")
+    return step
+
+
+def manifest_name(step: int) -> str:
+    """The file whose appearance commits `step`."""
+    return f"step-{step:012d}.manifest.json"
+
+
+def manifest_step(name: str) -> int | None:
+    """The step that the manifest called `name` commits; None for any other file."""
+    match = _MANIFEST_NAME.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def segment_name(step: int, token: str, rank: int, part: int) -> str:
+    """A data file of `step`; `token` sets two attempts at one step apart."""
+    return f"step-{step:012d}.{token}.r{rank}.{part}.segment"
+
+
+def segment_step(name: str) -> int | None:
+    """The step that the segment called `name` was written for; None for any other file."""
+    match = _SEGMENT_NAME.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def pack_header() -> bytes:
+    """The first bytes of every segment."""
+    return HEADER.pack(MAGIC, VERSION)
+
+
+def check_header(data: bytes, where: str) -> None:
+    """Raise unless `data` are the first bytes of a segment that can be read here."""
+    if len(data) != HEADER.size or not data.startswith(MAGIC):
+        raise FormatError(f"{where}: not a gpuckpt segment")
+    _check_version(HEADER.unpack(data)[1], where)
+
+
+def pack_trailer(trailer: SegmentTrailer) -> bytes:
+    """The last bytes of every segment."""
+    return TRAILER.pack(*trailer, VERSION, MAGIC)
+
+
+def unpack_trailer(data: bytes, where: str) -> SegmentTrailer:
+    """Read the last bytes of a segment: the inverse of `pack_trailer`."""
+    if len(data) != TRAILER.size or not data.endswith(MAGIC):
+        raise CorruptError(where, "the file ends before its trailer")
+    offset, length, raw_length, checksum, version, _ = TRAILER.unpack(data)
+    _check_version(version, where)
+    return SegmentTrailer(offset, length, raw_length, checksum)
+
+
+def _check_version(version: int, where: str) -> None:
+    if version != VERSION:
+        raise FormatError(f"{where}: format {version}, this gpuckpt reads {VERSION}; upgrade it")

@@ -1,0 +1,153 @@
+"""Load a checkpoint into a new state, or restore it into one that is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from gpuckpt.arrays import KINDS, Tensor, finish, make
+from gpuckpt.devices import parse_name
+from gpuckpt.errors import CheckpointError, InvalidError, MismatchError, NotFoundError
+from gpuckpt.manifest import Manifest
+from gpuckpt.matching import (
+    Fresh,
+    Match,
+    Rename,
+    fill_fresh,
+    finish_fresh,
+    make_fresh,
+    match,
+    select,
+)
+from gpuckpt.resources import Resources
+from gpuckpt.restore import Job, Progress, restore_tensors
+from gpuckpt.snapshot import place
+from gpuckpt.stores import Store
+from gpuckpt.tree import Flat, Mark, flatten, from_json, names_of, walk_json
+
+
+def load_state(
+    manifest: Manifest,
+    store: Store,
+    resources: Resources,
+    *,
+    device: str | None = None,
+    names: Iterable[str] | None = None,
+    like: str | None = None,
+    progress: Progress = lambda _: None,
+) -> Any:
+    """Make a state of a checkpoint: nested containers, arrays where `device` says.
+
+    With `names`, a flat dict of the leaves they pick, by name.
+    """
+    tree = from_json(manifest.structure) if names is None else _picked(manifest, names)
+    wanted = sorted(_positions(tree))
+    kinds = {at: _kind(manifest, at, device, like) for at in wanted}
+    tensors = {at: make(manifest.tensors[at].spec, kinds[at][0]) for at in wanted}
+    jobs = [Job(store, manifest.tensors[at], (tensors[at],)) for at in wanted]
+    restore_tensors(jobs, resources, progress)
+    finished = {at: finish(tensors[at], kinds[at][1]) for at in wanted}
+    return _fill(tree, finished)
+
+
+def restore_state(
+    state: Any,
+    manifest: Manifest,
+    store: Store,
+    resources: Resources,
+    *,
+    names: Iterable[str] | None = None,
+    rename: Rename = None,
+    strict: bool = True,
+) -> Match:
+    """Restore a checkpoint into `state`, in place.
+
+    Raises:
+        MismatchError: with `strict`, names, shapes or dtypes differ; nothing
+            has been changed.
+    """
+    flat = flatten(state)
+    found = match(flat, manifest, names=names, rename=rename)
+    if strict:
+        found.raise_if_not_exact(f"{store.root}, step {manifest.step} doesn't fit the state")
+    fill_match(state, flat, found, manifest, store, resources)
+    return found
+
+
+def fill_match(  # noqa: PLR0917
+    state: Any, flat: Flat, found: Match, manifest: Manifest, store: Store, resources: Resources
+) -> None:
+    """Bring what was matched into `state`: tensors first, then values and objects."""
+    made: dict[Fresh, Tensor] = {}
+
+    def one(fresh: Fresh) -> Fresh:
+        made.setdefault(fresh, make_fresh(fresh, manifest))
+        return fresh
+
+    leaves, objects = fill_fresh(found.leaves, one), fill_fresh(found.objects, one)
+    targets: dict[int, list[Tensor]] = {at: list(into) for at, into in found.filled.items()}
+    for fresh, tensor in made.items():
+        targets.setdefault(fresh.position, []).append(tensor)
+    jobs = [Job(store, manifest.tensors[at], tuple(into)) for at, into in targets.items() if into]
+    restore_tensors(jobs, resources)
+    finished = {fresh: finish_fresh(fresh, tensor) for fresh, tensor in made.items()}
+    leaves, objects = (fill_fresh(tree, finished.__getitem__) for tree in (leaves, objects))
+    try:
+        placed = place(state, flat, leaves, objects)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise MismatchError(
+            f"{store.root}, step {manifest.step}: an object's load_state_dict refused what was "
+            f"saved ({type(error).__name__}: {error})"
+        ) from error
+    if placed is not state:
+        raise InvalidError("a tuple can't be restored in place; put it into a dict or a list")
+
+
+def _picked(manifest: Manifest, names: Iterable[str]) -> dict[str, Any]:
+    every = list(walk_json(manifest.structure))
+    nodes = dict(zip(names_of([path for path, _ in every]), (n for _, n in every), strict=True))
+    chosen = select(names, list(nodes))
+    return {name: from_json(node) for name, node in nodes.items() if name in chosen}
+
+
+def _positions(tree: Any) -> set[int]:
+    if isinstance(tree, Mark):
+        return {tree.tensor}
+    if isinstance(tree, dict):
+        return set().union(*(_positions(child) for child in tree.values()))
+    if isinstance(tree, list | tuple):
+        return set().union(*(_positions(child) for child in tree))
+    return set()
+
+
+def _fill(tree: Any, tensors: dict[int, Any]) -> Any:
+    if isinstance(tree, Mark):
+        return tensors[tree.tensor]
+    if isinstance(tree, dict):
+        return {key: _fill(child, tensors) for key, child in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)([_fill(child, tensors) for child in tree])
+    return tree
+
+
+def _kind(
+    manifest: Manifest, position: int, device: str | None, like: str | None
+) -> tuple[str, str]:
+    """The device and the library for a tensor that is loaded."""
+    spec = manifest.tensors[position].spec
+    if like is not None and like not in KINDS:
+        raise InvalidError(f"like is one of {', '.join(KINDS)}; got {like!r}")
+    if spec.kind not in KINDS:
+        raise NotFoundError(f"{spec.name} was saved from {spec.kind!r}; pass like='numpy'")
+    if like in ("numpy", "cupy") and device is None:
+        device = "cpu" if like == "numpy" else "cuda"
+    where = parse_name(device if device is not None else spec.device)
+    own = {"numpy": "cpu", "cupy": "cuda"}
+    kind = like or spec.kind
+    if like is None and kind in own and not where.startswith(own[kind]):
+        kind = "numpy" if where == "cpu" else "cupy"
+    if kind == "numpy" and where != "cpu":
+        raise InvalidError(f"like='numpy' holds host memory only, device={device!r} was asked for")
+    return where, kind

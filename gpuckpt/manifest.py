@@ -1,0 +1,256 @@
+"""The manifest: the list of everything in a checkpoint, to and from JSON.
+
+Parsing trusts nothing: every number, name and extent is checked before a byte
+of data is read or a byte of memory allocated.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gpuckpt import layout
+from gpuckpt.dtypes import to_numpy
+from gpuckpt.errors import CorruptError, FormatError
+from gpuckpt.fingerprint import checksum128
+from gpuckpt.spec import ChunkEntry, Extent, Plane, Spec
+from gpuckpt.tree import walk_json
+from gpuckpt.values import Json
+
+CODECS = ("raw", "zstd")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """A tensor of a checkpoint: its spec, its chunks in order, and its version.
+
+    The version is the step at which its bytes last changed.
+    """
+
+    spec: Spec
+    chunks: tuple[ChunkEntry, ...]
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything that is in one checkpoint, and where.
+
+    `structure` is the state's tree (see `tree`), whose tensors are positions
+    in `tensors`; `created` is in seconds since 1970, UTC.
+    """
+
+    step: int
+    structure: Json
+    tensors: tuple[TensorEntry, ...]
+    epoch: int | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    created: float = 0.0
+    writer: str = ""
+
+    @property
+    def raw_nbytes(self) -> int:
+        """Bytes of all tensors in memory."""
+        return sum(entry.spec.nbytes for entry in self.tensors)
+
+    @property
+    def encoded_nbytes(self) -> int:
+        """Bytes of all tensors' chunks on disk."""
+        return sum(chunk.extent.length for entry in self.tensors for chunk in entry.chunks)
+
+    @property
+    def segments(self) -> list[str]:
+        """The data files that it names, each once, in order of use."""
+        names = (chunk.extent.segment for entry in self.tensors for chunk in entry.chunks)
+        return list(dict.fromkeys(names))
+
+
+def pack_manifest(manifest: Manifest) -> bytes:
+    """The bytes of a manifest's file."""
+    segments = manifest.segments
+    body = {
+        "step": manifest.step,
+        "epoch": manifest.epoch,
+        "metrics": {name: _number(value) for name, value in manifest.metrics.items()},
+        "created": manifest.created,
+        "writer": manifest.writer,
+        "raw_nbytes": manifest.raw_nbytes,
+        "encoded_nbytes": manifest.encoded_nbytes,
+        "segments": segments,
+        "structure": manifest.structure,
+        "tensors": pack_tensors(manifest.tensors, segments),
+    }
+    text = json.dumps(body, separators=(",", ":"), allow_nan=False).encode("ascii")
+    head = layout.MANIFEST_HEAD % (layout.VERSION, checksum128(text))
+    return head.encode("ascii") + text + layout.MANIFEST_TAIL
+
+
+def unpack_manifest(data: bytes, where: str) -> Manifest:
+    """Read the bytes of a manifest's file, named `where`: the inverse of `pack_manifest`.
+
+    Raises:
+        CorruptError: the bytes are not those that were written.
+        FormatError: written by a newer gpuckpt.
+    """
+    body = _checked_body(data, where)
+    try:
+        segments = [_segment(name) for name in body["segments"]]
+        manifest = Manifest(
+            step=layout.check_step(body["step"]),
+            structure=body["structure"],
+            tensors=unpack_tensors(body["tensors"], segments),
+            epoch=body["epoch"],
+            metrics={name: float(value) for name, value in body["metrics"].items()},
+            created=float(body["created"]),
+            writer=str(body["writer"]),
+        )
+        _check_structure(manifest)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
+        raise CorruptError(where, f"not a manifest ({type(error).__name__}: {error})") from error
+    return manifest
+
+
+def pack_tensors(tensors: Sequence[TensorEntry], segments: Sequence[str]) -> list[dict[str, Json]]:
+    """The rows of `tensors`, their chunks' segments as positions in `segments`."""
+    positions = {name: position for position, name in enumerate(segments)}
+    return [
+        {
+            "name": entry.spec.name,
+            "dtype": entry.spec.dtype,
+            "shape": list(entry.spec.shape),
+            "axes": None if entry.spec.axes is None else list(entry.spec.axes),
+            "kind": entry.spec.kind,
+            "device": entry.spec.device,
+            "version": entry.version,
+            "chunks": [_pack_chunk(chunk, positions) for chunk in entry.chunks],
+        }
+        for entry in tensors
+    ]
+
+
+def unpack_tensors(
+    rows: Sequence[Json], segments: Sequence[str], *, whole: bool = True
+) -> tuple[TensorEntry, ...]:
+    """Read tensors' rows: the inverse of `pack_tensors`.
+
+    `whole` asks for every byte of each tensor to be there, once.
+    """
+    return tuple(_unpack_tensor(row, segments, whole=whole) for row in rows)
+
+
+def _checked_body(data: bytes, where: str) -> dict[str, Any]:
+    head, text = data[: layout.MANIFEST_HEAD_NBYTES], data[layout.MANIFEST_HEAD_NBYTES :]
+    text = text.removesuffix(layout.MANIFEST_TAIL)
+    try:
+        version = json.loads(head.decode("ascii") + "0}")["gpuckpt"]
+    except (ValueError, KeyError, TypeError):
+        raise CorruptError(where, "not a manifest") from None
+    if version != layout.VERSION:
+        raise FormatError(f"{where}: format {version}, this gpuckpt reads {layout.VERSION}")
+    if head != (layout.MANIFEST_HEAD % (version, checksum128(text))).encode("ascii"):
+        raise CorruptError(where, "the manifest's checksum doesn't fit its text")
+    body = json.loads(text, parse_constant=_no_constant)
+    if not isinstance(body, dict):
+        raise CorruptError(where, "not a manifest")
+    return body
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} isn't JSON")
+
+
+def _number(value: float) -> Json:
+    """NaN and infinities, which JSON lacks, as the words that `float` reads."""
+    value = float(value)
+    return value if value - value == 0 else repr(value)
+
+
+def _segment(name: Json) -> str:
+    if not isinstance(name, str) or layout.segment_step(name) is None:
+        raise ValueError(f"{name!r} isn't a segment's name")
+    return name
+
+
+def _pack_chunk(chunk: ChunkEntry, positions: dict[str, int]) -> list[Json]:
+    extent = chunk.extent
+    return [
+        *(chunk.start, chunk.nbytes),
+        *(positions[extent.segment], extent.offset, extent.length),
+        *(chunk.fingerprint, chunk.checksum),
+        [[plane.codec, plane.length] for plane in chunk.planes],
+    ]
+
+
+def _unpack_tensor(row: Json, segments: Sequence[str], *, whole: bool) -> TensorEntry:
+    axes = row["axes"]
+    shape = tuple(_count(extent) for extent in row["shape"])
+    spec = Spec(
+        *(_text(row["name"]), _text(row["dtype"]), shape),
+        axes=None if axes is None else tuple(_count(axis) for axis in axes),
+        kind=_text(row["kind"]),
+        device=_text(row["device"]),
+    )
+    to_numpy(spec.dtype)
+    chunks = tuple(_unpack_chunk(chunk, segments) for chunk in row["chunks"])
+    _check_chunks(spec, chunks, whole=whole)
+    return TensorEntry(spec, chunks, _count(row["version"]))
+
+
+def _unpack_chunk(row: Json, segments: Sequence[str]) -> ChunkEntry:
+    start, nbytes, segment, offset, length, fingerprint, checksum, planes = row
+    return ChunkEntry(
+        start=_count(start),
+        nbytes=_count(nbytes),
+        extent=Extent(segments[_count(segment)], _count(offset), _count(length)),
+        fingerprint=_text(fingerprint),
+        checksum=_text(checksum),
+        planes=tuple(Plane(_text(codec), _count(size)) for codec, size in planes),
+    )
+
+
+def _check_chunks(spec: Spec, chunks: Sequence[ChunkEntry], *, whole: bool) -> None:
+    """Chunks follow each other without a hole or an overlap, and their planes fill them."""
+    end, itemsize = 0, to_numpy(spec.dtype).itemsize
+    for chunk in chunks:
+        if chunk.start < end or (whole and chunk.start > end) or not chunk.nbytes:
+            raise ValueError(f"{spec.name}: a chunk at {chunk.start}, after one that ends at {end}")
+        end = chunk.start + chunk.nbytes
+        if chunk.start % itemsize or chunk.nbytes % itemsize:
+            raise ValueError(f"{spec.name}: a chunk cuts an element")
+        if len(chunk.planes) not in (1, spec.width):
+            raise ValueError(f"{spec.name}: {len(chunk.planes)} planes of {spec.width}")
+        if sum(plane.length for plane in chunk.planes) != chunk.extent.length:
+            raise ValueError(f"{spec.name}: planes don't fill their extent")
+        for plane in chunk.planes:
+            _check_plane(spec.name, plane, chunk.nbytes // len(chunk.planes))
+    if end > spec.nbytes or (whole and end != spec.nbytes):
+        raise ValueError(f"{spec.name}: {end} bytes of {spec.nbytes}")
+
+
+def _check_plane(name: str, plane: Plane, nbytes: int) -> None:
+    if plane.codec not in CODECS:
+        raise FormatError(f"{name}: codec {plane.codec!r} isn't known to this gpuckpt; upgrade it")
+    if plane.length > nbytes or (plane.codec == "raw" and plane.length != nbytes):
+        raise ValueError(f"{name}: a {plane.codec} plane of {plane.length} bytes for {nbytes}")
+
+
+def _check_structure(manifest: Manifest) -> None:
+    count = len(manifest.tensors)
+    for _, node in walk_json(manifest.structure):
+        number = node.get("tensor")
+        if number is not None and not 0 <= number < count:
+            raise ValueError(f"the structure names tensor {number} of {count}")
+
+
+def _count(value: Json) -> int:
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(f"{value!r} isn't a count")
+    return value
+
+
+def _text(value: Json) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} isn't a string")
+    return value

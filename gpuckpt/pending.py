@@ -1,0 +1,112 @@
+"""A save that goes on in the background, and the checkpoint that comes of it."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any
+
+from gpuckpt.layout import manifest_name
+from gpuckpt.manifest import Manifest
+from gpuckpt.stats import Stats
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A committed checkpoint.
+
+    `created` is in seconds since 1970, UTC; `raw_nbytes` what its tensors
+    take in memory, `encoded_nbytes` what their chunks take on disk.
+    """
+
+    root: str
+    step: int
+    epoch: int | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    created: float = 0.0
+    raw_nbytes: int = 0
+    encoded_nbytes: int = 0
+
+    @property
+    def path(self) -> str:
+        """Its manifest's place."""
+        return str(PurePath(self.root) / manifest_name(self.step))
+
+    @property
+    def ratio(self) -> float:
+        """Bytes in memory for each byte on disk."""
+        return self.raw_nbytes / self.encoded_nbytes if self.encoded_nbytes else 1.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """All facts, for `--json`."""
+        return {
+            "root": self.root,
+            "step": self.step,
+            "epoch": self.epoch,
+            "metrics": self.metrics,
+            "created": self.created,
+            "raw_nbytes": self.raw_nbytes,
+            "encoded_nbytes": self.encoded_nbytes,
+            "ratio": self.ratio,
+            "path": self.path,
+        }
+
+
+def checkpoint_of(manifest: Manifest, root: str) -> Checkpoint:
+    """What `manifest` says, without its tensors."""
+    return Checkpoint(
+        root=root,
+        step=manifest.step,
+        epoch=manifest.epoch,
+        metrics=dict(manifest.metrics),
+        created=manifest.created,
+        raw_nbytes=manifest.raw_nbytes,
+        encoded_nbytes=manifest.encoded_nbytes,
+    )
+
+
+class Pending:
+    """A save that was begun.
+
+    `staged` is set once nothing of the state is read any more, `committed`
+    once the checkpoint is durable; both also if the save failed, so that
+    nobody waits for ever: `result` tells.
+    """
+
+    def __init__(self, stats: Stats, staged: threading.Event) -> None:
+        self.stats = stats
+        self.staged = staged
+        self.committed = threading.Event()
+        self._result: Checkpoint | None = None
+        self._failure: BaseException | None = None
+
+    @property
+    def step(self) -> int:
+        """The step that is being saved."""
+        return self.stats.step
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What went wrong, if the save has failed."""
+        return self._failure
+
+    def result(self, timeout: float | None = None) -> Checkpoint:
+        """Wait until the save is durable; at most `timeout` seconds.
+
+        Raises:
+            TimeoutError: it isn't yet; it goes on.
+            CheckpointError: it failed; no checkpoint was made.
+        """
+        if not self.committed.wait(timeout):
+            raise TimeoutError(f"step {self.step} isn't durable after {timeout} s; it goes on")
+        if self._failure is not None:
+            raise self._failure
+        assert self._result is not None
+        return self._result
+
+    def finish(self, result: Checkpoint | None, failure: BaseException | None) -> None:
+        """Say how it ended: for the writer, once."""
+        self._result, self._failure = result, failure
+        self.staged.set()
+        self.committed.set()

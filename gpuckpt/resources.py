@@ -1,0 +1,43 @@
+"""What a save or a restore may use: devices, host memory, threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from gpuckpt.arena import Arena, arena_nbytes
+from gpuckpt.devices import Devices
+from gpuckpt.layout import CHUNK_NBYTES
+from gpuckpt.sizes import parse_nbytes
+
+_WORKERS_MAX = 8
+
+
+class Resources:
+    """Devices, an arena within a budget, and a number of threads; kept from save to save."""
+
+    def __init__(self, memory: int | str, *, chunk_nbytes: int = CHUNK_NBYTES) -> None:
+        """`memory` bounds the host memory that gpuckpt takes, whatever the state's size.
+
+        Raises:
+            InvalidError: it isn't a size, or is too small to work with.
+        """
+        self.devices = Devices()
+        self.workers = min(len(os.sched_getaffinity(0)), _WORKERS_MAX)
+        self.chunk_nbytes = chunk_nbytes
+        self.budget_nbytes = parse_nbytes(memory)
+        self._arena_nbytes = arena_nbytes(self.budget_nbytes, chunk_nbytes, self.workers)
+        self._arena: Arena | None = None
+
+    @property
+    def host_room_nbytes(self) -> int:
+        """What the budget leaves beside the arena."""
+        return self.budget_nbytes - self._arena_nbytes
+
+    def arena(self, device_names: Iterable[str]) -> Arena:
+        """The arena, taken at its first use: page-locked if a GPU is among the devices."""
+        if self._arena is None:
+            name = max(device_names, default="cpu")  # "cuda:…" sorts after "cpu"
+            memory = self.devices[name].host_memory(self._arena_nbytes)
+            self._arena = Arena(memory, self.chunk_nbytes)
+        return self._arena

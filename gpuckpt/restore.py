@@ -1,0 +1,115 @@
+"""Restore tensors: read, decode, check, upload."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from gpuckpt.arena import Arena, Slot
+from gpuckpt.arrays import Tensor
+from gpuckpt.coding import decode
+from gpuckpt.devices import Devices
+from gpuckpt.errors import CorruptError
+from gpuckpt.fingerprint import checksum, fingerprint
+from gpuckpt.manifest import TensorEntry
+from gpuckpt.ordered import ordered_map
+from gpuckpt.resources import Resources
+from gpuckpt.segments import read
+from gpuckpt.spec import ChunkEntry
+from gpuckpt.staging import room_in, upload
+from gpuckpt.stores import Store
+
+Bytes = npt.NDArray[np.uint8]
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A tensor of a checkpoint, and the tensors to fill with its bytes (at least one)."""
+
+    store: Store
+    entry: TensorEntry
+    targets: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """One chunk of a job, and a slot to work in."""
+
+    job: Job
+    chunk: ChunkEntry
+    slot: Slot
+
+
+def restore_tensors(
+    jobs: Sequence[Job], resources: Resources, progress: Progress = lambda _: None
+) -> None:
+    """Fill every job's targets; each byte is checked on its way.
+
+    The caller's streams are ordered after it.  `progress` is told of raw
+    bytes as they are done.
+
+    Raises:
+        CorruptError: some bytes aren't what was written.  Targets may have
+            been filled in part, and hold no chunk that failed its check but
+            where it was decoded in place.
+    """
+    names = {target.spec.device for job in jobs for target in job.targets}
+    arena = resources.arena(names)
+    for name in names:
+        resources.devices[name].begin_uploads()
+    pieces = _pieces(jobs, arena)
+
+    def work(piece: _Piece) -> _Piece:
+        _restore(piece, resources.devices)
+        return piece
+
+    def drop(piece: _Piece) -> None:
+        arena.give(piece.slot)
+
+    try:
+        for piece in ordered_map(work, pieces, workers=resources.workers, drop=drop):
+            arena.give(piece.slot)
+            progress(piece.chunk.nbytes)
+    finally:
+        for name in names:
+            resources.devices[name].finish_uploads()
+
+
+def check_chunk(job: Job, chunk: ChunkEntry, slot: Slot) -> Bytes:
+    """Read, decode and check one chunk; its raw bytes lie in the slot.
+
+    Raises:
+        CorruptError: names tensor, file and offset.
+    """
+    return _read_checked(job, chunk, slot, slot.raw[: chunk.nbytes])
+
+
+def _pieces(jobs: Sequence[Job], arena: Arena) -> Iterator[_Piece]:
+    for job in jobs:
+        for chunk in job.entry.chunks:
+            yield _Piece(job, chunk, arena.take())
+
+
+def _restore(piece: _Piece, devices: Devices) -> None:
+    job, chunk, slot = piece.job, piece.chunk, piece.slot
+    first, *others = job.targets
+    room = room_in(first.array, chunk.start, chunk.nbytes)
+    raw = _read_checked(job, chunk, slot, slot.raw[: chunk.nbytes] if room is None else room)
+    for target in others if room is not None else job.targets:
+        upload(raw, target.array, chunk.start, devices[target.spec.device])
+
+
+def _read_checked(job: Job, chunk: ChunkEntry, slot: Slot, room: Bytes) -> Bytes:
+    where = f"{job.entry.spec.name} in {job.store.root}/{chunk.extent}"
+    coded = slot.coded[: chunk.extent.length]
+    read(job.store, chunk.extent, coded.data)
+    if checksum([coded.data]) != chunk.checksum:
+        raise CorruptError(where, "the checksum of the bytes on disk isn't the manifest's")
+    decode(coded, chunk.planes, slot, room, where)
+    if fingerprint(room.data) != chunk.fingerprint:
+        raise CorruptError(where, "the fingerprint of the decoded bytes isn't the manifest's")
+    return room

@@ -1,0 +1,94 @@
+"""Which checkpoints are kept."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from datetime import timedelta
+
+from gpuckpt.commit import delete, open_step, steps, sweep
+from gpuckpt.errors import InvalidError
+from gpuckpt.manifest import Manifest
+from gpuckpt.sizes import parse_seconds
+from gpuckpt.stores import Store
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints survive: the union of these, and always the newest.
+
+    `last=2` the two newest (Fluid's `max_num_checkpoints`), `every=1000` the
+    steps that 1000 divides, `best=("loss", "min", 3)` the three with the
+    smallest metric (one without it, or with NaN, is never among them),
+    `newer_than="2 h"` those made since then.
+    """
+
+    last: int | None = None
+    every: int | None = None
+    best: tuple[str, str, int] | None = None
+    newer_than: float | str | timedelta | None = None
+
+    def __post_init__(self) -> None:
+        if all(getattr(self, f.name) is None for f in fields(self)):
+            raise InvalidError("Keep needs at least one of last, every, best, newer_than")
+        for name in ("last", "every"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise InvalidError(f"Keep: {name} is a positive integer, got {value!r}")
+        if self.best is not None:
+            _check_best(self.best)
+        if self.newer_than is not None:
+            parse_seconds(self.newer_than)
+
+    def survivors(
+        self, manifests: Sequence[Manifest], now: Callable[[], float] = time.time
+    ) -> set[int]:
+        """The steps of those of `manifests` that survive."""
+        steps = sorted(manifest.step for manifest in manifests)
+        kept = set(steps[-(self.last or 1) :])
+        if self.every is not None:
+            kept |= {step for step in steps if step % self.every == 0}
+        if self.newer_than is not None:
+            since = now() - parse_seconds(self.newer_than)
+            kept |= {manifest.step for manifest in manifests if manifest.created >= since}
+        return kept | self._best(manifests)
+
+    def _best(self, manifests: Sequence[Manifest]) -> set[int]:
+        if self.best is None:
+            return set()
+        metric, direction, count = self.best
+        known = [
+            (manifest.metrics[metric], manifest.step)
+            for manifest in manifests
+            if not math.isnan(manifest.metrics.get(metric, math.nan))
+        ]
+        known.sort(key=lambda pair: (pair[0] if direction == "min" else -pair[0], -pair[1]))
+        return {step for _, step in known[:count]}
+
+
+def _check_best(best: tuple[str, str, int]) -> None:
+    hint = f'Keep: best is like ("loss", "min", 3), got {best!r}'
+    if not isinstance(best, tuple) or len(best) != 3:
+        raise InvalidError(hint)
+    metric, direction, count = best
+    if not isinstance(metric, str) or direction not in ("min", "max"):
+        raise InvalidError(hint)
+    if not isinstance(count, int) or count < 1:
+        raise InvalidError(hint)
+
+
+def prune(store: Store, keep: Keep | None) -> list[int]:
+    """Delete the steps that `keep` doesn't keep, and what no manifest names; their numbers.
+
+    Call it only while holding the store's lock.
+    """
+    found = steps(store)
+    doomed: list[int] = []
+    if keep is not None and found:
+        kept = keep.survivors([open_step(store, step) for step in found])
+        doomed = [step for step in found if step not in kept]
+        delete(store, doomed)
+    sweep(store)
+    return doomed

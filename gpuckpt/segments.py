@@ -1,0 +1,122 @@
+"""Write encoded chunks to segments, and read them back.
+
+A segment is a header, chunks back to back, an index of them, and a trailer
+that says where the index is: so that it can be read without a manifest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+
+import zstandard
+
+from gpuckpt import layout
+from gpuckpt.errors import CorruptError, FormatError
+from gpuckpt.fingerprint import checksum128
+from gpuckpt.manifest import TensorEntry, pack_tensors, unpack_tensors
+from gpuckpt.spec import Extent
+from gpuckpt.stores import Appender, Store
+
+INDEX_NBYTES_MAX = 1 << 30
+
+
+class Writer:
+    """Segments of one save, one after the other; `finish` makes them durable."""
+
+    def __init__(self, store: Store, name: Callable[[int], str], *, segment_nbytes: int) -> None:
+        """`name` gives the file name of the first, second, … segment."""
+        self._store, self._name, self._segment_nbytes = store, name, segment_nbytes
+        self._open: list[tuple[str, Appender]] = []
+        self.sync_seconds = 0.0
+
+    @property
+    def names(self) -> list[str]:
+        """The segments begun so far."""
+        return [name for name, _ in self._open]
+
+    def write(self, parts: Sequence[memoryview]) -> Extent:
+        """Append a chunk; its parts' memory is the caller's again on return."""
+        length = sum(part.nbytes for part in parts)
+        name, file = self._segment(length)
+        extent = Extent(name, file.offset, length)
+        file.append(parts)
+        return extent
+
+    def finish(self, tensors: Sequence[TensorEntry], step: int) -> None:
+        """Give each segment its index and make its contents durable (their names aren't yet)."""
+        for name, file in self._open:
+            _append_index(file, name, tensors, step)
+            file.sync()
+            file.close()
+
+    def abandon(self) -> None:
+        """Delete what was written; leaves nothing open."""
+        for name, file in self._open:
+            file.close()
+            self._store.remove(name)
+
+    def _segment(self, length: int) -> tuple[str, Appender]:
+        if self._open:
+            name, file = self._open[-1]
+            if file.offset == layout.HEADER.size or file.offset + length <= self._segment_nbytes:
+                return name, file
+        name = self._name(len(self._open))
+        file = self._store.create(name)
+        self._open.append((name, file))
+        file.append([layout.pack_header()])
+        return name, file
+
+
+def read(store: Store, extent: Extent, room: memoryview) -> None:
+    """Read a chunk's encoded bytes into `room`, which has their length: undoes `Writer.write`."""
+    assert room.nbytes == extent.length, (room.nbytes, extent)
+    store.read_into(extent.segment, extent.offset, room)
+
+
+def read_index(store: Store, name: str) -> tuple[int, tuple[TensorEntry, ...]]:
+    """The step of a segment, and those chunks of its tensors that it holds: undoes `finish`.
+
+    Raises:
+        CorruptError: the index isn't what was written.
+        FormatError: not a segment, or written by a newer gpuckpt.
+    """
+    nbytes = store.size(name)
+    where = f"{store.root}/{name}"
+    if nbytes < layout.HEADER.size + layout.TRAILER.size:
+        raise FormatError(f"{where}: not a gpuckpt segment")
+    layout.check_header(_read(store, name, 0, layout.HEADER.size), where)
+    end = nbytes - layout.TRAILER.size
+    trailer = layout.unpack_trailer(_read(store, name, end, layout.TRAILER.size), where)
+    if trailer.offset + trailer.length != end or trailer.raw_length > INDEX_NBYTES_MAX:
+        raise CorruptError(where, "its trailer doesn't fit the file")
+    packed = _read(store, name, trailer.offset, trailer.length)
+    if checksum128(packed) != trailer.checksum.hex():
+        raise CorruptError(where, "its index's checksum doesn't fit")
+    try:
+        text = zstandard.decompress(packed, max_output_size=trailer.raw_length)
+        body = json.loads(text)
+        own = body["segment"]
+        return body["step"], unpack_tensors(body["tensors"], [own], whole=False)
+    except (KeyError, TypeError, ValueError, IndexError, zstandard.ZstdError) as error:
+        raise CorruptError(where, f"not an index ({error})") from error
+
+
+def _append_index(file: Appender, name: str, tensors: Sequence[TensorEntry], step: int) -> None:
+    own = []
+    for entry in tensors:
+        chunks = tuple(chunk for chunk in entry.chunks if chunk.extent.segment == name)
+        if chunks:
+            own.append(TensorEntry(entry.spec, chunks, entry.version))
+    body = {"segment": name, "step": step, "tensors": pack_tensors(own, [name])}
+    text = json.dumps(body, separators=(",", ":"), allow_nan=False).encode("ascii")
+    packed = zstandard.compress(text, 3)
+    digest = bytes.fromhex(checksum128(packed))
+    trailer = layout.SegmentTrailer(file.offset, len(packed), len(text), digest)
+    file.append([packed, layout.pack_trailer(trailer)])
+
+
+def _read(store: Store, name: str, offset: int, length: int) -> bytes:
+    buffer = bytearray(length)
+    store.read_into(name, offset, memoryview(buffer))
+    return bytes(buffer)

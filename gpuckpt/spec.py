@@ -1,0 +1,97 @@
+"""The nouns: what a tensor is, what a chunk is, and where its bytes lie."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+from gpuckpt.dtypes import to_numpy, width_of
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A tensor without its data.
+
+    `name` is its full path in the state, `dtype` a name of `dtypes`, and
+    `axes` how it lay in memory: its axes from the slowest to the fastest.
+    Bytes in a checkpoint are always in C order; `axes` lets `load` give
+    Fortran-ordered and channels-last arrays back as they were.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    axes: tuple[int, ...] | None = None
+    kind: str = "numpy"
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if any(extent < 0 for extent in self.shape):
+            raise ValueError(f"{self.name}: a shape can't be negative, got {self.shape}")
+        if self.axes is not None and sorted(self.axes) != list(range(len(self.shape))):
+            raise ValueError(f"{self.name}: {self.axes} isn't an order of {len(self.shape)} axes")
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of all elements."""
+        return math.prod(self.shape) * to_numpy(self.dtype).itemsize
+
+    @cached_property
+    def width(self) -> int:
+        """Planes that a chunk of it splits into."""
+        return width_of(self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Where bytes lie: `length` bytes at `offset` of the file `segment`."""
+
+    segment: str
+    offset: int
+    length: int
+
+    def __post_init__(self) -> None:
+        if self.offset < 0 or self.length < 0:
+            raise ValueError(f"an extent can't be negative, got {self.offset}+{self.length}")
+
+    def __str__(self) -> str:
+        return f"{self.segment} at offset {self.offset}"
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A run of one tensor's bytes: the unit of coding and checking.
+
+    `tensor` is the tensor's position in its plan, `start` the run's first
+    byte within the tensor (in C order), `nbytes` its length.
+    """
+
+    tensor: int
+    start: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """One plane of an encoded chunk: how it is coded, and its bytes on disk."""
+
+    codec: str
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkEntry:
+    """An encoded chunk as a manifest lists it.
+
+    `fingerprint` (128 bits, hex) is of the raw bytes, `checksum` (64 bits,
+    hex) of the encoded ones.  One plane holds the bytes as they are; as many
+    planes as the dtype's width hold byte k of every element each.
+    """
+
+    start: int
+    nbytes: int
+    extent: Extent
+    fingerprint: str
+    checksum: str
+    planes: tuple[Plane, ...]

@@ -1,0 +1,44 @@
+"""What a save cost."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(slots=True)
+class Stats:
+    """What one save cost, in seconds and bytes; complete once it has committed or failed.
+
+    `stall_seconds`: the caller was blocked, `wait_seconds` of it by the save
+    before.  `staged_seconds`: from the call until nothing of the state was
+    read any more.  `background_seconds`: from the end of the stall until the
+    save was durable.  `encode_seconds` and `cpu_seconds` are sums over
+    threads; `write_seconds` and `commit_seconds` (syncs and manifest) are not.
+    `raw_nbytes` is the state in memory, `encoded_nbytes` its chunks on disk.
+    """
+
+    step: int
+    mode: str = ""
+    stall_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    staged_seconds: float = 0.0
+    background_seconds: float = 0.0
+    encode_seconds: float = 0.0
+    write_seconds: float = 0.0
+    commit_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    raw_nbytes: int = 0
+    encoded_nbytes: int = 0
+    tensors: int = 0
+    chunks: int = 0
+    host_nbytes: int = 0
+
+    @property
+    def ratio(self) -> float:
+        """Bytes in memory for each byte on disk."""
+        return self.raw_nbytes / self.encoded_nbytes if self.encoded_nbytes else 1.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """All figures, for a log."""
+        return {**asdict(self), "ratio": self.ratio}

@@ -1,0 +1,102 @@
+"""Where file bytes live: the port through which the engine reaches any storage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+Buffer = memoryview | bytes
+
+
+class Appender(Protocol):
+    """A new file that is being written, from its beginning to its end."""
+
+    @property
+    def offset(self) -> int:
+        """Bytes appended so far."""
+        ...
+
+    def append(self, parts: Sequence[Buffer]) -> None:
+        """Write `parts` one after the other; they are the caller's again on return."""
+        ...
+
+    def sync(self) -> None:
+        """Make all that was appended durable; the file's name isn't yet (`sync_names`).
+
+        After an error the file's contents can't be trusted, and a second
+        `sync` would not tell: give the file up.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the file; safe to call twice, durable only after `sync`."""
+        ...
+
+
+class Store(Protocol):
+    """The files of one root, under flat names.
+
+    Contents are durable once an appender's `sync` has returned; names
+    (creations, renames, removals), once `sync_names` has.  Every method
+    raises `StorageError` with the file's name where the storage refuses, and
+    `NotFoundError` where a file isn't there.
+    """
+
+    @property
+    def root(self) -> str:
+        """What a person would call this place."""
+        ...
+
+    def create(self, name: str) -> Appender:
+        """Begin a new file, which must not exist."""
+        ...
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` (uint8) from `offset` on; `CorruptError` if the file ends before."""
+        ...
+
+    def size(self, name: str) -> int:
+        """Bytes in a file."""
+        ...
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a file another name, in the place of any file that has it, in one step."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Delete a file; nothing happens if it isn't there."""
+        ...
+
+    def names(self) -> list[str]:
+        """The names of all files, sorted."""
+        ...
+
+    def sync_names(self) -> None:
+        """Make all creations, renames and removals so far durable."""
+        ...
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the root for writing; `LockedError` if somebody else does.
+
+        A holder that dies, however it dies, holds nothing.
+        """
+        ...
+
+
+def read_all(store: Store, name: str) -> bytes:
+    """A whole (small) file."""
+    buffer = bytearray(store.size(name))
+    store.read_into(name, 0, memoryview(buffer))
+    return bytes(buffer)
+
+
+def write_all(store: Store, name: str, data: bytes) -> None:
+    """Write a whole (small) file in the place of any that is there, contents durable on return."""
+    store.remove(name)
+    file = store.create(name)
+    try:
+        file.append([data])
+        file.sync()
+    finally:
+        file.close()

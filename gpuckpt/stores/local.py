@@ -1,0 +1,218 @@
+"""Files of a local (or mounted) directory: the only module that talks to the file system."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from gpuckpt.errors import CorruptError, LockedError, NotFoundError, StorageError
+from gpuckpt.layout import LOCK
+from gpuckpt.stores import Buffer
+
+_REMEDIES = {
+    errno.ENOSPC: "the disk is full: free space, keep fewer checkpoints, or use another root",
+    errno.EDQUOT: "the quota is used up: free space, keep fewer checkpoints, or raise it",
+    errno.EROFS: "the file system is mounted read-only",
+    errno.EACCES: "check the permissions of the directory",
+    errno.EIO: "the disk reports an error: check it before you trust it again",
+    errno.EMFILE: "too many open files: raise `ulimit -n`",
+}
+# Written pages go to the disk from here on, while later ones are still being
+# made; else `sync` would find all of them waiting.
+_WRITEBACK_NBYTES = 8 << 20
+
+
+class LocalStore:
+    """A directory as a `Store`; made, with its parents, when `create` or `lock` first needs it."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self._path = Path(root).expanduser().absolute()
+
+    @property
+    def root(self) -> str:
+        """The directory's absolute path."""
+        return str(self._path)
+
+    def create(self, name: str) -> LocalAppender:
+        """Begin a new file, which must not exist."""
+        self._make_directory()
+        return LocalAppender(self._path / name)
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset` on."""
+        path = self._path / name
+        with _told(path, "read"):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                done = 0
+                while done < buffer.nbytes:
+                    count = os.preadv(descriptor, [buffer[done:]], offset + done)
+                    if not count:
+                        wanted, found = offset + buffer.nbytes, offset + done
+                        raise CorruptError(str(path), f"ends at {found}, {wanted} bytes expected")
+                    done += count
+            finally:
+                os.close(descriptor)
+
+    def size(self, name: str) -> int:
+        """Bytes in a file."""
+        with _told(self._path / name, "read"):
+            return (self._path / name).stat().st_size
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a file another name."""
+        with _told(self._path / old, "rename"):
+            (self._path / old).replace(self._path / new)
+
+    def remove(self, name: str) -> None:
+        """Delete a file; nothing happens if it isn't there."""
+        with _told(self._path / name, "remove"):
+            (self._path / name).unlink(missing_ok=True)
+
+    def names(self) -> list[str]:
+        """The names of all files, sorted; none if the directory isn't there."""
+        with _told(self._path, "list"):
+            try:
+                with os.scandir(self._path) as entries:
+                    return sorted(entry.name for entry in entries if entry.is_file())
+            except FileNotFoundError:
+                return []
+
+    def sync_names(self) -> None:
+        """Make all creations, renames and removals so far durable."""
+        with _told(self._path, "sync"):
+            _sync_directory(self._path)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the root by `flock`, which the kernel gives back when its holder dies.
+
+        A forked child inherits the descriptor, and would hold the lock after
+        its parent's death; so it closes its copy first thing.
+        """
+        self._make_directory()
+        path = self._path / LOCK
+        with _told(path, "lock"):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        held = _Held(descriptor)
+        try:
+            with _told(path, "lock"):
+                self._take(descriptor, path)
+            os.register_at_fork(after_in_child=held.close)
+            yield
+        finally:
+            held.close()
+
+    def _take(self, descriptor: int, path: Path) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip() or "unknown"
+            raise LockedError(
+                f"{path}: another writer has this root ({owner}); "
+                "stop it or wait for it, or give this run a root of its own"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+    def _make_directory(self) -> None:
+        """Make the root and those parents that are missing, each durable in its own parent."""
+        with _told(self._path, "create"):
+            missing = [path for path in (self._path, *self._path.parents) if not path.exists()]
+            for path in reversed(missing):
+                path.mkdir(exist_ok=True)
+                _sync_directory(path.parent)
+
+
+class _Held:
+    """A descriptor that is closed once, whoever comes first."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor: int | None = descriptor
+
+    def close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+class LocalAppender:
+    """A new file of a `LocalStore`, written with large vectored writes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset, self._written_back = path, 0, 0
+        with _told(path, "create"):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._descriptor: int | None = os.open(path, flags, 0o666)
+
+    @property
+    def offset(self) -> int:
+        """Bytes appended so far."""
+        return self._offset
+
+    def append(self, parts: Sequence[Buffer]) -> None:
+        """Write `parts` one after the other."""
+        assert self._descriptor is not None, self._path
+        views = [memoryview(part).cast("B") for part in parts if len(part)]
+        with _told(self._path, "write"):
+            while views:
+                count = os.pwritev(self._descriptor, views[:512], self._offset)
+                self._offset += count
+                while views and count >= views[0].nbytes:
+                    count -= views.pop(0).nbytes
+                if count:  # a short write: the rest of this part is still to come
+                    views[0] = views[0][count:]
+            self._start_writeback()
+
+    def sync(self) -> None:
+        """Make all that was appended durable."""
+        assert self._descriptor is not None, self._path
+        with _told(self._path, "sync"):
+            os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            with _told(self._path, "close"):
+                os.close(descriptor)
+
+    def _start_writeback(self) -> None:
+        """Hand written pages to the disk; on Linux, DONTNEED begins to write dirty ones."""
+        assert self._descriptor is not None, self._path
+        ready = self._offset - self._written_back
+        if ready >= _WRITEBACK_NBYTES:
+            os.posix_fadvise(self._descriptor, self._written_back, ready, os.POSIX_FADV_DONTNEED)
+            self._written_back = self._offset
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _told(path: Path, verb: str) -> Iterator[None]:
+    """Translate the operating system's errors, here and nowhere else."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path}: there is no such file") from error
+    except OSError as error:
+        code = error.errno or 0
+        remedy = _REMEDIES.get(code)
+        reason = error.strerror or str(error)
+        message = f"can't {verb} {path}: {reason}" + (f"; {remedy}" if remedy else "")
+        told = StorageError(message)
+        told.errno = code
+        raise told from error

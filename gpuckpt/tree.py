@@ -1,0 +1,233 @@
+"""The state as a tree: its structure as JSON, its leaves as a list of names.
+
+A node of the structure is a JSON object with one key: `dict`, `list`, `tuple`,
+`object` (something with `state_dict`), `tensor` (a number) or `value`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gpuckpt.errors import FormatError, UnsupportedError
+from gpuckpt.values import Json, NotPlainError, decode_value, encode_value
+
+DEPTH_LIMIT = 100
+
+Path = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A leaf of a state: its path, what is there, and its node of the structure, to be filled."""
+
+    path: Path
+    leaf: Any
+    node: dict[str, Json]
+
+
+@dataclass(frozen=True, slots=True)
+class Flat:
+    """A state taken apart.
+
+    `opened` has what each object's `state_dict` gave, by the object's path:
+    it is asked once, since it may answer with copies.
+    """
+
+    structure: Json
+    leaves: list[Leaf]
+    opened: dict[Path, Any]
+
+    @property
+    def names(self) -> list[str]:
+        """The leaves' names, in their order."""
+        return names_of([leaf.path for leaf in self.leaves])
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A tensor's place in a state that is being rebuilt: `tensor` is its number."""
+
+    tensor: int
+
+
+def flatten(state: Any) -> Flat:
+    """Take `state` apart into its structure and its leaves, objects by their `state_dict`.
+
+    Raises:
+        UnsupportedError: a container that contains itself or is nested too
+            deep, or a key that can't be saved.
+    """
+    found: list[Leaf] = []
+    opened: dict[Path, Any] = {}
+
+    def walk(node: Any, path: Path, above: tuple[int, ...]) -> Json:
+        if is_object(node):
+            opened[path] = node.state_dict()
+            return {"object": walk(opened[path], path, (*above, id(node)))}
+        if not isinstance(node, Mapping | list | tuple):
+            found.append(Leaf(path, node, {}))
+            return found[-1].node
+        if id(node) in above:
+            raise UnsupportedError(plain_name(path), "a container that contains itself")
+        if len(above) >= DEPTH_LIMIT:
+            raise UnsupportedError(plain_name(path), f"nested deeper than {DEPTH_LIMIT} levels")
+        above = (*above, id(node))
+        if isinstance(node, Mapping):
+            return {"dict": [[_key(k, path), walk(v, (*path, k), above)] for k, v in node.items()]}
+        kind = "tuple" if isinstance(node, tuple) else "list"
+        return {kind: [walk(child, (*path, at), above) for at, child in enumerate(node)]}
+
+    return Flat(walk(state, (), ()), found, opened)
+
+
+def is_object(node: object) -> bool:
+    """Whether `node` keeps its own state behind `state_dict` and `load_state_dict`."""
+    kind = type(node)
+    return callable(getattr(kind, "state_dict", None)) and callable(
+        getattr(kind, "load_state_dict", None)
+    )
+
+
+def walk_json(structure: Json) -> Iterator[tuple[Path, Json]]:
+    """Every leaf of a structure with its path, in `flatten`'s order."""
+    yield from _walk_json(structure, (), 0)
+
+
+def _walk_json(node: Json, path: Path, depth: int) -> Iterator[tuple[Path, Json]]:
+    kind, payload = split_node(node, depth)
+    if kind == "object":
+        yield from _walk_json(payload, path, depth + 1)
+    elif kind == "dict":
+        for key, child in payload:
+            yield from _walk_json(child, (*path, decode_value(key)), depth + 1)
+    elif kind in ("list", "tuple"):
+        for at, child in enumerate(payload):
+            yield from _walk_json(child, (*path, at), depth + 1)
+    else:
+        yield path, node
+
+
+def node_at(structure: Json, path: Path) -> Json | None:
+    """The node of a structure at `path`; None if there is none."""
+    kind, payload = split_node(structure, 0)
+    if kind == "object" and path:
+        return node_at(payload, path)
+    if not path:
+        return structure
+    if kind == "dict":
+        below = {decode_value(key): child for key, child in payload}
+    elif kind in ("list", "tuple"):
+        below = dict(enumerate(payload))
+    else:
+        return None
+    return node_at(below[path[0]], path[1:]) if path[0] in below else None
+
+
+def split_node(node: Json, depth: int) -> tuple[str, Any]:
+    """The kind and the contents of a node, checked."""
+    if not isinstance(node, dict) or len(node) != 1 or depth > 2 * DEPTH_LIMIT:
+        raise FormatError(f"not a node of a state's structure: {str(node)[:80]}")
+    ((kind, payload),) = node.items()
+    expected = {"dict": list, "list": list, "tuple": list, "object": dict, "tensor": int}
+    if kind != "value" and not isinstance(payload, expected.get(kind, ())):
+        raise FormatError(f"a node of a state's structure can't be {kind!r} here")
+    return kind, payload
+
+
+def names_of(paths: list[Path]) -> list[str]:
+    """A name for each path, no two the same.
+
+    A name is the path's keys with dots between them.  Where two paths would
+    share one (`{"a.b": …, "a": {"b": …}}`, or the keys 0 and "0"), each of
+    these is written exactly instead: `["a.b"]`, `["a"]["b"]`.
+    """
+    names = [plain_name(path) for path in paths]
+    while len(set(names)) < len(names):
+        seen: dict[str, int] = {}
+        for name in names:
+            seen[name] = seen.get(name, 0) + 1
+        names = [
+            exact_name(path) if seen[name] > 1 else name
+            for path, name in zip(paths, names, strict=True)
+        ]
+    return names
+
+
+def plain_name(path: Path) -> str:
+    """The path's keys with dots between them."""
+    return ".".join(key if isinstance(key, str) else repr(key) for key in path)
+
+
+def exact_name(path: Path) -> str:
+    """The path's keys as Python would write them, in brackets: no two paths share it."""
+    return "".join(f"[{key!r}]" for key in path)
+
+
+def _key(key: object, path: Path) -> Json:
+    try:
+        return encode_value(key)
+    except NotPlainError as error:
+        reason = f"its key {key!r} is {error}, which can't be saved as a key"
+        raise UnsupportedError(plain_name(path), reason) from None
+
+
+def from_json(node: Json, depth: int = 0) -> Any:
+    """Rebuild the containers of a structure, with a `Mark` for each tensor.
+
+    An object becomes the dict that its `state_dict` gave.  Plain values are
+    decoded.  The inverse of `flatten`, but for the tensors.
+    """
+    kind, payload = split_node(node, depth)
+    if kind == "value":
+        return decode_value(payload)
+    if kind == "tensor":
+        return Mark(payload)
+    if kind == "object":
+        return from_json(payload, depth + 1)
+    if kind == "dict":
+        return {decode_value(key): from_json(child, depth + 1) for key, child in payload}
+    items = [from_json(child, depth + 1) for child in payload]
+    return items if kind == "list" else tuple(items)
+
+
+def rebuild(node: Any, new: Callable[[Path, Any], Any], opened: dict[Path, Any]) -> Any:
+    """`node` with each leaf replaced by what `new` makes of its path and itself.
+
+    Containers stay what they are: dicts and lists are changed in place, and
+    objects are given their state back through `load_state_dict`, inner ones
+    first; a tuple is made anew only if something in it was replaced.  For an
+    object, `new` is asked first, and may answer with its whole state.
+    """
+
+    def walk(node: Any, path: Path) -> Any:
+        if path in opened and is_object(node):
+            whole = new(path, node)
+            node.load_state_dict(walk(opened[path], path) if whole is node else whole)
+            return node
+        if isinstance(node, Mapping):
+            return _put(node, {key: walk(child, (*path, key)) for key, child in node.items()})
+        if isinstance(node, list | tuple):
+            return _put_items(node, [walk(child, (*path, at)) for at, child in enumerate(node)])
+        return new(path, node)
+
+    return walk(node, ())
+
+
+def _put(node: Any, items: dict[Any, Any]) -> Any:
+    changed = {key: item for key, item in items.items() if item is not node[key]}
+    if changed and not hasattr(type(node), "__setitem__"):
+        return type(node)({**node, **changed})
+    for key, item in changed.items():
+        node[key] = item
+    return node
+
+
+def _put_items(node: Any, items: list[Any]) -> Any:
+    if all(item is child for item, child in zip(items, node, strict=True)):
+        return node
+    if isinstance(node, list):
+        node[:] = items
+        return node
+    return type(node)(*items) if hasattr(node, "_fields") else tuple(items)

@@ -1,0 +1,66 @@
+"""Gives this directory's tests a CUDA device: the stand-in, a real GPU, or none with the reason.
+
+The environment variable `GPUCKPT_STANDIN` asks for the stand-in (see tests/cuda_on_cpu). Without a
+device the test modules are not even imported, so that they may import CuPy at their top.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.cuda_on_cpu import standin
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+def find_device() -> tuple[dict[str, Any] | None, str | None]:
+    """The stand-in's settings where it is installed, and why there is no device where none is."""
+    if os.environ.get(standin.VARIABLE):
+        reason = standin.available()
+        return (None, reason) if reason else (standin.install_from_environment(), None)
+    try:
+        from cupy.cuda import runtime
+    except ImportError as error:
+        return None, f"no CuPy: {error}"
+    try:
+        count = runtime.getDeviceCount()
+    except runtime.CUDARuntimeError as error:
+        return None, f"no CUDA device: {error}"
+    return None, None if count else "no CUDA device"
+
+
+SETTINGS, NO_DEVICE = find_device()
+
+
+class SkippedModule(pytest.Module):
+    """A test module that can't run here; it isn't imported."""
+
+    def collect(self) -> Iterator[Any]:
+        pytest.skip(f"{NO_DEVICE} ({standin.VARIABLE}=mode=async asks for the stand-in)")
+
+
+def pytest_pycollect_makemodule(
+    module_path: Path,
+    parent: pytest.Collector,
+) -> pytest.Module | None:
+    if NO_DEVICE is None:
+        return None
+    module: pytest.Module = SkippedModule.from_parent(parent, path=module_path)
+    return module
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    item.add_marker(pytest.mark.cuda)
+    if SETTINGS is not None and item.get_closest_marker("gpu"):
+        item.add_marker(pytest.mark.skip(reason="needs a real GPU"))
+
+
+@pytest.fixture(scope="session")
+def standin_settings() -> dict[str, Any] | None:
+    """The stand-in's settings; None on a real GPU."""
+    return SETTINGS

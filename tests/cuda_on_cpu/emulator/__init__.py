@@ -1,0 +1,1 @@
+"""Runs unmodified CUDA kernels on the CPU."""

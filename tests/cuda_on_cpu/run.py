@@ -1,0 +1,80 @@
+"""Runs the CUDA tests on the stand-in in each of its modes, each in a process of its own.
+
+No single mode finds every fault of a pipeline: eager finds none of its missing waits, lazy finds
+those whose data nobody asked for yet, and only real concurrency, jittered or with slow copies,
+finds memory that is given back too early.
+
+Run it as ``python -m tests.cuda_on_cpu.run [--only WORD] [-- PYTEST_ARGUMENTS]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from tests.cuda_on_cpu import build, standin
+
+MODES = {
+    "eager": "mode=eager",
+    "lazy": "mode=lazy",
+    "jitter, seed 1": "mode=async,jitter_us=200,seed=1",
+    "jitter, seed 2": "mode=async,jitter_us=200,seed=2,order=2",
+    "jitter, seed 3": "mode=async,jitter_us=200,seed=3,order=1",
+    "slow copies out": "mode=async,d2h_gbps=0.05",
+    "two devices": "mode=async,devices=2",
+}
+MEMORY = "mem_mb=512"
+LIMIT_S = 900
+
+
+def run_mode(name: str, settings: str, arguments: list[str]) -> bool:
+    """One line, and the tests' whole output where they fail."""
+    environment = os.environ | {standin.VARIABLE: f"{settings},{MEMORY}"}
+    command = [sys.executable, "-m", "pytest", "-q", *(arguments or ["tests/cuda"])]
+    start = time.monotonic()
+    with subprocess.Popen(
+        command,
+        cwd=build.HERE.parents[1],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    ) as process:
+        try:
+            output = process.communicate(timeout=LIMIT_S)[0]
+        except (subprocess.TimeoutExpired, KeyboardInterrupt) as stop:
+            os.killpg(process.pid, signal.SIGKILL)  # and whatever the tests started
+            output = f"{process.communicate()[0]}\nstopped: {stop!r}"
+    passed = process.returncode == 0
+    last = output.strip().rsplit("\n", maxsplit=1)[-1]
+    if not passed:
+        print(output)
+    took = time.monotonic() - start
+    word = "ok" if passed else "FAILED"
+    print(f"{word:6} {name:16} {last.strip('= ')} (in all {took:.1f} s)", flush=True)
+    return passed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--only", default="", help="the modes whose name contains this")
+    parser.add_argument("arguments", nargs="*", help="for pytest, instead of tests/cuda")
+    options = parser.parse_args()
+    try:
+        build.build()
+    except build.MissingError as error:
+        print(f"cuda-on-cpu: can't be built here: {error}", file=sys.stderr)
+        return build.MISSING
+    chosen = {name: text for name, text in MODES.items() if options.only in name}
+    results = [run_mode(name, text, options.arguments) for name, text in chosen.items()]
+    return 0 if results and all(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
