@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ def make(spec: Spec, device: str) -> Tensor:
         with cupy.cuda.Device(int(device.partition(":")[2])):
             array = cupy.empty(shape, cuda_dtype(spec.dtype))
     array = array.transpose(tuple(np.argsort(order))) if order else array
-    return Tensor(spec, array, array, writable=True)
+    return Tensor(replace(spec, device=device), array, array, writable=True)
 
 
 def finish(tensor: Tensor, kind: str) -> Any:
