@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gpuckpt.arena import Slot
 from gpuckpt.commit import open_step
-from gpuckpt.errors import CheckpointError
+from gpuckpt.errors import CheckpointError, CorruptError
 from gpuckpt.manifest import Manifest
 from gpuckpt.ordered import ordered_map
 from gpuckpt.resources import Resources
@@ -71,6 +71,8 @@ def _verify_chunks(
     def work(piece: _Piece) -> tuple[_Piece, str]:
         try:
             check_chunk(piece.job, piece.chunk, piece.slot)
+        except CorruptError as error:
+            return piece, error.reason
         except CheckpointError as error:
             return piece, str(error)
         return piece, ""

@@ -1,0 +1,96 @@
+"""The command line.
+
+Exit codes: 0 all is well; 1 damage was found, or the demo's runs differ;
+2 the command could not be carried out, and a line on stderr says why.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from gpuckpt.cli.listing import list_steps, show_step
+from gpuckpt.cli.verifying import verify_root
+from gpuckpt.errors import CheckpointError
+
+app = typer.Typer(
+    name="gpuckpt",
+    help="Checkpoints of GPU training state: look at them, check them, see them work.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+RootArgument = Annotated[Path, typer.Argument(help="The directory of one run's checkpoints.")]
+StepOption = Annotated[int | None, typer.Option(help="A committed step [default: the newest].")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print facts as JSON, for scripts.")]
+
+
+@app.command()
+def ls(root: RootArgument, as_json: JsonOption = False) -> None:  # noqa: FBT002
+    """List a root's committed steps: age, size, ratio, epoch, metrics."""
+    raise typer.Exit(list_steps(root, Console(), as_json=as_json))
+
+
+@app.command()
+def show(
+    root: RootArgument,
+    step: StepOption = None,
+    names: Annotated[
+        list[str] | None, typer.Option(help="Only these names or globs; may be repeated.")
+    ] = None,
+    as_json: JsonOption = False,  # noqa: FBT002
+) -> None:
+    """Show what is in a checkpoint: names, dtypes, shapes, sizes, versions, plain values."""
+    raise typer.Exit(show_step(root, step, names, Console(), as_json=as_json))
+
+
+@app.command()
+def verify(
+    root: RootArgument,
+    step: Annotated[int | None, typer.Option(help="Only this step [default: all].")] = None,
+    as_json: JsonOption = False,  # noqa: FBT002
+) -> None:
+    """Read and check every byte; exit with 1 on damage, naming tensor, file and offset."""
+    raise typer.Exit(verify_root(root, step, Console(), as_json=as_json))
+
+
+@app.command()
+def demo(
+    directory: Annotated[
+        Path | None, typer.Argument(help="Keep the checkpoints here [default: a temporary one].")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
+    every: Annotated[int | None, typer.Option(help="Steps between saves.")] = None,
+    arrays: Annotated[str, typer.Option(help="numpy, cupy, or auto: cupy if a GPU is there.")] = (
+        "auto"
+    ),
+    as_json: JsonOption = False,  # noqa: FBT002
+) -> None:
+    """Train a small language model, kill it in mid-save, resume, and compare bit for bit."""
+    from gpuckpt.demo.drive import run_demo
+    from gpuckpt.demo.settings import Settings
+
+    chosen = {"steps": steps, "every": every}
+    try:
+        settings = Settings(**{name: value for name, value in chosen.items() if value is not None})
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    console = Console()
+    code = run_demo(directory, console, as_json=as_json, settings=settings, arrays=arrays)
+    raise typer.Exit(code)
+
+
+def main() -> None:
+    """Run the command line; errors that gpuckpt raises on purpose are one line each."""
+    try:
+        app()
+    except CheckpointError as error:
+        Console(stderr=True, highlight=False).print(f"gpuckpt: {error}", markup=False)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone, and wants no more
+        sys.exit(0)
