@@ -6,9 +6,9 @@ import threading
 import time
 from collections.abc import Callable
 
+from gpuckpt.inventory import Snapshot
 from gpuckpt.manifest import Manifest
 from gpuckpt.pending import Checkpoint, Pending, checkpoint_of
-from gpuckpt.snapshot import Snapshot
 
 
 class BackgroundSave:

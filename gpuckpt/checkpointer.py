@@ -15,6 +15,7 @@ from gpuckpt import layout
 from gpuckpt.background import BackgroundSave
 from gpuckpt.commit import open_step, steps, sweep
 from gpuckpt.errors import CheckpointError, ClosedError
+from gpuckpt.inventory import Snapshot
 from gpuckpt.loading import restore_state
 from gpuckpt.manifest import Manifest
 from gpuckpt.matching import Rename
@@ -24,7 +25,7 @@ from gpuckpt.resources import Resources
 from gpuckpt.retention import Keep, prune
 from gpuckpt.save import Header, save_snapshot
 from gpuckpt.schedule import Every, Schedule
-from gpuckpt.snapshot import Snapshot, capture, copy_nbytes, take_inventory
+from gpuckpt.snapshot import capture, copy_nbytes, take_inventory
 from gpuckpt.stats import Stats
 from gpuckpt.stores import Store
 from gpuckpt.stores.local import LocalStore

@@ -21,8 +21,8 @@ _PLAIN = {
     for name in (
         *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
         *("float16", "float32", "float64", "complex64", "complex128"),
-        # x86's 80-bit floats; their names don't exist on machines that lack them
-        *(name for name in ("float128", "complex256") if hasattr(np, name)),
+        # x86's 80-bit floats; on other machines these names are of other numbers
+        *(("float128", "complex256") if np.finfo(np.longdouble).nmant == 63 else ()),
     )
 }
 _SMALL = {
@@ -36,25 +36,25 @@ _SMALL = {
 }
 _BY_NAME = _PLAIN | _SMALL
 _BY_DTYPE = {dtype: name for name, dtype in _BY_NAME.items()}
-_TIME = re.compile(r"(datetime64|timedelta64)(\[\d{0,9}(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?")
+_TIME = re.compile(r"(datetime64|timedelta64)(\[[0-9]{0,9}(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?")
 # An element is never cut, so that it has to fit into any chunk.
 ITEM_NBYTES_MAX = 64 << 10
-_FIXED = re.compile(r"[SUV][1-9]\d{0,8}")
+_FIXED = re.compile(r"[SUV][1-9][0-9]{0,8}")
 
 
 def name_of(dtype: np.dtype[np.generic]) -> str | None:
     """The name of `dtype`, or None if its elements can't be saved as bytes."""
-    if dtype.kind in "Mm":
+    known = _BY_DTYPE.get(dtype.newbyteorder("=") if dtype.byteorder in "<>" else dtype)
+    if known is not None:
+        name = known
+    elif dtype.kind in "Mm":
         name = dtype.name
-    elif dtype.kind in "SUV" and dtype not in _BY_DTYPE:
+    elif dtype.kind in "SUV" and dtype.type in (np.bytes_, np.str_, np.void):
         if dtype.fields or dtype.subdtype or not 0 < dtype.itemsize <= ITEM_NBYTES_MAX:
             return None
         name = dtype.str[1:]
     else:
-        known = _BY_DTYPE.get(dtype.newbyteorder("=") if dtype.byteorder in "<>" else dtype)
-        if known is None:
-            return None
-        name = known
+        return None
     swapped = dtype.itemsize > 1 and dtype.byteorder == ">"
     return f">{name}" if swapped else name
 
@@ -71,6 +71,8 @@ def to_numpy(name: str) -> np.dtype[np.generic]:
         dtype: np.dtype[np.generic] = _BY_NAME[plain]
     elif _TIME.fullmatch(plain) or _FIXED.fullmatch(plain):
         dtype = np.dtype(plain)
+        if dtype.itemsize > ITEM_NBYTES_MAX:
+            raise FormatError(f"elements of type {name!r} are larger than {ITEM_NBYTES_MAX} bytes")
     else:
         raise FormatError(f"element type {name!r} is not known to this gpuckpt; upgrade it")
     return dtype.newbyteorder(">") if plain != name else dtype

@@ -10,6 +10,7 @@ from gpuckpt.errors import CorruptError, FormatError, InvalidError
 
 VERSION = 1
 CHUNK_NBYTES = 4 << 20
+CHUNK_NBYTES_MAX = 1 << 30
 LEAF_NBYTES = 64 << 10
 SEGMENT_NBYTES = 4 << 30
 STEP_LIMIT = 10**12
@@ -27,8 +28,8 @@ MANIFEST_HEAD = '{"gpuckpt":%d,"checksum":"%s","manifest":'
 MANIFEST_TAIL = b"}\n"
 MANIFEST_HEAD_NBYTES = len(MANIFEST_HEAD % (VERSION, "0" * 32))
 
-_MANIFEST_NAME = re.compile(r"step-(\d{12})\.manifest\.json")
-_SEGMENT_NAME = re.compile(r"step-(\d{12})\.([0-9a-f]{8})\.r(\d{1,6})\.(\d{1,6})\.segment")
+_MANIFEST_NAME = re.compile(r"step-([0-9]{12})\.manifest\.json")
+_SEGMENT_NAME = re.compile(r"step-([0-9]{12})\.([0-9a-f]{8})\.r([0-9]{1,6})\.([0-9]{1,6})\.segment")
 
 
 class SegmentTrailer(NamedTuple):

@@ -23,7 +23,7 @@ from gpuckpt.resources import Resources
 from gpuckpt.restore import Job, Progress, restore_tensors
 from gpuckpt.snapshot import place
 from gpuckpt.stores import Store
-from gpuckpt.tree import Flat, Mark, flatten, from_json, names_of, walk_json
+from gpuckpt.tree import Flat, Mark, Path, flatten, from_json, names_of, walk_json
 
 
 def load_state(
@@ -76,8 +76,11 @@ def restore_state(
 
 def fill_match(  # noqa: PLR0917
     state: Any, flat: Flat, found: Match, manifest: Manifest, store: Store, resources: Resources
-) -> None:
-    """Bring what was matched into `state`: tensors first, then values and objects."""
+) -> dict[Path, Any]:
+    """Bring what was matched into `state`: tensors first, then values and objects.
+
+    Returns the leaves that were put there, but for those filled in place.
+    """
     made: dict[Fresh, Tensor] = {}
 
     def one(fresh: Fresh) -> Fresh:
@@ -103,6 +106,8 @@ def fill_match(  # noqa: PLR0917
         ) from error
     if placed is not state:
         raise InvalidError("a tuple can't be restored in place; put it into a dict or a list")
+    placed_leaves: dict[Path, Any] = leaves
+    return placed_leaves
 
 
 def _picked(manifest: Manifest, names: Iterable[str]) -> dict[str, Any]:

@@ -7,6 +7,8 @@ of data is read or a byte of memory allocated.
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +22,12 @@ from gpuckpt.tree import walk_json
 from gpuckpt.values import Json
 
 CODECS = ("raw", "zstd")
+# What JSON of another shape than ours makes the code that reads it raise.
+NOT_AS_EXPECTED = (
+    *(KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, OverflowError),
+)
+_COUNT_MAX = 2**63 - 1
+_BEGINNING = re.compile(rb'\{"gpuckpt":([0-9]{1,9}),')
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +79,7 @@ def pack_manifest(manifest: Manifest) -> bytes:
     """The bytes of a manifest's file."""
     segments = manifest.segments
     body = {
+        "requires": [],
         "step": manifest.step,
         "epoch": manifest.epoch,
         "metrics": {name: _number(value) for name, value in manifest.metrics.items()},
@@ -96,18 +105,22 @@ def unpack_manifest(data: bytes, where: str) -> Manifest:
     """
     body = _checked_body(data, where)
     try:
+        if body["requires"]:
+            raise FormatError(
+                f"{where}: needs {body['requires']}, unknown to this gpuckpt; upgrade"
+            )
         segments = [_segment(name) for name in body["segments"]]
         manifest = Manifest(
             step=layout.check_step(body["step"]),
             structure=body["structure"],
             tensors=unpack_tensors(body["tensors"], segments),
-            epoch=body["epoch"],
+            epoch=None if body["epoch"] is None else _integer(body["epoch"]),
             metrics={name: float(value) for name, value in body["metrics"].items()},
             created=float(body["created"]),
             writer=str(body["writer"]),
         )
         _check_structure(manifest)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
+    except NOT_AS_EXPECTED as error:
         raise CorruptError(where, f"not a manifest ({type(error).__name__}: {error})") from error
     return manifest
 
@@ -141,17 +154,22 @@ def unpack_tensors(
 
 
 def _checked_body(data: bytes, where: str) -> dict[str, Any]:
-    head, text = data[: layout.MANIFEST_HEAD_NBYTES], data[layout.MANIFEST_HEAD_NBYTES :]
-    text = text.removesuffix(layout.MANIFEST_TAIL)
-    try:
-        version = json.loads(head.decode("ascii") + "0}")["gpuckpt"]
-    except (ValueError, KeyError, TypeError):
-        raise CorruptError(where, "not a manifest") from None
+    beginning = _BEGINNING.match(data)
+    if beginning is None:
+        raise CorruptError(where, "not a manifest")
+    version = int(beginning[1])
     if version != layout.VERSION:
         raise FormatError(f"{where}: format {version}, this gpuckpt reads {layout.VERSION}")
+    if not data.endswith(layout.MANIFEST_TAIL):
+        raise CorruptError(where, "the manifest ends before its end")
+    head, text = data[: layout.MANIFEST_HEAD_NBYTES], data[layout.MANIFEST_HEAD_NBYTES :]
+    text = text.removesuffix(layout.MANIFEST_TAIL)
     if head != (layout.MANIFEST_HEAD % (version, checksum128(text))).encode("ascii"):
         raise CorruptError(where, "the manifest's checksum doesn't fit its text")
-    body = json.loads(text, parse_constant=_no_constant)
+    try:
+        body = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise CorruptError(where, f"not a manifest ({error})") from error
     if not isinstance(body, dict):
         raise CorruptError(where, "not a manifest")
     return body
@@ -192,7 +210,8 @@ def _unpack_tensor(row: Json, segments: Sequence[str], *, whole: bool) -> Tensor
         kind=_text(row["kind"]),
         device=_text(row["device"]),
     )
-    to_numpy(spec.dtype)
+    if spec.nbytes > _COUNT_MAX or math.prod(n for n in shape if n) > _COUNT_MAX:
+        raise ValueError(f"{spec.name}: a shape of {shape} is too large to be one")
     chunks = tuple(_unpack_chunk(chunk, segments) for chunk in row["chunks"])
     _check_chunks(spec, chunks, whole=whole)
     return TensorEntry(spec, chunks, _count(row["version"]))
@@ -217,6 +236,8 @@ def _check_chunks(spec: Spec, chunks: Sequence[ChunkEntry], *, whole: bool) -> N
         if chunk.start < end or (whole and chunk.start > end) or not chunk.nbytes:
             raise ValueError(f"{spec.name}: a chunk at {chunk.start}, after one that ends at {end}")
         end = chunk.start + chunk.nbytes
+        if chunk.nbytes > layout.CHUNK_NBYTES_MAX:
+            raise ValueError(f"{spec.name}: a chunk of {chunk.nbytes} bytes")
         if chunk.start % itemsize or chunk.nbytes % itemsize:
             raise ValueError(f"{spec.name}: a chunk cuts an element")
         if len(chunk.planes) not in (1, spec.width):
@@ -245,8 +266,14 @@ def _check_structure(manifest: Manifest) -> None:
 
 
 def _count(value: Json) -> int:
-    if type(value) is not int or not 0 <= value < 2**63:
+    if type(value) is not int or not 0 <= value <= _COUNT_MAX:
         raise ValueError(f"{value!r} isn't a count")
+    return value
+
+
+def _integer(value: Json) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{value!r} isn't an integer")
     return value
 
 

@@ -11,7 +11,17 @@ from typing import Any
 from gpuckpt.arrays import Tensor, finish, look, make
 from gpuckpt.errors import InvalidError, MismatchError, NotFoundError
 from gpuckpt.manifest import Manifest
-from gpuckpt.tree import Flat, Leaf, Mark, Path, from_json, names_of, node_at, walk_json
+from gpuckpt.tree import (
+    Flat,
+    Leaf,
+    Mark,
+    Path,
+    from_json,
+    is_object,
+    names_of,
+    node_at,
+    walk_json,
+)
 from gpuckpt.values import Json, decode_value
 
 Rename = Mapping[str, str] | Callable[[str], str] | None
@@ -75,7 +85,9 @@ def match(
     """
     result = Match()
     whole = (
-        _whole_objects(flat, manifest, result) if whole_objects and not names and not rename else ()
+        _whole_objects(flat, manifest, result)
+        if whole_objects and names is None and not rename
+        else ()
     )
     stored = _stored_leaves(manifest, whole, rename)
     target = {
@@ -120,6 +132,8 @@ def fill_fresh(tree: Any, made: Callable[[Fresh], Any]) -> Any:
     """`tree` with each `Fresh` in it replaced."""
     if isinstance(tree, Fresh):
         return made(tree)
+    if is_object(tree):
+        return tree
     if isinstance(tree, dict):
         return {key: fill_fresh(child, made) for key, child in tree.items()}
     if isinstance(tree, list | tuple):
@@ -146,34 +160,54 @@ def _whole_objects(flat: Flat, manifest: Manifest, result: Match) -> tuple[Path,
             continue
         outermost.append(path)
         inside = {leaf.path: leaf for leaf in flat.leaves if _inside(leaf.path, [path])}
-        result.objects[path] = _whole(from_json(node), path, inside, manifest, result)
+        whole = _Whole(flat.opened, inside, manifest, result)
+        result.objects[path] = whole.state(from_json(node), flat.opened[path], path)
     return tuple(outermost)
 
 
-def _whole(
-    tree: Any, path: Path, inside: Mapping[Path, Leaf], manifest: Manifest, result: Match
-) -> Any:
+@dataclass(frozen=True, slots=True)
+class _Whole:
     """An object's stored state, its tensors filled in place where the object has their like."""
-    if isinstance(tree, dict):
-        return {k: _whole(v, (*path, k), inside, manifest, result) for k, v in tree.items()}
-    if isinstance(tree, list | tuple):
-        items = [_whole(v, (*path, at), inside, manifest, result) for at, v in enumerate(tree)]
-        return type(tree)(items)
-    if not isinstance(tree, Mark):
-        return tree
-    name = manifest.tensors[tree.tensor].spec.name
-    spec = manifest.tensors[tree.tensor].spec
-    here = look(inside[path].leaf, name) if path in inside else None
-    result.matched.append(name)
-    if here is None:
-        return Fresh(tree.tensor, spec.device, spec.kind)
-    reason = _difference(here, manifest, tree.tensor)
-    if reason:
-        result.mismatched[name] = reason
-    if here.writable:
-        result.filled.setdefault(tree.tensor, []).append(here)
-        return inside[path].leaf
-    return Fresh(tree.tensor, here.spec.device, here.spec.kind)
+
+    opened: Mapping[Path, Any]
+    inside: Mapping[Path, Leaf]
+    manifest: Manifest
+    result: Match
+
+    def state(self, tree: Any, here: Any, path: Path) -> Any:
+        """What `tree`, from the checkpoint, becomes where the object has `here`."""
+        if isinstance(tree, dict):
+            if path in self.opened and is_object(here):  # one within the other
+                self.result.objects[path] = self.state(tree, self.opened[path], path)
+                return here
+            return {k: self.state(v, _child(here, k), (*path, k)) for k, v in tree.items()}
+        if isinstance(tree, list | tuple):
+            children = enumerate(tree)
+            return type(tree)([self.state(v, _child(here, k), (*path, k)) for k, v in children])
+        return self._tensor(tree, path) if isinstance(tree, Mark) else tree
+
+    def _tensor(self, mark: Mark, path: Path) -> Any:
+        spec = self.manifest.tensors[mark.tensor].spec
+        leaf = self.inside[path].leaf if path in self.inside else None
+        here = look(leaf, spec.name)
+        self.result.matched.append(spec.name)
+        if here is None:
+            return Fresh(mark.tensor, spec.device, spec.kind)
+        reason = _difference(here, self.manifest, mark.tensor)
+        if reason:  # it keeps its value, if that is what the caller wants
+            self.result.mismatched[spec.name] = reason
+            return leaf
+        if here.writable:
+            self.result.filled.setdefault(mark.tensor, []).append(here)
+            return leaf
+        return Fresh(mark.tensor, here.spec.device, here.spec.kind)
+
+
+def _child(node: Any, key: Any) -> Any:
+    """What is below `node` at `key`; None if nothing is."""
+    if isinstance(node, Mapping):
+        return node.get(key)
+    return node[key] if isinstance(node, list | tuple) and key in range(len(node)) else None
 
 
 def _stored_leaves(manifest: Manifest, whole: Sequence[Path], rename: Rename) -> dict[str, Json]:
@@ -254,15 +288,16 @@ def _check_ties(manifest: Manifest, result: Match) -> None:
     seen: dict[tuple[object, ...], int] = {}
     for position, targets in result.filled.items():
         unique = {target.where: target for target in targets}
-        result.filled[position] = list(unique.values())
-        for where, target in unique.items():
+        for where, target in list(unique.items()):
             other = seen.setdefault(where, position)
             one, two = (manifest.tensors[at] for at in (other, position))
             same = [c.fingerprint for c in one.chunks] == [c.fingerprint for c in two.chunks]
             if not same:
+                del unique[where]
                 result.mismatched[target.spec.name] = (
                     f"one array with {one.spec.name} here, two different ones in the checkpoint"
                 )
+        result.filled[position] = list(unique.values())
 
 
 def _inside(path: Path, roots: Iterable[Path]) -> bool:

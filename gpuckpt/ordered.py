@@ -11,16 +11,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class _Task(Generic[T, R]):
-    """An item, and a place for what becomes of it."""
-
-    def __init__(self, item: T) -> None:
-        self.item = item
-        self.done = threading.Event()
-        self.result: R
-        self.failure: BaseException | None = None
-
-
 def ordered_map(
     work: Callable[[T], R],
     items: Iterable[T],
@@ -36,72 +26,98 @@ def ordered_map(
     early, or a failure, stops everything; `drop` is then called on each item
     whose result the caller didn't get.
     """
-    tasks: queue.SimpleQueue[_Task[T, R] | None] = queue.SimpleQueue()
-    results: queue.SimpleQueue[_Task[T, R] | BaseException | None] = queue.SimpleQueue()
-    stopped = threading.Event()
+    line = _Line(work, items, workers, drop)
+    try:
+        yield from line.results()
+    finally:
+        line.stop()
 
-    def draw() -> None:
+
+class _Task(Generic[T, R]):
+    """An item, and a place for what becomes of it."""
+
+    def __init__(self, item: T) -> None:
+        self.item = item
+        self.done = threading.Event()
+        self.result: R
+        self.failure: BaseException | None = None
+
+
+class _Line(Generic[T, R]):
+    """One thread that draws items, and some that work on them."""
+
+    def __init__(
+        self,
+        work: Callable[[T], R],
+        items: Iterable[T],
+        workers: int,
+        drop: Callable[[T], None],
+    ) -> None:
+        self._work, self._items, self._workers, self._drop = work, items, workers, drop
+        self._tasks: queue.SimpleQueue[_Task[T, R] | None] = queue.SimpleQueue()
+        # In the order of the items; after the last, None or what `items` raised.
+        self._results: queue.SimpleQueue[_Task[T, R] | BaseException | None] = queue.SimpleQueue()
+        self._stopped, self._ended = threading.Event(), False
+        names = [f"gpuckpt-work-{at}" for at in range(workers)]
+        self._threads = [threading.Thread(target=self._draw, name="gpuckpt-draw")]
+        self._threads += [threading.Thread(target=self._run, name=name) for name in names]
+        for thread in self._threads:
+            thread.start()
+
+    def results(self) -> Iterator[R]:
+        """The results, in order."""
+        while isinstance(task := self._next(), _Task):
+            task.done.wait()
+            if task.failure is not None:
+                self._drop(task.item)
+                raise task.failure
+            yield task.result
+        if task is not None:
+            raise task
+
+    def stop(self) -> None:
+        """Drop what is left, so that a source that waits for room gets it; join all threads."""
+        self._stopped.set()
+        while not self._ended and isinstance(task := self._next(), _Task):
+            task.done.wait()
+            self._drop(task.item)
+        for thread in self._threads:
+            thread.join()
+
+    def _next(self) -> _Task[T, R] | BaseException | None:
+        task = self._results.get()
+        self._ended = not isinstance(task, _Task)
+        return task
+
+    def _draw(self) -> None:
         end: BaseException | None = None
         try:
-            for item in items:
+            for item in self._items:
                 task: _Task[T, R] = _Task(item)
-                results.put(task)
-                tasks.put(task)
-                if stopped.is_set():
+                self._results.put(task)
+                self._tasks.put(task)
+                if self._stopped.is_set():
                     break
         except BaseException as error:
             end = error
         finally:
-            results.put(end)
-            for _ in range(workers):
-                tasks.put(None)
+            _close(self._items)
+            self._results.put(end)
+            for _ in range(self._workers):
+                self._tasks.put(None)
 
-    def run() -> None:
-        while (task := tasks.get()) is not None:
-            try:
-                if not stopped.is_set():
-                    task.result = work(task.item)
-                else:
-                    task.failure = _StoppedError()
-            except BaseException as error:
-                task.failure = error
+    def _run(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            if not self._stopped.is_set():
+                try:
+                    task.result = self._work(task.item)
+                except BaseException as error:
+                    task.failure = error
             task.done.set()
 
-    threads = [threading.Thread(target=draw, name="gpuckpt-draw")]
-    threads += [threading.Thread(target=run, name=f"gpuckpt-work-{at}") for at in range(workers)]
-    for thread in threads:
-        thread.start()
-    try:
-        while (task := results.get()) is not None:
-            if isinstance(task, BaseException):
-                raise task
-            task.done.wait()
-            if task.failure is not None:
-                drop(task.item)
-                raise task.failure
-            yield task.result
-    finally:
-        stopped.set()
-        _drain(results, drop, threads)
 
-
-def _drain(
-    results: queue.SimpleQueue[_Task[T, R] | BaseException | None],
-    drop: Callable[[T], None],
-    threads: list[threading.Thread],
-) -> None:
-    """Drop what is left, so that a source that waits for room gets it and sees the end."""
-    while any(thread.is_alive() for thread in threads) or not results.empty():
-        try:
-            task = results.get(timeout=0.05)
-        except queue.Empty:
-            continue
-        if isinstance(task, _Task):
-            task.done.wait()
-            drop(task.item)
-    for thread in threads:
-        thread.join()
-
-
-class _StoppedError(Exception):
-    """The item was not worked on, since the caller has left."""
+def _close(items: object) -> None:
+    """End a generator here and now, in the thread that drew from it."""
+    close = getattr(items, "close", None)
+    if close is not None:
+        close()

@@ -34,10 +34,18 @@ class Resources:
         """What the budget leaves beside the arena."""
         return self.budget_nbytes - self._arena_nbytes
 
-    def arena(self, device_names: Iterable[str]) -> Arena:
-        """The arena, taken at its first use: page-locked if a GPU is among the devices."""
-        if self._arena is None:
+    def arena(self, device_names: Iterable[str], largest_nbytes: int = 0) -> Arena:
+        """The arena, taken at its first use: page-locked if a GPU is among the devices.
+
+        Taken anew if a chunk of `largest_nbytes` wouldn't fit a slot.
+
+        Raises:
+            InvalidError: slots for such chunks don't fit the budget.
+        """
+        if self._arena is None or self._arena.chunk_nbytes < largest_nbytes:
+            slot_nbytes = max(self.chunk_nbytes, largest_nbytes)
+            self._arena_nbytes = arena_nbytes(self.budget_nbytes, slot_nbytes, self.workers)
             name = max(device_names, default="cpu")  # "cuda:…" sorts after "cpu"
             memory = self.devices[name].host_memory(self._arena_nbytes)
-            self._arena = Arena(memory, self.chunk_nbytes)
+            self._arena = Arena(memory, slot_nbytes)
         return self._arena

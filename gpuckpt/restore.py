@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,7 +58,7 @@ def restore_tensors(
             where it was decoded in place.
     """
     names = {target.spec.device for job in jobs for target in job.targets}
-    arena = resources.arena(names)
+    arena = resources.arena(names, largest_chunk(job.entry for job in jobs))
     for name in names:
         resources.devices[name].begin_uploads()
     pieces = _pieces(jobs, arena)
@@ -77,6 +77,11 @@ def restore_tensors(
     finally:
         for name in names:
             resources.devices[name].finish_uploads()
+
+
+def largest_chunk(entries: Iterable[TensorEntry]) -> int:
+    """Raw bytes of the largest chunk, for which a slot must have room."""
+    return max((chunk.nbytes for entry in entries for chunk in entry.chunks), default=0)
 
 
 def check_chunk(job: Job, chunk: ChunkEntry, slot: Slot) -> Bytes:

@@ -10,17 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gpuckpt import layout
-from gpuckpt.arena import Arena
 from gpuckpt.coding import Choice, Encoded, choose_by_entropy, choose_nothing, encode
 from gpuckpt.commit import commit
 from gpuckpt.errors import CheckpointError, InvalidError
 from gpuckpt.fingerprint import checksum, fingerprint
+from gpuckpt.inventory import Snapshot
 from gpuckpt.manifest import Manifest, TensorEntry
 from gpuckpt.ordered import ordered_map
 from gpuckpt.plan import plan_chunks
 from gpuckpt.resources import Resources
 from gpuckpt.segments import Writer
-from gpuckpt.snapshot import Snapshot
 from gpuckpt.spec import ChunkEntry, Extent, Spec
 from gpuckpt.staging import Staged, stage
 from gpuckpt.stats import Stats
@@ -79,8 +78,7 @@ def save_snapshot(
         segment_nbytes=segment_nbytes,
     )
     try:
-        arena = resources.arena(inventory.by_device())
-        rows = _write_chunks(snapshot, writer, resources, arena, choice(codec), stats)
+        rows = _write_chunks(snapshot, writer, resources, choice(codec), stats)
         tensors = _entries(inventory.specs, rows, header.step, previous)
         begun = time.perf_counter()
         writer.finish(tensors, header.step)
@@ -100,6 +98,7 @@ def save_snapshot(
         raise
     finally:
         snapshot.release()
+        stats.staged_seconds = snapshot.staged_seconds
     return manifest
 
 
@@ -112,17 +111,15 @@ def choice(codec: str) -> Choice:
 
 
 def _write_chunks(
-    snapshot: Snapshot,
-    writer: Writer,
-    resources: Resources,
-    arena: Arena,
-    choose: Choice,
-    stats: Stats,
+    snapshot: Snapshot, writer: Writer, resources: Resources, choose: Choice, stats: Stats
 ) -> list[list[ChunkEntry]]:
     """Bring every chunk of a snapshot to the disk; its entries, by tensor."""
     inventory = snapshot.inventory
     specs = inventory.specs
     chunks = list(plan_chunks(specs, chunk_nbytes=resources.chunk_nbytes))
+    largest = max((chunk.nbytes for chunk in chunks), default=0)
+    arena = resources.arena(inventory.by_device(), largest)
+    stats.host_nbytes = arena.nbytes
     rows: list[list[ChunkEntry]] = [[] for _ in specs]
     staged = stage(snapshot, chunks, resources.devices, arena)
     work = _encoder(specs, choose, _countdown(len(chunks), snapshot.release))

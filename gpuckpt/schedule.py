@@ -88,7 +88,7 @@ class Schedule:
         if self._every.epochs is None or epoch is None:
             return False
         before = epoch - 1 if self._epoch is None else self._epoch
-        return epoch // self._every.epochs > before // self._every.epochs
+        return epoch // self._every.epochs > max(before // self._every.epochs, 0)
 
     def _time_due(self) -> bool:
         elapsed = self._clock() - self._saved_at

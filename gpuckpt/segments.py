@@ -14,7 +14,7 @@ import zstandard
 from gpuckpt import layout
 from gpuckpt.errors import CorruptError, FormatError
 from gpuckpt.fingerprint import checksum128
-from gpuckpt.manifest import TensorEntry, pack_tensors, unpack_tensors
+from gpuckpt.manifest import NOT_AS_EXPECTED, TensorEntry, pack_tensors, unpack_tensors
 from gpuckpt.spec import Extent
 from gpuckpt.stores import Appender, Store
 
@@ -96,9 +96,12 @@ def read_index(store: Store, name: str) -> tuple[int, tuple[TensorEntry, ...]]:
     try:
         text = zstandard.decompress(packed, max_output_size=trailer.raw_length)
         body = json.loads(text)
-        own = body["segment"]
-        return body["step"], unpack_tensors(body["tensors"], [own], whole=False)
-    except (KeyError, TypeError, ValueError, IndexError, zstandard.ZstdError) as error:
+        if len(text) != trailer.raw_length or body["segment"] != name:
+            raise CorruptError(where, "its index is of another file")
+        return layout.check_step(body["step"]), unpack_tensors(body["tensors"], [name], whole=False)
+    except (CorruptError, FormatError):
+        raise
+    except (*NOT_AS_EXPECTED, zstandard.ZstdError) as error:
         raise CorruptError(where, f"not an index ({error})") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import timedelta
 
@@ -15,6 +16,8 @@ _NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 
 def parse_nbytes(size: int | str) -> int:
     """`"1 GiB"`, `"500 MB"` or a number of bytes, as bytes."""
+    if isinstance(size, int) and not isinstance(size, bool) and size >= 0:
+        return size
     number, factor = _parse(size, _NBYTES, "a size is bytes or a text like '1 GiB'")
     return int(number * factor)
 
@@ -22,7 +25,7 @@ def parse_nbytes(size: int | str) -> int:
 def parse_seconds(duration: float | str | timedelta) -> float:
     """`"2 h"`, `"30 s"`, a timedelta or a number of seconds, as seconds."""
     if isinstance(duration, timedelta):
-        return duration.total_seconds()
+        duration = duration.total_seconds()
     number, factor = _parse(duration, _SECONDS, "a duration is seconds or a text like '2 h'")
     return number * factor
 
@@ -39,6 +42,8 @@ def format_nbytes(nbytes: float) -> str:
 def _parse(
     value: float | str, units: dict[str, float] | dict[str, int], hint: str
 ) -> tuple[float, float]:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf:
+        return float(value), 1.0
     match = _NUMBER.fullmatch(str(value))
     if isinstance(value, bool) or not match or match[2].upper() not in units:
         raise InvalidError(f"{hint}; got {value!r}")

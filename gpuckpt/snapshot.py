@@ -2,85 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from gpuckpt.arrays import Tensor, look
-from gpuckpt.devices import Devices, Frozen
+from gpuckpt.devices import Devices
 from gpuckpt.errors import InvalidError, UnsupportedError
-from gpuckpt.spec import Spec
+from gpuckpt.inventory import Inventory, Snapshot
 from gpuckpt.tree import Flat, Path, flatten, rebuild
 from gpuckpt.values import Json, NotPlainError, encode_value
 
 MODES = ("auto", "copy", "hold")
-
-
-@dataclass(frozen=True, slots=True)
-class Inventory:
-    """What a state consists of: its structure, and its tensors, each array once."""
-
-    structure: Json
-    tensors: tuple[Tensor, ...]
-
-    @property
-    def specs(self) -> list[Spec]:
-        """The tensors' specs."""
-        return [tensor.spec for tensor in self.tensors]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(tensor.spec.nbytes for tensor in self.tensors)
-
-    def by_device(self) -> dict[str, list[int]]:
-        """The positions of each device's tensors."""
-        found: dict[str, list[int]] = {}
-        for position, tensor in enumerate(self.tensors):
-            found.setdefault(tensor.spec.device, []).append(position)
-        return found
-
-
-@dataclass(slots=True)
-class Snapshot:
-    """A state's tensors as they were at one moment, until `release`.
-
-    `sources` has for each tensor what its device's `download` takes.
-    `staged` is set once nothing of the state is read any more.
-    """
-
-    inventory: Inventory
-    mode: str
-    sources: list[Any]
-    frozen: dict[str, Frozen]
-    staged: threading.Event = field(default_factory=threading.Event)
-
-    def order_update(self) -> None:
-        """Order what the caller does next after all reads of the state's live memory."""
-        if not self.staged.is_set():
-            for frozen in self.frozen.values():
-                frozen.order_update()
-
-    def settle(self) -> None:
-        """Wait until copies have been made; then what they were made from may go."""
-        for frozen in self.frozen.values():
-            frozen.settle()
-
-    def end_downloads(self) -> None:
-        """Say that no more downloads will begin."""
-        for frozen in self.frozen.values():
-            frozen.end_downloads()
-
-    def release(self) -> None:
-        """Let go of the state; safe to call twice."""
-        try:
-            for frozen in self.frozen.values():
-                frozen.release()
-        finally:
-            self.sources.clear()
-            self.inventory = Inventory(None, ())
-            self.staged.set()
 
 
 def take_inventory(state: Any) -> Inventory:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from gpuckpt.arena import Arena, Slot
 from gpuckpt.devices import Device, Devices, Transfer
-from gpuckpt.snapshot import Snapshot
+from gpuckpt.inventory import Snapshot
 from gpuckpt.spec import Chunk
 
 Bytes = npt.NDArray[np.uint8]
@@ -41,6 +41,7 @@ def stage(
             try:
                 device = devices[specs[chunk.tensor].device]
                 raw = slot.raw[: chunk.nbytes]
+                assert raw.size == chunk.nbytes, (raw.size, chunk)
                 transfer = device.download(snapshot.sources[chunk.tensor], chunk.start, raw)
             except BaseException:
                 arena.give(slot)

@@ -6,6 +6,7 @@ A node of the structure is a JSON object with one key: `dict`, `list`, `tuple`,
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -63,10 +64,7 @@ def flatten(state: Any) -> Flat:
     opened: dict[Path, Any] = {}
 
     def walk(node: Any, path: Path, above: tuple[int, ...]) -> Json:
-        if is_object(node):
-            opened[path] = node.state_dict()
-            return {"object": walk(opened[path], path, (*above, id(node)))}
-        if not isinstance(node, Mapping | list | tuple):
+        if not is_object(node) and not isinstance(node, Mapping | list | tuple):
             found.append(Leaf(path, node, {}))
             return found[-1].node
         if id(node) in above:
@@ -74,6 +72,9 @@ def flatten(state: Any) -> Flat:
         if len(above) >= DEPTH_LIMIT:
             raise UnsupportedError(plain_name(path), f"nested deeper than {DEPTH_LIMIT} levels")
         above = (*above, id(node))
+        if is_object(node):
+            opened[path] = node.state_dict()
+            return {"object": walk(opened[path], path, above)}
         if isinstance(node, Mapping):
             return {"dict": [[_key(k, path), walk(v, (*path, k), above)] for k, v in node.items()]}
         kind = "tuple" if isinstance(node, tuple) else "list"
@@ -100,8 +101,8 @@ def _walk_json(node: Json, path: Path, depth: int) -> Iterator[tuple[Path, Json]
     if kind == "object":
         yield from _walk_json(payload, path, depth + 1)
     elif kind == "dict":
-        for key, child in payload:
-            yield from _walk_json(child, (*path, decode_value(key)), depth + 1)
+        for key, child in _items(payload):
+            yield from _walk_json(child, (*path, key), depth + 1)
     elif kind in ("list", "tuple"):
         for at, child in enumerate(payload):
             yield from _walk_json(child, (*path, at), depth + 1)
@@ -117,7 +118,7 @@ def node_at(structure: Json, path: Path) -> Json | None:
     if not path:
         return structure
     if kind == "dict":
-        below = {decode_value(key): child for key, child in payload}
+        below = dict(_items(payload))
     elif kind in ("list", "tuple"):
         below = dict(enumerate(payload))
     else:
@@ -141,17 +142,15 @@ def names_of(paths: list[Path]) -> list[str]:
 
     A name is the path's keys with dots between them.  Where two paths would
     share one (`{"a.b": …, "a": {"b": …}}`, or the keys 0 and "0"), each of
-    these is written exactly instead: `["a.b"]`, `["a"]["b"]`.
+    these is written exactly instead: `["a.b"]`, `["a"]["b"]`.  Keys that differ
+    and are written alike (two NaNs) are numbered, from the second on: `[nan]#2`.
     """
     names = [plain_name(path) for path in paths]
+    exact: list[str] | None = None
     while len(set(names)) < len(names):
-        seen: dict[str, int] = {}
-        for name in names:
-            seen[name] = seen.get(name, 0) + 1
-        names = [
-            exact_name(path) if seen[name] > 1 else name
-            for path, name in zip(paths, names, strict=True)
-        ]
+        exact = exact or _numbered([exact_name(path) for path in paths])
+        seen = Counter(names)
+        names = [own if seen[name] > 1 else name for own, name in zip(exact, names, strict=True)]
     return names
 
 
@@ -161,8 +160,30 @@ def plain_name(path: Path) -> str:
 
 
 def exact_name(path: Path) -> str:
-    """The path's keys as Python would write them, in brackets: no two paths share it."""
+    """The path's keys as Python would write them, in brackets."""
     return "".join(f"[{key!r}]" for key in path)
+
+
+def _numbered(names: list[str]) -> list[str]:
+    """Names with `#2`, `#3`, … at the second, third, … of those that are equal."""
+    seen: Counter[str] = Counter()
+    numbered = []
+    for name in names:
+        seen[name] += 1
+        numbered.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return numbered
+
+
+def _items(payload: list[Json]) -> list[tuple[Any, Json]]:
+    """A dict's keys and nodes, checked: no key is there twice."""
+    items = [(decode_value(key), child) for key, child in payload]
+    try:
+        count = len(dict(items))
+    except TypeError as error:
+        raise FormatError(f"a key of a state's structure can't be one ({error})") from None
+    if count < len(items):
+        raise FormatError("a dict of a state's structure has a key twice")
+    return items
 
 
 def _key(key: object, path: Path) -> Json:
@@ -187,7 +208,7 @@ def from_json(node: Json, depth: int = 0) -> Any:
     if kind == "object":
         return from_json(payload, depth + 1)
     if kind == "dict":
-        return {decode_value(key): from_json(child, depth + 1) for key, child in payload}
+        return {key: from_json(child, depth + 1) for key, child in _items(payload)}
     items = [from_json(child, depth + 1) for child in payload]
     return items if kind == "list" else tuple(items)
 
@@ -204,13 +225,25 @@ def rebuild(node: Any, new: Callable[[Path, Any], Any], opened: dict[Path, Any])
     def walk(node: Any, path: Path) -> Any:
         if path in opened and is_object(node):
             whole = new(path, node)
-            node.load_state_dict(walk(opened[path], path) if whole is node else whole)
+            if whole is node:
+                whole = walk(opened[path], path)
+            else:
+                load_inner(whole, path)
+            node.load_state_dict(whole)
             return node
         if isinstance(node, Mapping):
             return _put(node, {key: walk(child, (*path, key)) for key, child in node.items()})
         if isinstance(node, list | tuple):
             return _put_items(node, [walk(child, (*path, at)) for at, child in enumerate(node)])
         return new(path, node)
+
+    def load_inner(node: Any, path: Path) -> None:
+        if path in opened and is_object(node):
+            walk(node, path)
+        elif isinstance(node, Mapping | list | tuple):
+            items = node.items() if isinstance(node, Mapping) else enumerate(node)
+            for key, child in items:
+                load_inner(child, (*path, key))
 
     return walk(node, ())
 

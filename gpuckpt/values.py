@@ -3,7 +3,8 @@
 JSON's own null, booleans and strings stand for themselves, and so do integers
 up to 2**53 and finite floats (Python writes the shortest digits that read back
 as the same number).  All else is an object with one key that names its type;
-docs/FORMAT.md lists them.
+docs/FORMAT.md lists them.  A string with surrogates is among these, since JSON
+would join two that follow each other into one character.
 """
 
 from __future__ import annotations
@@ -56,10 +57,22 @@ def decode_value(data: Json) -> Any:
         return _DECODERS[kind](payload)
     except KeyError:
         raise FormatError(f"no plain value is of kind {kind!r} in this gpuckpt") from None
+    except RecursionError:
+        raise FormatError(f"a {kind} is nested too deep") from None
     except (ValueError, TypeError, struct.error, binascii.Error) as error:
         if isinstance(error, CheckpointError):
             raise
         raise FormatError(f"a {kind} can't be {str(payload)[:80]!r}") from error
+
+
+def _encode_str(value: str) -> Json:
+    if not any("\ud800" <= character <= "\udfff" for character in value):
+        return value
+    return {"str": _text(value.encode("utf-8", "surrogatepass"))}
+
+
+def _decode_str(payload: Json) -> str:
+    return base64.b64decode(payload, validate=True).decode("utf-8", "surrogatepass")
 
 
 def _encode_int(value: int) -> Json:
@@ -86,6 +99,10 @@ def _decode_scalar(payload: Json) -> np.generic:
     dtype, raw = to_numpy(name), base64.b64decode(data, validate=True)
     if len(raw) != dtype.itemsize:
         raise ValueError(f"{len(raw)} bytes for one {name}")
+    if dtype.kind == "S":  # an element of an array would lose the zeros at its end
+        return np.bytes_(raw)
+    if dtype.kind == "U":
+        return np.str_(raw.decode("utf-32-le", "surrogatepass"))
     scalar: np.generic = np.frombuffer(raw, dtype)[0]
     return scalar
 
@@ -113,7 +130,7 @@ def _same(value: Any) -> Json:
 _ENCODERS: dict[type, Callable[[Any], Json]] = {
     type(None): _same,
     bool: _same,
-    str: _same,
+    str: _encode_str,
     int: _encode_int,
     float: _encode_float,
     complex: _encode_complex,
@@ -122,6 +139,7 @@ _ENCODERS: dict[type, Callable[[Any], Json]] = {
     tuple: lambda value: {"tuple": [encode_value(item) for item in value]},
 }
 _DECODERS: dict[str, Callable[[Json], Any]] = {
+    "str": _decode_str,
     "int": lambda payload: int(payload, 16),
     "float": _decode_float,
     "complex": _decode_complex,

@@ -11,7 +11,7 @@ from gpuckpt.errors import CheckpointError, CorruptError
 from gpuckpt.manifest import Manifest
 from gpuckpt.ordered import ordered_map
 from gpuckpt.resources import Resources
-from gpuckpt.restore import Job, check_chunk
+from gpuckpt.restore import Job, check_chunk, largest_chunk
 from gpuckpt.segments import read_index
 from gpuckpt.spec import ChunkEntry
 from gpuckpt.stores import Store
@@ -60,7 +60,7 @@ def verify_step(
 def _verify_chunks(
     store: Store, manifest: Manifest, resources: Resources, progress: Callable[[int], None]
 ) -> Iterator[Damage]:
-    arena = resources.arena(["cpu"])
+    arena = resources.arena(["cpu"], largest_chunk(manifest.tensors))
 
     def pieces() -> Iterator[_Piece]:
         for entry in manifest.tensors:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path as FilePath
 from typing import Any
 
 from gpuckpt import layout
@@ -19,7 +19,7 @@ from gpuckpt.resources import Resources
 from gpuckpt.segments import read_index
 from gpuckpt.stores import Store
 from gpuckpt.stores.local import LocalStore
-from gpuckpt.tree import Flat, flatten
+from gpuckpt.tree import Flat, Path, flatten
 
 Source = str | os.PathLike[str] | Checkpoint | tuple[str | os.PathLike[str], int]
 
@@ -83,8 +83,10 @@ def warm_start(
             mismatched=[f"{name}: {reason}" for name, reason in report.unmatched.items()],
         )
     resources = Resources(memory)
+    placed: dict[Path, Any] = {}
     for one, result in zip(opened, found, strict=True):
-        fill_match(state, flat, result, one.manifest, one.store, resources)
+        result.leaves = placed | result.leaves  # what an earlier source put there stays
+        placed = fill_match(state, flat, result, one.manifest, one.store, resources)
     return report
 
 
@@ -114,7 +116,7 @@ def _open(source: Any) -> _Opened:
         root, step = source
         store = LocalStore(root)
         return _Opened(f"{root} step {step}", store, open_step(store, step))
-    path = Path(source)
+    path = FilePath(source)
     if path.is_dir():
         store = LocalStore(path)
         manifest = open_step(store)
@@ -154,7 +156,7 @@ def _merge_parts(opened: Sequence[_Opened]) -> list[_Opened]:
 
 def _save_of(label: str) -> str | None:
     """Folder, step and token of a segment's path; None for any other source."""
-    path = Path(label)
+    path = FilePath(label)
     if layout.segment_step(path.name) is None:
         return None
     return str(path.parent / ".".join(path.name.split(".")[:2]))

@@ -17,16 +17,21 @@ KINDS = ("numpy", "cupy", "torch", "jax")
 
 
 def make(spec: Spec, device: str) -> Tensor:
-    """A new, uninitialised tensor on `device` ("cpu", "cuda:n"), its axes in memory as saved."""
+    """A new, uninitialised tensor on `device` ("cpu", "cuda:n"), its axes in memory as saved.
+
+    Raises:
+        NotFoundError: there is no such device.
+        DeviceMemoryError: it has no room.
+        UnsupportedError: its arrays can't hold such elements.
+    """
     order = spec.axes or tuple(range(len(spec.shape)))
     shape = tuple(spec.shape[axis] for axis in order)
     if device == "cpu":
         array: Any = np.empty(shape, to_numpy(spec.dtype))
     else:
-        import cupy
+        from gpuckpt.devices.cuda import new_array
 
-        with cupy.cuda.Device(int(device.partition(":")[2])):
-            array = cupy.empty(shape, cuda_dtype(spec.dtype))
+        array = new_array(device, shape, cuda_dtype(spec.dtype, spec.name))
     array = array.transpose(tuple(np.argsort(order))) if order else array
     return Tensor(replace(spec, device=device), array, array, writable=True)
 
@@ -45,7 +50,19 @@ def finish(tensor: Tensor, kind: str) -> Any:
         raise InvalidError(f"like is one of {', '.join(KINDS)}; got {kind!r}")
     if kind == "cupy" and on_host:
         raise InvalidError(f"{tensor.spec.name}: like='cupy' needs device='cuda'")
-    return tensor.array
+    return tensor.array if on_host else _to_cupy(tensor)
+
+
+def _to_cupy(tensor: Tensor) -> Any:
+    """The element type that was saved, where this cupy has it (bfloat16 since version 14)."""
+    import cupy
+
+    wanted = to_numpy(tensor.spec.dtype)
+    try:
+        cupy.empty(0, wanted)
+    except (TypeError, ValueError):
+        return tensor.array
+    return tensor.array.view(wanted)
 
 
 def _to_torch(tensor: Tensor) -> Any:

@@ -67,7 +67,7 @@ def look(leaf: Any, name: str) -> Tensor | None:
     if kind == "torch":
         leaf = leaf.detach()
     if kind == "cupy":
-        return _tensor(leaf, leaf, name, kind, writable=True)
+        return _look_cupy(leaf, leaf, name, writable=True)
     if hasattr(leaf, "__dlpack_device__") and kind != "numba":
         seen = dlpack.look(leaf)
         if isinstance(seen, dlpack.Memory):
@@ -77,7 +77,8 @@ def look(leaf: Any, name: str) -> Tensor | None:
     if hasattr(leaf, "__cuda_array_interface__"):
         import cupy
 
-        return _tensor(cupy.asarray(leaf), leaf, name, "cupy", writable=True)
+        _, read_only = leaf.__cuda_array_interface__["data"]
+        return _look_cupy(cupy.asarray(leaf), leaf, name, writable=not read_only)
     if hasattr(leaf, "__array_interface__") or kind == "jax":
         return _look_numpy(np.asarray(leaf), leaf, name, kind)
     return None
@@ -104,12 +105,19 @@ def _look_numpy(array: npt.NDArray[Any], owner: object, name: str, kind: str) ->
     return _tensor(array.view(np.ndarray), owner, name, kind, writable=writable)
 
 
+def _look_cupy(array: Any, owner: object, name: str, *, writable: bool) -> Tensor:
+    dtype = name_of(np.dtype(array.dtype))
+    held = array.dtype if dtype is None else cuda_dtype(dtype, name)
+    array = array if held == array.dtype else array.view(held)
+    return _tensor(array, owner, name, "cupy", writable=writable, dtype=dtype)
+
+
 def _look_memory(memory: dlpack.Memory, name: str, kind: str) -> Tensor:
     writable = kind != "jax"
     if memory.device is None:
         array: Any = _on_host(memory)
     else:
-        array = _on_cuda(memory)
+        array = _on_cuda(memory, name)
     return _tensor(array, memory.owner, name, kind, writable=writable, dtype=memory.dtype)
 
 
@@ -127,10 +135,10 @@ def _on_host(memory: dlpack.Memory) -> npt.NDArray[Any]:
     return np.asarray(holder).view(to_numpy(memory.dtype))
 
 
-def _on_cuda(memory: dlpack.Memory) -> Any:
+def _on_cuda(memory: dlpack.Memory, name: str) -> Any:
     import cupy
 
-    dtype = cuda_dtype(memory.dtype)
+    dtype = cuda_dtype(memory.dtype, name)
     with cupy.cuda.Device(memory.device):
         if not math.prod(memory.shape):
             return cupy.empty(memory.shape, dtype)
@@ -142,12 +150,18 @@ def _on_cuda(memory: dlpack.Memory) -> Any:
         return cupy.ndarray(memory.shape, dtype, pointer, memory.strides)
 
 
-def cuda_dtype(name: str) -> np.dtype[Any]:
-    """The type under which cupy holds elements called `name`: itself, or integers as wide."""
-    dtype = to_numpy(name)
-    return (
-        dtype if dtype.kind in "biufc" and dtype.isbuiltin == 1 else np.dtype(f"u{dtype.itemsize}")
-    )
+def cuda_dtype(dtype_name: str, name: str) -> np.dtype[Any]:
+    """The type under which cupy holds the elements of `name`: their own, or integers as wide.
+
+    Raises:
+        UnsupportedError: neither exists.
+    """
+    dtype = to_numpy(dtype_name)
+    if dtype.kind in "biufc" and dtype.isbuiltin == 1 and dtype.char not in "gG":
+        return dtype
+    if dtype.itemsize not in {1, 2, 4, 8}:
+        raise UnsupportedError(name, f"a GPU array can't hold {dtype_name}; pass device='cpu'")
+    return np.dtype(f"u{dtype.itemsize}")
 
 
 def _tensor(

@@ -64,7 +64,7 @@ class Device(Protocol):
         ...
 
     def host_memory(self, nbytes: int) -> Bytes:
-        """Host memory for transfers, page-locked if the device wants that; kept while referenced."""
+        """Host memory for transfers, page-locked if the device wants it; kept while referenced."""
         ...
 
     def room(self) -> int:

@@ -11,6 +11,7 @@ order it with the caller's stream, and none of them makes the host wait:
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -41,13 +42,7 @@ class CudaDevice:
 
     def __init__(self, ordinal: int) -> None:
         self.name = f"cuda:{ordinal}"
-        try:
-            count = cupy.cuda.runtime.getDeviceCount()
-        except cupy.cuda.runtime.CUDARuntimeError as error:
-            raise NotFoundError(f"{self.name}: no CUDA device answers ({error})") from error
-        if ordinal >= count:
-            raise NotFoundError(f"{self.name}: this machine has {count} CUDA device(s)")
-        self._device = cupy.cuda.Device(ordinal)
+        self._device = _device(self.name)
         self._shadow: Any = None
         with self._used("begin"):
             self._stream = cupy.cuda.Stream(non_blocking=True)
@@ -164,21 +159,10 @@ class CudaDevice:
 
     @contextlib.contextmanager
     def _used(self, verb: str) -> Iterator[None]:
-        """Make this the current device, and translate CUDA's errors, here and nowhere else."""
-        try:
+        """Make this the current device, and translate CUDA's errors."""
+        with _told(self.name, verb, "pass snapshot='hold', or leave more memory free"):
             with self._device:
                 yield
-        except (cupy.cuda.memory.OutOfMemoryError, MemoryError) as error:
-            raise DeviceMemoryError(
-                f"{self.name}: not enough memory to {verb} ({error}); "
-                "pass snapshot='hold', or leave more memory free"
-            ) from error
-        except (
-            cupy.cuda.runtime.CUDARuntimeError,
-            cupy.cuda.driver.CUDADriverError,
-            cupy.cuda.compiler.CompileException,
-        ) as error:
-            raise DeviceError(f"{self.name}: can't {verb}: {error}") from error
 
 
 class CudaTransfer:
@@ -250,6 +234,47 @@ class CudaHold:
         """Let go of the arrays."""
         self._ended.set()
         self.arrays = ()
+
+
+def new_array(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    """An uninitialised array on the device called `name`, allocated as the caller's own are.
+
+    Raises:
+        NotFoundError: there is no such device.
+        DeviceMemoryError: it has no room.
+    """
+    nbytes = math.prod(shape) * dtype.itemsize
+    remedy = "leave more memory free, or pass device='cpu'"
+    with _told(name, f"allocate an array of {nbytes} bytes", remedy), _device(name):
+        return cupy.empty(shape, dtype)
+
+
+def _device(name: str) -> Any:
+    ordinal = int(name.partition(":")[2])
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise NotFoundError(f"{name}: no CUDA device answers ({error})") from error
+    if ordinal >= count:
+        raise NotFoundError(f"{name}: this machine has {count} CUDA device(s)")
+    return cupy.cuda.Device(ordinal)
+
+
+@contextlib.contextmanager
+def _told(name: str, verb: str, remedy: str) -> Iterator[None]:
+    """Translate CUDA's errors, here and nowhere else."""
+    try:
+        yield
+    except (cupy.cuda.memory.OutOfMemoryError, MemoryError) as error:
+        raise DeviceMemoryError(
+            f"{name}: not enough memory to {verb} ({error}); {remedy}"
+        ) from error
+    except (
+        cupy.cuda.runtime.CUDARuntimeError,
+        cupy.cuda.driver.CUDADriverError,
+        cupy.cuda.compiler.CompileException,
+    ) as error:
+        raise DeviceError(f"{name}: can't {verb}: {error}") from error
 
 
 class _Pinned:

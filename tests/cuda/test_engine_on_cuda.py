@@ -1,0 +1,418 @@
+"""The whole engine on CUDA devices: what is saved there comes back bit for bit, at its step."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import replace
+from typing import Any
+
+import cupy as cp
+import ml_dtypes
+import numpy as np
+import pytest
+from cupy.cuda import runtime
+
+import gpuckpt
+from gpuckpt.arrays import dlpack
+from gpuckpt.commit import open_step
+from gpuckpt.stores.memory import MemoryStore
+from tests.cuda.gates import Gate
+from tests.devices_contract import VIEWS, bytes_of, numbers
+
+DTYPES = "? b B h H i I q Q e f d F D".split()
+DLPACK_CODES = {"bfloat16": (4, 2), "float8_e4m3fn": (10, 1), "float8_e5m2": (12, 1)}
+CHUNK = 1 << 16
+MIB = 1 << 20
+
+
+class OnlyDLPack:
+    """An array of another library, of a type that cupy lacks, that speaks DLPack alone."""
+
+    def __init__(self, array: Any, dtype: str) -> None:
+        self.array, self.dtype = array, dtype
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return dlpack.CUDA, self.array.device.id
+
+    def __dlpack__(self, stream: int | None = None) -> Any:
+        capsule = self.array.__dlpack__(stream=stream)
+        code, width = DLPACK_CODES[self.dtype]
+        assert self.array.itemsize == width
+        dlpack._tensor_of(capsule).dtype.code = code
+        return capsule
+
+
+class OnlyInterface:
+    """An array of another library that speaks CUDA's array interface alone."""
+
+    def __init__(self, array: Any, *, read_only: bool = False, typestr: str | None = None) -> None:
+        self.array = array
+        interface = dict(array.__cuda_array_interface__)
+        interface["data"] = (interface["data"][0], read_only)
+        interface["typestr"] = typestr or interface["typestr"]
+        del interface["descr"]
+        self.__cuda_array_interface__ = interface
+
+
+@pytest.fixture
+def store():
+    return MemoryStore()
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """No work of one test is left for the next."""
+    yield
+    for ordinal in range(runtime.getDeviceCount()):
+        with cp.cuda.Device(ordinal):
+            cp.cuda.Device().synchronize()
+
+
+def put(array: Any, ordinal: int = 0) -> Any:
+    with cp.cuda.Device(ordinal):
+        bits = cp.asarray(np.frombuffer(array.tobytes(), np.uint8))
+        return bits.view(array.dtype).reshape(array.shape)
+
+
+def to_host(leaf: Any) -> Any:
+    return leaf.get() if isinstance(leaf, cp.ndarray) else leaf
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    found, expected = to_host(found), to_host(expected)
+    assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+    assert bytes_of(found) == bytes_of(expected)
+
+
+def checkpointer(store: MemoryStore, **options: Any) -> gpuckpt.Checkpointer:
+    return gpuckpt.Checkpointer("", store=store, chunk_nbytes=CHUNK, **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_dtype_comes_back_to_the_device_it_came_from(store, dtype):
+    given = numbers(1, dtype, (300, 7))
+    gpuckpt.save("", {"w": put(given)}, store=store)
+    loaded = gpuckpt.load("", store=store)["w"]
+    assert isinstance(loaded, cp.ndarray)
+    assert_same(loaded, given)
+    assert_same(gpuckpt.load("", device="cpu", store=store)["w"], given)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_checkpoint_of_host_arrays_loads_onto_a_device(store, dtype):
+    given = numbers(1, dtype, (300, 7))
+    gpuckpt.save("", {"w": given}, store=store)
+    loaded = gpuckpt.load("", device="cuda", store=store)["w"]
+    assert isinstance(loaded, cp.ndarray)
+    assert_same(loaded, given)
+
+
+@pytest.mark.parametrize("dtype", ["V16", "U5", "S3"])
+def test_elements_that_no_gpu_array_holds_are_an_error_that_names_the_tensor(store, dtype):
+    gpuckpt.save("", {"deep": {"w": np.zeros(4, dtype)}}, store=store)
+    with pytest.raises(gpuckpt.UnsupportedError, match=r"deep\.w"):
+        gpuckpt.load("", device="cuda", store=store)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_arrays_of_any_strides_come_back_and_are_restored_in_place(store, view):
+    given = numbers()
+    array = put(given)
+    gpuckpt.save("", {"w": VIEWS[view](array)}, store=store)
+    loaded = gpuckpt.load("", store=store)["w"]
+    assert_same(loaded, VIEWS[view](given))
+    if view == "repeated":
+        return
+    target, expected = put(numbers(5)), numbers(5)
+    VIEWS[view](expected)[...] = VIEWS[view](given)
+    with checkpointer(store) as ckpt:
+        ckpt.restore({"w": VIEWS[view](target)})
+    assert_same(target, expected)
+
+
+def test_fortran_order_comes_back_as_it_was(store):
+    given = numbers()
+    gpuckpt.save("", {"w": put(given).T}, store=store)
+    assert gpuckpt.load("", store=store)["w"].flags.f_contiguous
+
+
+@pytest.mark.parametrize("dtype", DLPACK_CODES)
+def test_small_floats_that_speak_only_dlpack(store, dtype):
+    width = DLPACK_CODES[dtype][1]
+    bits = numbers(3, f"u{width}", (500, 3))
+    gpuckpt.save("", {"w": OnlyDLPack(put(bits), dtype)}, store=store)
+    on_host = gpuckpt.load("", device="cpu", like="numpy", store=store)["w"]
+    assert on_host.dtype == np.dtype(getattr(ml_dtypes, dtype))
+    assert_same(on_host.view(bits.dtype), bits)
+    again = gpuckpt.load("", store=store)["w"]
+    assert again.device.id == 0
+    assert_same(again.view(bits.dtype), bits)
+    target = put(np.zeros_like(bits))
+    with checkpointer(store) as ckpt:
+        ckpt.restore({"w": OnlyDLPack(target, dtype)})
+    assert_same(target, bits)
+
+
+def test_bfloat16_of_cupy_itself_comes_back_as_bfloat16(store):
+    try:
+        given = cp.asarray(np.arange(50).astype(ml_dtypes.bfloat16).reshape(5, 10))
+    except ValueError:
+        pytest.skip("this CuPy has no bfloat16")
+    gpuckpt.save("", {"w": given, "t": given.T[::2]}, store=store)
+    loaded = gpuckpt.load("", store=store)
+    assert_same(loaded["w"], given)
+    assert_same(loaded["t"], given.get().T[::2])
+    target = cp.zeros_like(given)
+    with checkpointer(store) as ckpt:
+        ckpt.restore({"w": target, "t": target.copy().T[::2]})
+    assert_same(target, given)
+
+
+@pytest.mark.parametrize("typestr", ["<f4", "|V4"])
+@pytest.mark.parametrize("view", ["contiguous", "Fortran", "stepped"])
+def test_arrays_that_speak_only_the_cuda_array_interface(store, typestr, view):
+    given = numbers()
+    leaf = OnlyInterface(VIEWS[view](put(given)), typestr=typestr)
+    gpuckpt.save("", {"w": leaf}, store=store)
+    loaded = gpuckpt.load("", device="cpu", store=store)["w"]
+    assert bytes_of(loaded) == bytes_of(VIEWS[view](given))
+    target = put(numbers(1))
+    with checkpointer(store) as ckpt:
+        ckpt.restore({"w": OnlyInterface(VIEWS[view](target), typestr=typestr)})
+    assert bytes_of(VIEWS[view](target.get())) == bytes_of(VIEWS[view](given))
+
+
+def test_an_array_interface_that_is_read_only_is_not_written_to(store):
+    gpuckpt.save("", {"w": OnlyInterface(put(numbers(0)))}, store=store)
+    target = put(numbers(1))
+    state: dict[str, Any] = {"w": OnlyInterface(target, read_only=True)}
+    with checkpointer(store) as ckpt:
+        ckpt.restore(state)
+    assert_same(target, numbers(1))
+    assert_same(state["w"], numbers(0))
+
+
+def test_a_state_over_all_devices_and_the_host(store):
+    last = runtime.getDeviceCount() - 1
+    given = {name: numbers(at) for at, name in enumerate("abc")}
+    state = {
+        "a": put(given["a"]),
+        "b": [put(given["b"], last), 7, "text"],
+        "c": (given["c"].copy(), None),
+        "none": cp.empty((0, 3), np.float16),
+        "one": cp.asarray(2.5),
+    }
+    for snapshot in ("copy", "hold"):
+        with checkpointer(store, snapshot=snapshot) as ckpt:
+            ckpt.save(1, state).result(60)
+            loaded = gpuckpt.load("", store=store)
+            assert_same(loaded["a"], given["a"])
+            assert_same(loaded["b"][0], given["b"])
+            assert loaded["b"][0].device.id == last
+            assert_same(loaded["c"][0], given["c"])
+            assert isinstance(loaded["c"][0], np.ndarray)
+            assert loaded["none"].shape == (0, 3)
+            assert float(loaded["one"]) == 2.5
+            state["a"][...] = 0
+            state["b"][0][...] = 0
+            state["c"][0][...] = 0
+            ckpt.restore({key: state[key] for key in state})
+        assert_same(state["a"], given["a"])
+        assert_same(state["b"][0], given["b"])
+        assert_same(state["c"][0], given["c"])
+
+
+def test_another_device_is_used_while_the_first_is_current(store):
+    if runtime.getDeviceCount() < 2:
+        pytest.skip("one device")
+    given = numbers()
+    gpuckpt.save("", {"w": put(given)}, store=store)
+    loaded = gpuckpt.load("", device="cuda:1", store=store)["w"]
+    assert loaded.device.id == 1
+    with cp.cuda.Device(1):
+        assert_same(loaded, given)
+    gpuckpt.save("", {"w": OnlyInterface(loaded)}, step=1, store=store)
+    assert open_step(store).tensors[0].spec.device == "cuda:1"
+    assert_same(gpuckpt.load("", device="cpu", store=store)["w"], given)
+
+
+def test_one_array_under_two_names_stays_one(store):
+    array = put(numbers())
+    gpuckpt.save("", {"a": array, "b": array, "c": array[:2]}, store=store)
+    loaded = gpuckpt.load("", store=store)
+    assert loaded["a"] is loaded["b"]
+    assert len(open_step(store).tensors) == 2
+    assert_same(loaded["c"], numbers()[:2])
+
+
+@pytest.mark.parametrize("codec", ["auto", "zstd", "raw"])
+@pytest.mark.parametrize("snapshot", ["copy", "hold"])
+def test_a_device_writes_the_bytes_that_the_host_would_write(codec, snapshot):
+    weights = np.random.default_rng(1).normal(size=(200, 500)).astype(np.float32)
+    given = {"w": weights, "t": weights.T, "h": weights[::3, ::-2].astype(np.float16)}
+    stores = {"cpu": MemoryStore(), "cuda": MemoryStore()}
+    states = {"cpu": given, "cuda": {name: cp.asarray(array) for name, array in given.items()}}
+    states["cuda"]["t"] = states["cuda"]["w"].T
+    states["cpu"]["t"] = states["cpu"]["w"].T
+    rows = {}
+    for kind, own in stores.items():
+        with checkpointer(own, codec=codec, snapshot=snapshot) as ckpt:
+            ckpt.save(1, states[kind]).result(60)
+        entries = open_step(own).tensors
+        rows[kind] = [
+            (
+                replace(entry.spec, kind="", device=""),
+                [
+                    (
+                        replace(chunk, extent=replace(chunk.extent, segment="")),
+                        own.files[chunk.extent.segment][chunk.extent.offset :][
+                            : chunk.extent.length
+                        ],
+                    )
+                    for chunk in entry.chunks
+                ],
+            )
+            for entry in entries
+        ]
+    assert rows["cpu"] == rows["cuda"]
+    assert sum(len(chunks) for _, chunks in rows["cpu"]) > 8
+
+
+@pytest.mark.parametrize("announced", [True, False], ids=["update", "no update"])
+@pytest.mark.parametrize("own_stream", [True, False], ids=["own stream", "default stream"])
+@pytest.mark.parametrize("snapshot", ["copy", "hold", "auto"])
+def test_every_checkpoint_of_a_loop_is_the_state_at_its_step(
+    store, snapshot, own_stream, announced
+):
+    rng = np.random.default_rng(4)
+    expected = {
+        "w": rng.integers(0, 2**32, 200_000, dtype=np.uint32),
+        "m": rng.integers(0, 2**32, (40, 50), dtype=np.uint32),
+    }
+    state = {"w": cp.asarray(expected["w"]), "m": cp.asarray(expected["m"]).T}
+    expected["m"] = expected["m"].T
+    cp.cuda.Device().synchronize()
+    stream = cp.cuda.Stream(non_blocking=True) if own_stream else cp.cuda.Stream.null
+    seen: dict[int, dict[str, Any]] = {}
+    with stream, checkpointer(store, snapshot=snapshot, every=gpuckpt.Every(steps=2)) as ckpt:
+        assert ckpt.resume(state) == 0
+        for step in range(1, 9):
+            if announced:
+                with ckpt.update():
+                    change(state, step)
+            else:
+                change(state, step)
+            change(expected, step)
+            if ckpt.step(step, state) is not None:
+                seen[step] = {name: array.copy() for name, array in expected.items()}
+        ckpt.wait()
+        stream.synchronize()
+    assert gpuckpt.Checkpointer("", store=store).steps() == sorted(seen) == [2, 4, 6, 8]
+    for step, values in seen.items():
+        loaded = gpuckpt.load("", step, device="cpu", store=store)
+        for name, value in values.items():
+            assert_same(loaded[name], value)
+
+
+def change(state: dict[str, Any], step: int) -> None:
+    """An optimizer's update: in place, several kernels, no two steps alike."""
+    for array in state.values():
+        array *= np.uint32(2 * step + 1)
+        array += np.uint32(step)
+        array ^= np.uint32(0x9E3779B9)
+
+
+def test_a_restored_state_is_ready_for_the_callers_own_stream(store):
+    given = numbers(0, np.uint32, (100_000,))
+    target = put(np.zeros_like(given))
+    gpuckpt.save("", {"w": given}, store=store)
+    stream = cp.cuda.Stream(non_blocking=True)
+    cp.cuda.Device().synchronize()
+    with stream, checkpointer(store) as ckpt:
+        gate = Gate(stream)
+        target -= np.uint32(1)
+        assert ckpt.resume({"w": target}) == 0
+        target += np.uint32(1)
+        assert_same(target, given + np.uint32(1))
+        gate.join()
+
+
+def test_hold_keeps_save_waiting_only_without_update(store):
+    array = put(np.zeros(200_000, np.uint32))
+    with checkpointer(store, snapshot="hold") as ckpt:
+        pending = ckpt.save(1, {"w": array})
+        array += np.uint32(1)
+        pending.result(60)
+        assert pending.stats.mode == "hold"
+    assert not gpuckpt.load("", device="cpu", store=store)["w"].any()
+
+
+def test_an_array_dropped_right_after_save_is_saved_all_the_same(store):
+    given = numbers(0, np.uint32, (200_000,))
+    streams = [cp.cuda.Stream(non_blocking=True) for _ in range(2)]
+    with streams[0]:
+        array = put(given)
+        streams[0].synchronize()
+    with checkpointer(store, snapshot="copy") as ckpt:
+        with streams[1]:
+            pending = ckpt.save(1, {"w": array})
+        del array
+        with streams[0]:
+            others = [cp.full(given.shape, value, np.uint32) for value in range(4)]
+        pending.result(60)
+        streams[0].synchronize()
+    assert len(others) == 4
+    assert_same(gpuckpt.load("", device="cpu", store=store)["w"], given)
+
+
+@pytest.fixture
+def crowded():
+    """A state of 8 MiB, and less than that of free memory beside it."""
+    gc.collect()
+    cp.get_default_memory_pool().free_all_blocks()
+    array = cp.full(8 * MIB, 7, np.uint8)
+    free, _ = runtime.memGetInfo()
+    filler = cp.cuda.memory.Memory(free - 4 * MIB)
+    yield {"w": array}
+    del filler
+
+
+def test_auto_holds_where_a_copy_would_not_fit(store, crowded):
+    with gpuckpt.Checkpointer("", store=store, snapshot="auto") as ckpt:
+        pending = ckpt.save(1, crowded)
+        pending.result(60)
+        assert pending.stats.mode == "hold"
+    assert (gpuckpt.load("", device="cpu", store=store)["w"] == 7).all()
+
+
+def test_a_copy_without_room_fails_and_leaves_nothing(tmp_path, crowded):
+    with gpuckpt.Checkpointer(tmp_path, snapshot="copy") as ckpt:
+        before = sorted(path.name for path in tmp_path.iterdir())
+        with pytest.raises(gpuckpt.DeviceMemoryError, match="cuda:0"):
+            ckpt.save(1, crowded)
+        assert sorted(path.name for path in tmp_path.iterdir()) == before
+        assert ckpt.steps() == []
+        small = {"w": crowded["w"][:MIB]}
+        ckpt.save(2, small).result(60)
+    assert (gpuckpt.load(tmp_path, device="cpu")["w"] == 7).all()
+
+
+def test_loading_what_does_not_fit_names_the_device(store, crowded):
+    gpuckpt.save("", crowded, store=store)
+    with pytest.raises(gpuckpt.DeviceMemoryError, match="cuda:0"):
+        gpuckpt.load("", store=store)
+
+
+def test_auto_copies_where_there_is_room(store):
+    with checkpointer(store, snapshot="auto") as ckpt:
+        pending = ckpt.save(1, {"w": put(numbers())})
+        pending.result(60)
+        assert pending.stats.mode == "copy"
+
+
+def test_a_device_that_is_not_there_is_not_found(store):
+    gpuckpt.save("", {"w": put(numbers())}, store=store)
+    with pytest.raises(gpuckpt.NotFoundError, match="cuda:99"):
+        gpuckpt.load("", device="cuda:99", store=store)
+    with pytest.raises(gpuckpt.InvalidError, match="device"):
+        gpuckpt.load("", device="gpu", store=store)

@@ -1,0 +1,152 @@
+"""A reader of format 1, written from docs/FORMAT.md alone; sections are that page's."""
+
+import base64
+import json
+import math
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import xxhash
+import zstandard
+
+HEAD = re.compile(rb'\{"gpuckpt":1,"checksum":"([0-9a-f]{32})","manifest":')
+MANIFEST = re.compile(r"step-([0-9]{12})\.manifest\.json")
+SEGMENT = re.compile(r"step-([0-9]{12})\.([0-9a-f]{8})\.r([0-9]{1,6})\.([0-9]{1,6})\.segment")
+DTYPE = re.compile(
+    r">?(bool|u?int(2|4|8|16|32|64)|b?float(16|32|64|128)|complex(64|128|256)|[SUV][1-9][0-9]*"
+    r"|float[468]_e\dm\d\w*|(datetime|timedelta)64(\[[0-9]*(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?)"
+)
+
+
+def read(root: Path, step: int | None = None) -> Any:
+    """The state of a root's newest step, or of the one asked for (section 13)."""
+    found = {
+        int(name[1]): file for file in root.iterdir() if (name := MANIFEST.fullmatch(file.name))
+    }
+    step = max(found) if step is None else step
+    data = found[step].read_bytes()
+    head, text = HEAD.match(data), data[70:-2]
+    check(head is not None and data.endswith(b"}\n"), "head and tail")
+    check(head is not None and head[1].decode() == xxhash.xxh3_128_hexdigest(text), "the body")
+    body = json.loads(text)
+    check(body["step"] == step and all(map(SEGMENT.fullmatch, body["segments"])), "step, segments")
+    files = [root / name for name in body["segments"]]
+    return build(body["structure"], [tensor(row, files) for row in body["tensors"]])
+
+
+def read_segment(file: Path) -> dict[str, Any]:
+    """The tensors that lie whole in one segment, by name (section 14)."""
+    data = file.read_bytes()
+    magic, version = struct.unpack("<8sI52x", data[:64])
+    at, length, raw_length, digest, again, end = struct.unpack("<QQQ16sI12x8s", data[-64:])
+    check(magic == end == b"gpuckpt\0" and version == again == 1, "magic and version")
+    check(at + length == len(data) - 64 and raw_length <= 2**30, "the trailer")
+    packed = data[at : at + length]
+    check(xxhash.xxh3_128_digest(packed) == digest, "the index")
+    rows = json.loads(plane("zstd", packed, raw_length))["tensors"]
+    rows = [row for row in rows if sum(c[1] for c in row["chunks"]) == size(row)]
+    return {row["name"]: tensor(row, [file]) for row in rows}
+
+
+def tensor(row: dict[str, Any], files: list[Path]) -> np.ndarray:
+    """One tensor's elements, each chunk checked (sections 7, 9 and 13)."""
+    raw = bytearray()
+    for start, nbytes, segment, offset, length, fingerprint, checksum, planes in row["chunks"]:
+        with files[segment].open("rb") as file:
+            file.seek(offset)
+            coded = file.read(length)
+        check(xxhash.xxh3_64_hexdigest(coded) == checksum, f"{row['name']}: a checksum")
+        check(start == len(raw) and len(planes) in {1, width(row["dtype"])}, "a chunk's place")
+        check(sum(n for _, n in planes) == len(coded) == length, "planes fill their extent")
+        ends = np.cumsum([n for _, n in planes])
+        parts = [
+            plane(codec, coded[end - n : end], nbytes // len(planes))
+            for (codec, n), end in zip(planes, ends, strict=True)
+        ]
+        raw += np.frombuffer(b"".join(parts), "u1").reshape(len(planes), -1).T.tobytes()
+        check(fingerprint_of(bytes(raw[start:])) == fingerprint, f"{row['name']}: a fingerprint")
+    check(len(raw) == size(row), f"{row['name']}: its size")
+    array = np.frombuffer(raw, dtype(row["dtype"])).reshape(row["shape"])
+    axes = row["axes"] or list(range(array.ndim))
+    return np.array(array.transpose(axes), order="C").transpose(np.argsort(axes))
+
+
+def plane(codec: str, coded: bytes, nbytes: int) -> bytes:
+    """The raw bytes of a plane (section 7)."""
+    if codec == "zstd":
+        check(zstandard.frame_content_size(coded) == nbytes, "a frame's size")
+        coded = zstandard.ZstdDecompressor(max_window_size=2**27).decompress(coded)
+    check(codec in {"zstd", "raw"} and len(coded) == nbytes, "a plane")
+    return coded
+
+
+def fingerprint_of(raw: bytes) -> str:
+    """Section 5."""
+    leaves = [raw[at : at + 65536] for at in range(0, len(raw), 65536)]
+    leaves[-1] += bytes(-len(leaves[-1]) % 256)
+    tree = b"".join(xxhash.xxh3_128_digest(leaf) for leaf in leaves)
+    return xxhash.xxh3_128_hexdigest(tree + struct.pack("<Q", len(raw)))
+
+
+def dtype(name: str) -> np.dtype:
+    """Section 6."""
+    check(DTYPE.fullmatch(name) is not None, f"element type {name}")
+    plain = name.removeprefix(">")
+    found = np.dtype(getattr(ml_dtypes, plain, plain))
+    return found.newbyteorder(">") if plain != name else found
+
+
+def width(name: str) -> int:
+    """Section 6, third column."""
+    kind = name.removeprefix(">")
+    special = {"S": 1, "V": 1, "U": 4, "complex64": 4, "complex128": 8}
+    special |= {"float128": 1, "complex256": 1}
+    return int(special.get(kind, special.get(kind[0], dtype(name).itemsize)))
+
+
+def size(row: dict[str, Any]) -> int:
+    """Bytes of a tensor."""
+    return int(math.prod(row["shape"])) * dtype(row["dtype"]).itemsize
+
+
+def build(node: dict[str, Any], tensors: list[np.ndarray]) -> Any:
+    """Section 10."""
+    ((kind, inside),) = node.items()
+    if kind == "dict":
+        return {value(key): build(child, tensors) for key, child in inside}
+    if kind in {"list", "tuple"}:
+        return {"list": list, "tuple": tuple}[kind](build(child, tensors) for child in inside)
+    if kind == "tensor":
+        return tensors[inside]
+    check(kind in {"object", "value"}, f"a node {kind}")
+    return build(inside, tensors) if kind == "object" else value(inside)
+
+
+def value(data: Any) -> Any:
+    """Section 11."""
+    if not isinstance(data, dict):
+        return data
+    ((kind, inside),) = data.items()
+    if kind in {"complex", "tuple"}:
+        parts = [value(part) for part in inside]
+        return complex(*parts) if kind == "complex" else tuple(parts)
+    if kind == "int":
+        return int(inside, 16)
+    if kind == "float":
+        return struct.unpack(">d", bytes.fromhex(inside))[0]
+    if kind == "scalar":
+        return np.frombuffer(base64.b64decode(inside[1]), dtype(inside[0]))[0]
+    if kind == "str":
+        return base64.b64decode(inside).decode("utf-8", "surrogatepass")
+    check(kind in {"bytes", "bytearray"}, f"a value {kind}")
+    return (bytes if kind == "bytes" else bytearray)(base64.b64decode(inside))
+
+
+def check(holds: bool, what: str) -> None:
+    """Section 16: refuse what isn't as it must be."""
+    if not holds:
+        raise ValueError(f"{what}: not as docs/FORMAT.md says")

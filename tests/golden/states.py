@@ -1,0 +1,213 @@
+"""The states in the golden files: fixed, whatever library version makes them."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+FAMILY_CODECS = ("auto", "raw", "zstd")
+NBYTES = 520  # enough for `auto` to try compression
+
+
+@dataclass(frozen=True)
+class Save:
+    """One step of a golden checkpoint."""
+
+    step: int
+    state: Any
+    epoch: int | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A root: its steps, and how they are written.  Cases of one `family` hold the same."""
+
+    family: str
+    saves: Callable[[], list[Save]]
+    codec: str
+    chunk_nbytes: int = 4 << 20
+    segment_nbytes: int = 4 << 30
+
+    @property
+    def name(self) -> str:
+        """The root's name below `v1`."""
+        return f"{self.family}.{self.codec}"
+
+
+class Optimizer:
+    """An object that keeps its state behind `state_dict`."""
+
+    def __init__(self, state: Any) -> None:
+        self.state = state
+
+    def state_dict(self) -> Any:
+        return self.state
+
+    def load_state_dict(self, state: Any) -> None:
+        self.state = state
+
+
+def small_integers(dtype: Any, nbytes: int = NBYTES) -> np.ndarray:
+    count = nbytes // np.dtype(dtype).itemsize
+    return np.array([at * at % 23 for at in range(count)]).astype(dtype)
+
+
+def eighths(dtype: Any, nbytes: int = NBYTES) -> np.ndarray:
+    count = nbytes // np.dtype(dtype).itemsize
+    return np.array([(at * 37 % 101 - 50) / 8 for at in range(count)], "float64").astype(dtype)
+
+
+def noise(nbytes: int, seed: int = 1) -> np.ndarray:
+    return np.frombuffer(random.Random(seed).randbytes(nbytes), "uint8").copy()
+
+
+def integers() -> list[Save]:
+    names = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+    tensors = {name: small_integers(name) for name in names}
+    tensors["int16"][:4] = [-1, -(2**15), 2**15 - 1, 0]
+    flags = np.array([at % 3 == 0 for at in range(NBYTES)])
+    return [Save(1, {**tensors, "bool": flags, "noise": noise(NBYTES)})]
+
+
+def floats() -> list[Save]:
+    names = ("float16", "float32", "float64", "complex64", "complex128")
+    tensors = {name: eighths(name) for name in names}
+    for array in tensors.values():
+        array[:4] = [np.inf, -np.inf, np.nan, -0.0]
+    tensors["float32"].view("uint32")[4] = 0x7FA00001  # a signalling NaN with a payload
+    tensors["complex64"].imag = eighths("float32", NBYTES // 2)
+    return [Save(1, tensors)]
+
+
+def small() -> list[Save]:
+    tensors = {
+        name: eighths(getattr(ml_dtypes, name), NBYTES)
+        for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2", "int4")
+    }
+    # Like weights: exponents that compress, fractions that don't.
+    weights = np.stack([noise(NBYTES // 2), small_integers("uint8", NBYTES // 2)], axis=1)
+    tensors["weights"] = weights.reshape(-1).view(ml_dtypes.bfloat16)
+    bits = {"int2": 2, "uint2": 2, "uint4": 4, "float4_e2m1fn": 4}
+    bits |= {"float6_e2m3fn": 6, "float6_e3m2fn": 6}
+    bits |= dict.fromkeys(
+        (
+            *("float8_e3m4", "float8_e4m3", "float8_e4m3b11fnuz"),
+            *("float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"),
+        ),
+        8,
+    )
+    for name, count in bits.items():
+        every = np.arange(0, 2**count, max(1, 2**count // 32)).astype("uint8")
+        tensors[name] = every.view(getattr(ml_dtypes, name))
+    return [Save(1, tensors)]
+
+
+def text() -> list[Save]:
+    words = ["", "a", "bc", "def", "ghi", "ñé", "日本", "wxyz"]
+    count = 32
+    tensors = {
+        "bytes": np.array([word.encode("ascii", "ignore") for word in words] * 4, "S7"),
+        "text": np.array(words * 4, "U4"),
+        "text big-endian": np.array(words * 4, ">U4"),
+        "opaque": noise(16 * count).view("V16"),
+        "date": np.arange(count).astype("datetime64[D]"),
+        "instant": (np.arange(count) * 10**15).astype("datetime64[ns]"),
+        "quarter": np.arange(count).astype("datetime64[25s]"),
+        "unitless": np.arange(count).view("datetime64"),
+        "unitless duration": np.arange(count).astype("timedelta64"),
+        "duration": np.arange(-5, count).astype("timedelta64[us]"),
+    }
+    tensors["date"][3] = np.datetime64("NaT")
+    swapped = {dtype: small_integers(dtype) for dtype in (">i2", ">u4", ">i8")}
+    swapped |= {dtype: eighths(dtype) for dtype in (">f2", ">f4", ">f8", ">c16")}
+    swapped[">M8[s]"] = np.arange(count).astype(">M8[s]")
+    return [Save(1, tensors | {"swapped": swapped})]
+
+
+def structure() -> list[Save]:
+    tied = np.arange(6, dtype="float32").reshape(2, 3)
+    keys: dict[Any, str] = {1: "an int", False: "a bool", 2.5: "a float", None: "nothing"}
+    keys |= {b"k": "bytes", (1, ("x", None)): "a tuple", 2**70: "large", 1j: "complex"}
+    keys |= {np.int16(9): "a scalar", "": "an empty string", "é\n\U0001f600": "not ASCII"}
+    plain = {
+        "singletons": [None, True, False],
+        "integers": [0, -1, 2**53, 2**53 + 1, -(2**53) - 1, 2**200, -(2**200)],
+        "floats": [0.0, -0.0, 1.0, 0.1, 5e-324, 1.7976931348623157e308, 1e16, 2.0**53],
+        "not finite": [float("inf"), float("-inf"), float("nan")],
+        "complex": [1 + 2j, complex(-0.0, float("inf"))],
+        "strings": ["", "plain", 'quote " and \\', "\x00\x1f\x7f", "ü 日 \U0001f600"],
+        "surrogates": ["\ud800", "a\udcff", "\ud83d\ude00"],
+        "bytes": [b"", b"\x00\xff", bytearray(b"abc")],
+        "scalars": (np.float32(0.1), np.int8(-3), np.bool_(True), np.datetime64("2020-01-01")),
+        "small scalar": ml_dtypes.bfloat16(1.5),
+        "empty": [{}, [], (), [[]]],
+    }
+    arrays = {
+        "0-d": np.array(3.5),
+        "empty": np.zeros((0, 4), "int32"),
+        "fortran": np.asfortranarray(np.arange(12, dtype="int16").reshape(3, 4)),
+        "channels last": np.arange(120, dtype="int32").reshape(2, 4, 5, 3).transpose(0, 3, 1, 2),
+        "every other": np.arange(20, dtype="uint8")[::2],
+        "reversed": np.arange(5, dtype="float64")[::-1],
+        "long": eighths("float32", 1024).reshape(8, 32),
+    }
+    collisions = {
+        "a.b": np.array([1], "int8"),
+        "a": {"b": np.array([2], "int8")},
+        "0": np.array([3], "int8"),
+        0: np.array([4], "int8"),
+        "['a.b']": np.array([5], "int8"),
+    }
+    optimizer = Optimizer({"beta": 0.9, "moments": [np.arange(3.0), np.ones(2)], "of": tied})
+    nested = {"tied": tied, "layers": ({"w": tied}, {"w": np.arange(4, dtype="uint16")})}
+    state = {"keys": keys, "plain": plain, "arrays": arrays, **collisions}
+    state |= {"nested": nested, "optimizer": optimizer, "inside": [Optimizer({"o": optimizer})]}
+    metrics = {"loss": 0.125, "diverged": float("nan"), "best": float("-inf")}
+    return [Save(123456789012, state, 3, metrics)]
+
+
+def segments() -> list[Save]:
+    tensors = {
+        "ramp": eighths("float32", 1900),
+        "odd": small_integers("uint8", 701),
+        "wide": noise(12 * 70).view("V12"),
+        "noise": noise(900, seed=2).view("uint16"),
+        "after": small_integers("int64", 800),
+        "tiny": np.array([1.0]),
+    }
+    return [Save(5, tensors)]
+
+
+def steps() -> list[Save]:
+    frozen, moving = eighths("float32", 640), small_integers("int32", 640)
+    first = {"frozen": frozen, "moving": moving, "step": 300}
+    second = {"frozen": frozen, "moving": moving + 1, "step": 400, "new": np.array([7])}
+    return [Save(300, first, 0), Save(400, second, 1)]
+
+
+def nothing() -> list[Save]:
+    return [Save(0, {})]
+
+
+def example() -> list[Save]:
+    w = np.array([1.0, -2.0, 0.5], "float32")
+    state = {"w": w, "tied": w, "optimizer": Optimizer({"lr": 0.5})}
+    return [Save(7, state, 1, {"loss": 0.25})]
+
+
+CASES = [
+    *(
+        Case(f.__name__, f, codec)
+        for f in (integers, floats, small, text)
+        for codec in FAMILY_CODECS
+    ),
+    *(Case("structure", structure, codec) for codec in ("auto", "raw")),
+    *(Case("segments", segments, codec, 600, 1500) for codec in ("auto", "raw")),
+    Case("steps", steps, "auto"),
+    Case("nothing", nothing, "auto"),
+    Case("example", example, "raw"),
+]

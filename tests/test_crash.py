@@ -1,0 +1,101 @@
+"""Power loss before every operation of a save, a commit, a prune and a sweep."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import gpuckpt
+from gpuckpt.commit import steps, sweep
+from gpuckpt.resources import Resources
+from gpuckpt.verify import verify_step
+from tests.crash_store import CrashStore, PowerLossError
+
+OLD = {"w": np.arange(300, dtype=np.float32), "step": 1}
+NEW = {"w": np.arange(300, dtype=np.float32) ** 2, "step": 2}
+LATER = {"w": np.zeros(4), "step": 3}
+
+
+def same(one: dict, other: dict) -> bool:
+    return one["step"] == other["step"] and one["w"].tobytes() == other["w"].tobytes()
+
+
+def save_new_beside_old(store: CrashStore) -> None:
+    gpuckpt.save("", NEW, 2, store=store)
+
+
+def save_new_and_prune_old(store: CrashStore) -> None:
+    gpuckpt.save("", NEW, 2, store=store, keep=gpuckpt.Keep(last=1))
+
+
+def replace_old(store: CrashStore) -> None:
+    gpuckpt.save("", NEW, 1, store=store)
+
+
+def old_store(deaf_sync: int | None = None) -> CrashStore:
+    """A store in which the old state is committed, as a machine that was switched off left it."""
+    store = CrashStore()
+    gpuckpt.save("", OLD, 1, store=store)
+    (settled,) = store.reboots()
+    settled.deaf_sync = deaf_sync
+    return settled
+
+
+def crashes(change, deaf_sync: int | None = None) -> Iterator[tuple[CrashStore, bool]]:
+    """The store after a power loss before each operation of `change`, and whether it returned."""
+    for operation in itertools.count():
+        store = old_store(deaf_sync)
+        store.crash_before = operation
+        try:
+            change(store)
+        except PowerLossError:
+            yield store, False
+        else:
+            yield store, True
+            return
+
+
+def check(after: CrashStore, *, committed: bool) -> None:
+    """A store that a reboot found holds the old state or the new one, whole, and goes on working."""
+    resources = Resources("1 MiB", chunk_nbytes=4096)
+    for step in steps(after):
+        assert verify_step(after, step, resources) == []
+    newest = gpuckpt.load("", store=after, memory="64 MiB")
+    assert same(newest, NEW) or (same(newest, OLD) and not committed)
+    sweep(after)
+    assert same(gpuckpt.load("", store=after, memory="64 MiB"), newest)
+    gpuckpt.save("", LATER, 3, store=after)
+    assert same(gpuckpt.load("", store=after, memory="64 MiB"), LATER)
+
+
+CHANGES = [save_new_beside_old, save_new_and_prune_old, replace_old]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_power_loss_leaves_the_old_checkpoint_or_the_new_one(change):
+    count = 0
+    for store, committed in crashes(change):
+        for after in store.reboots():
+            check(after, committed=committed)
+            count += 1
+    print(f"{change.__name__}: {count} reboots")
+    assert count > 30
+
+
+def syncs_of(change) -> int:
+    store = old_store()
+    change(store)
+    return store.syncs
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_without_any_one_of_its_syncs_some_reboot_finds_damage(change):
+    for deaf in range(syncs_of(change)):
+        with pytest.raises((AssertionError, gpuckpt.CheckpointError)):
+            for store, committed in crashes(change, deaf):
+                for after in store.reboots():
+                    check(after, committed=committed)
+            print(f"{change.__name__}: sync {deaf} isn't needed")

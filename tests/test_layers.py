@@ -1,0 +1,978 @@
+"""Every layer has two functions that undo each other."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from gpuckpt import layout, segments
+from gpuckpt.arena import Arena
+from gpuckpt.arrays import gather, look, scatter
+from gpuckpt.coding import decode, encode
+from gpuckpt.commit import commit, delete, open_step, steps, sweep
+from gpuckpt.devices import Devices
+from gpuckpt.dtypes import name_of, to_numpy, width_of
+from gpuckpt.errors import (
+    CheckpointError,
+    CorruptError,
+    FormatError,
+    InvalidError,
+    NotFoundError,
+    StorageError,
+)
+from gpuckpt.fingerprint import checksum, checksum128, fingerprint
+from gpuckpt.manifest import Manifest, TensorEntry, pack_manifest, unpack_manifest
+from gpuckpt.ordered import ordered_map
+from gpuckpt.plan import plan_chunks
+from gpuckpt.planes import join, split
+from gpuckpt.save import CODECS
+from gpuckpt.sizes import format_nbytes, parse_nbytes, parse_seconds
+from gpuckpt.snapshot import capture, place, take_inventory
+from gpuckpt.spec import ChunkEntry, Extent, Plane, Spec
+from gpuckpt.staging import stage, upload
+from gpuckpt.stores import Store, read_all, write_all
+from gpuckpt.stores.local import LocalStore
+from gpuckpt.stores.memory import MemoryStore
+from gpuckpt.tree import Mark, flatten, from_json, names_of, rebuild, walk_json
+from gpuckpt.values import NotPlainError, decode_value, encode_value
+from tests.strategies import (
+    FIXED,
+    ITEM_NBYTES_MAX,
+    PLAIN,
+    SMALL,
+    TIME,
+    Array,
+    arrays,
+    dtypes,
+    keys,
+    plain_values,
+    same,
+    states,
+)
+
+CHUNK = 1 << 16
+
+
+def bytes_of(array: Array) -> Array:
+    return np.frombuffer(array.tobytes(), np.uint8)
+
+
+def new_arena(chunk_nbytes: int = CHUNK, count: int = 2) -> Arena:
+    return Arena(np.empty(3 * count * chunk_nbytes, np.uint8), chunk_nbytes)
+
+
+# Values
+
+
+@given(plain_values())
+@example("\ud800\udc00")
+@example(np.bytes_(b"ends in zeros\0\0"))
+@example(np.datetime64("NaT"))
+@example(2**20000)
+def test_a_plain_value_goes_through_json_unchanged(value):
+    data = json.loads(json.dumps(encode_value(value), allow_nan=False))
+    assert same(decode_value(data), value)
+
+
+@given(keys())
+def test_a_key_goes_through_json_unchanged_and_still_finds_its_value(key):
+    again = decode_value(json.loads(json.dumps(encode_value(key), allow_nan=False)))
+    assert same(again, key)
+    assert again in {key: None}
+
+
+@pytest.mark.parametrize(
+    "value", [{1}, object(), range(3), np.ma.masked, len, type("S", (str,), {})("x")]
+)
+def test_what_could_not_come_back_as_itself_is_no_plain_value(value):
+    with pytest.raises(NotPlainError):
+        encode_value(value)
+
+
+_JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(
+            st.sampled_from(
+                ("int", "float", "complex", "bytes", "bytearray", "scalar", "tuple", "str", "x")
+            ),
+            inner,
+            max_size=2,
+        ),
+    ),
+    max_leaves=6,
+)
+
+
+@given(_JSON)
+def test_json_that_is_no_plain_value_is_a_format_error_and_nothing_else(data):
+    try:
+        decode_value(data)
+    except CheckpointError as error:
+        assert isinstance(error, FormatError)  # noqa: PT017
+
+
+def test_values_nested_without_end_are_a_format_error():
+    data: object = 1
+    for _ in range(5000):
+        data = {"tuple": [data]}
+    with pytest.raises(FormatError):
+        decode_value(data)
+    while isinstance(data, dict):  # taken apart step by step, as deep as it is
+        data = data["tuple"].pop()
+
+
+# The tree
+
+
+@settings(max_examples=60, deadline=None)
+@given(states())
+def test_a_state_is_rebuilt_from_its_structure_and_its_leaves(state):
+    flat = flatten(state)
+    leaves = [leaf.leaf for leaf in flat.leaves]
+    for number, leaf in enumerate(flat.leaves):
+        leaf.node["tensor"] = number
+    structure = json.loads(json.dumps(flat.structure))
+
+    def fill(node):
+        if isinstance(node, Mark):
+            return leaves[node.tensor]
+        if isinstance(node, dict):
+            return {key: fill(child) for key, child in node.items()}
+        if isinstance(node, list | tuple):
+            return type(node)(fill(child) for child in node)
+        return node
+
+    assert same(fill(from_json(structure)), state)
+
+
+@settings(max_examples=60, deadline=None)
+@given(states())
+def test_rebuilding_with_nothing_new_changes_nothing(state):
+    flat = flatten(state)
+    before = [id(leaf.leaf) for leaf in flat.leaves]
+    assert rebuild(state, lambda _, node: node, flat.opened) is state
+    assert [id(leaf.leaf) for leaf in flatten(state).leaves] == before
+
+
+@settings(max_examples=60, deadline=None)
+@given(states())
+def test_names_are_unique_and_depend_on_the_structure_alone(state):
+    flat = flatten(state)
+    assert len(set(flat.names)) == len(flat.leaves)
+    for leaf in flat.leaves:
+        leaf.node["value"] = None
+    stored = list(walk_json(json.loads(json.dumps(flat.structure))))
+    assert names_of([path for path, _ in stored]) == flat.names
+
+
+def test_names_are_the_keys_with_dots_between_them_and_exact_only_where_two_would_be_the_same():
+    state = {"a.b": 1, "a": {"b": 2, "c": [3, (4,)]}, 0: 5, "0": 6, None: 7, (1, "x"): 8}
+    assert flatten(state).names == [
+        *('["a.b"]'.replace('"', "'"), "['a']['b']", "a.c.0", "a.c.1.0"),
+        *("[0]", "['0']", "None", "(1, 'x')"),
+    ]
+
+
+def test_keys_that_are_written_alike_still_get_names_of_their_own():
+    state = {float("nan"): 1, float("nan"): 2, "nan": 3}  # noqa: F601
+    assert len(set(flatten(state).names)) == 3
+
+
+def test_a_structure_with_a_key_twice_is_refused():
+    leaf = {"value": 1}
+    for keys_ in (["a", "a"], [1, True], [{"bytearray": "YQ=="}]):
+        structure = {"dict": [[key, leaf] for key in keys_]}
+        with pytest.raises(FormatError):
+            from_json(structure)
+        with pytest.raises(FormatError):
+            list(walk_json(structure))
+
+
+# Element types
+
+
+@pytest.mark.parametrize("name", [*PLAIN, *SMALL, *TIME, *FIXED, "datetime64"])
+def test_an_element_type_is_found_again_by_its_name(name):
+    dtype = to_numpy(name)
+    assert name_of(dtype) == name
+    assert to_numpy(name).itemsize % width_of(name) == 0
+    swapped = dtype.newbyteorder(">")
+    again = to_numpy(str(name_of(swapped)))
+    assert same(np.zeros(1, again), np.zeros(1, swapped))
+    assert again.type is dtype.type
+
+
+@given(dtypes())
+def test_every_element_type_has_a_name_that_leads_back_to_it(dtype):
+    name = name_of(dtype)
+    assert name is not None
+    assert same(np.zeros(2, to_numpy(name)), np.zeros(2, dtype))
+
+
+@pytest.mark.parametrize(
+    "dtype", ["O", "f4,i4", "(2,)f4", [("x", "u1")], "S100000", "V70000", np.dtypes.StringDType()]
+)
+def test_elements_that_are_not_bytes_of_their_own_have_no_name(dtype):
+    assert name_of(np.dtype(dtype)) is None
+
+
+@given(
+    st.one_of(
+        st.text(max_size=12),
+        st.from_regex(r">?(datetime64|timedelta64|S|U|V)(\[?\d*[a-zA-Z]*\]?)", fullmatch=True),
+    )
+)
+@example("S999999999")
+@example("object")
+@example("O")
+@example("float32,int8")
+def test_an_unknown_element_type_is_a_format_error(name):
+    try:
+        assert to_numpy(name).itemsize <= 1 << 16
+    except FormatError:
+        assert name not in PLAIN
+
+
+# Planes and coding
+
+
+@given(arrays())
+def test_planes_are_split_and_joined_again(array):
+    raw, width = bytes_of(array), width_of(str(name_of(array.dtype)))
+    planes = split(raw, width, np.empty(raw.size + 7, np.uint8))
+    assert len(planes) == width
+    for k, plane in enumerate(planes):
+        assert np.array_equal(plane, raw[k::width])
+    out = np.empty_like(raw)
+    join(planes, out)
+    assert np.array_equal(out, raw)
+
+
+@settings(deadline=None)
+@given(
+    arrays(shape=st.sampled_from([(1,), (7,), (300,), (20, 20)])), st.sampled_from(sorted(CODECS))
+)
+def test_an_encoded_chunk_is_decoded_again_and_never_larger(array, codec):
+    check_coding(bytes_of(array), width_of(str(name_of(array.dtype))), codec)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize(
+    "dtype", ["float32", "bfloat16", "float64", "float16", "complex64", "uint8"]
+)
+def test_weights_are_encoded_and_decoded_again(codec, dtype):
+    rng = np.random.default_rng(1)
+    raw = bytes_of((rng.standard_normal(4096) * 0.02).astype(to_numpy(dtype)))
+    length = check_coding(raw, width_of(dtype), codec)
+    if codec != "raw" and dtype in ("float32", "bfloat16"):
+        assert length < 0.92 * raw.size
+
+
+def check_coding(raw: Array, width: int, codec: str) -> int:
+    slot = new_arena().take()
+    encoded = encode(raw, width, slot, CODECS[codec])
+    coded = np.frombuffer(b"".join(encoded.parts), np.uint8)
+    assert [part.nbytes for part in encoded.parts] == [plane.length for plane in encoded.planes]
+    assert coded.size <= raw.size
+    if codec == "raw":
+        assert np.array_equal(coded, raw)
+    out = np.full_like(raw, 0xAA)
+    decode(coded, encoded.planes, new_arena().take(), out, "here")
+    assert np.array_equal(out, raw)
+    return coded.size
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_a_damaged_frame_is_corrupt_and_no_other_error(data):
+    raw = bytes_of(np.arange(2000, dtype=np.int32))
+    slot = new_arena().take()
+    encoded = encode(raw, 4, slot, CODECS["zstd"])
+    coded = np.frombuffer(b"".join(encoded.parts), np.uint8).copy()
+    at = data.draw(st.integers(0, coded.size - 1))
+    coded[at] ^= data.draw(st.integers(1, 255))
+    out = np.empty_like(raw)
+    try:
+        decode(coded, encoded.planes, slot, out, "here")
+    except CorruptError as error:
+        assert "here" in str(error)  # noqa: PT017
+
+
+@given(st.binary(max_size=3000), st.data())
+def test_check_values_tell_any_two_strings_apart_that_differ_in_a_bit_or_in_length(data, draws):
+    raw = np.frombuffer(data, np.uint8)
+    assert fingerprint(raw.data) == fingerprint(raw.copy().data)
+    cut = draws.draw(st.integers(0, len(data)))
+    assert checksum([data[:cut], data[cut:]]) == checksum([data])
+    longer = data + b"\0"
+    assert fingerprint(memoryview(longer)) != fingerprint(raw.data)
+    if data:
+        other = raw.copy()
+        other[draws.draw(st.integers(0, len(data) - 1))] ^= 1 << draws.draw(st.integers(0, 7))
+        assert fingerprint(other.data) != fingerprint(raw.data)
+        assert checksum([other.data]) != checksum([data])
+        assert checksum128(other.tobytes()) != checksum128(data)
+
+
+# Runs of bytes of arrays in any order
+
+
+@given(arrays(), st.data())
+def test_gathered_bytes_are_those_of_c_order(array, data):
+    raw, itemsize = bytes_of(array), array.itemsize
+    first = data.draw(st.integers(0, array.size))
+    count = data.draw(st.integers(0, array.size - first))
+    out = np.full(count * itemsize, 0xAA, np.uint8)
+    gather(look(array, "a").array, first * itemsize, out)  # type: ignore[union-attr]
+    assert np.array_equal(out, raw[first * itemsize : (first + count) * itemsize])
+
+
+@given(arrays(), st.data())
+def test_scattered_bytes_arrive_where_they_were_gathered_and_nowhere_else(array, data):
+    target = np.zeros_like(array)
+    if data.draw(st.booleans()):
+        target = np.zeros(array.shape[::-1], array.dtype).T
+    raw, itemsize = bytes_of(array), array.itemsize
+    first = data.draw(st.integers(0, array.size))
+    count = data.draw(st.integers(0, array.size - first))
+    part = slice(first * itemsize, (first + count) * itemsize)
+    scatter(raw[part], target, part.start)
+    wanted = np.zeros_like(raw)
+    wanted[part] = raw[part]
+    assert np.array_equal(bytes_of(target), wanted)
+
+
+# Staging, capture and place
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(arrays(), max_size=4), st.sampled_from(("copy", "hold")), st.integers(64, 300))
+def test_what_is_staged_can_be_uploaded_again_chunk_by_chunk(originals, mode, chunk_nbytes):
+    devices, arena = Devices(), new_arena(chunk_nbytes)
+    inventory = take_inventory(dict(enumerate(originals)))
+    snapshot = capture(inventory, devices, mode=mode, host_room_nbytes=1 << 30)
+    targets = [np.zeros_like(tensor.array) for tensor in inventory.tensors]
+    chunks = list(plan_chunks(inventory.specs, chunk_nbytes=chunk_nbytes))
+    covered = [0] * len(targets)
+    for staged in stage(snapshot, chunks, devices, arena):
+        chunk = staged.chunk
+        assert chunk.start == covered[chunk.tensor]
+        assert 0 < chunk.nbytes <= chunk_nbytes
+        covered[chunk.tensor] += chunk.nbytes
+        upload(staged.transfer.wait(), targets[chunk.tensor], chunk.start, devices["cpu"])
+        arena.give(staged.slot)
+    assert covered == [spec.nbytes for spec in inventory.specs]
+    assert all(same(target, t.array) for target, t in zip(targets, inventory.tensors, strict=True))
+    snapshot.release()
+    assert snapshot.staged.is_set()
+
+
+def test_a_copy_is_the_state_at_its_moment_whatever_is_done_to_it_afterwards():
+    state = {"w": np.arange(1000.0), "t": np.arange(12).reshape(3, 4).T}
+    wanted = {name: array.copy() for name, array in state.items()}
+    devices, arena = Devices(), new_arena()
+    inventory = take_inventory(state)
+    snapshot = capture(inventory, devices, mode="copy", host_room_nbytes=1 << 30)
+    for array in state.values():
+        array[...] = 0
+    for staged in stage(snapshot, plan_chunks(inventory.specs, chunk_nbytes=CHUNK), devices, arena):
+        name = inventory.specs[staged.chunk.tensor].name
+        assert staged.transfer.wait().tobytes() == wanted[name].tobytes()
+        arena.give(staged.slot)
+
+
+def test_a_copy_that_has_no_room_is_refused_and_auto_then_holds():
+    inventory = take_inventory({"w": np.zeros(1000)})
+    with pytest.raises(InvalidError, match="snapshot"):
+        capture(inventory, Devices(), mode="copy", host_room_nbytes=7999)
+    for room, mode in ((7999, "hold"), (1 << 20, "copy")):
+        snapshot = capture(inventory, Devices(), mode="auto", host_room_nbytes=room)
+        assert snapshot.mode == mode
+        snapshot.release()
+
+
+@settings(max_examples=50, deadline=None)
+@given(states())
+def test_leaves_that_are_placed_are_captured_again(state):
+    flat = flatten(state)
+    new = {leaf.path: number for number, leaf in enumerate(flat.leaves)}
+    assert place(state, flat, new, {}) is state
+    assert [leaf.leaf for leaf in flatten(state).leaves] == _last_written(state, list(new.values()))
+
+
+def _last_written(state: object, values: list[int]) -> list[int]:
+    """One container in two places has what was put there last."""
+    found = [leaf.leaf for leaf in flatten(state).leaves]
+    assert set(found) <= set(values)
+    assert len(found) == len(values)
+    return found
+
+
+# Segments
+
+
+def entries_for(state: dict, writer: segments.Writer, chunk_nbytes: int) -> list[TensorEntry]:
+    inventory = take_inventory(state)
+    rows: list[list[ChunkEntry]] = [[] for _ in inventory.tensors]
+    for chunk in plan_chunks(inventory.specs, chunk_nbytes=chunk_nbytes):
+        tensor = inventory.tensors[chunk.tensor]
+        raw = np.empty(chunk.nbytes, np.uint8)
+        gather(tensor.array, chunk.start, raw)
+        cut = chunk.nbytes // 2
+        extent = writer.write([raw[:cut].data, raw[cut:].data])
+        planes = (Plane("raw", chunk.nbytes),)
+        values = (fingerprint(raw.data), checksum([raw.data]))
+        rows[chunk.tensor].append(ChunkEntry(chunk.start, chunk.nbytes, extent, *values, planes))
+    return [
+        TensorEntry(spec, tuple(row), 7) for spec, row in zip(inventory.specs, rows, strict=True)
+    ]
+
+
+def new_writer(store: Store, segment_nbytes: int) -> segments.Writer:
+    return segments.Writer(
+        store,
+        lambda part: layout.segment_name(7, "0a0b0c0d", 0, part),
+        segment_nbytes=segment_nbytes,
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(arrays(), max_size=4), st.integers(64, 200), st.integers(100, 4000))
+def test_what_was_written_to_segments_is_read_with_their_own_index_alone(
+    originals, chunk_nbytes, segment_nbytes
+):
+    store = MemoryStore()
+    writer = new_writer(store, segment_nbytes)
+    written = entries_for(dict(enumerate(originals)), writer, chunk_nbytes)
+    writer.finish(written, 7)
+    found: dict[str, dict[int, bytes]] = {entry.spec.name: {} for entry in written}
+    for name in writer.names:
+        step, tensors = segments.read_index(store, name)
+        assert step == 7
+        for entry in tensors:
+            for chunk in entry.chunks:
+                room = bytearray(chunk.extent.length)
+                segments.read(store, chunk.extent, memoryview(room))
+                assert chunk.extent.segment == name
+                found[entry.spec.name][chunk.start] = bytes(room)
+    tensors = {
+        tensor.spec.name: tensor.array
+        for tensor in take_inventory(dict(enumerate(originals))).tensors
+    }
+    for entry in written:
+        parts = found[entry.spec.name]
+        whole = b"".join(parts[start] for start in sorted(parts))
+        assert whole == tensors[entry.spec.name].tobytes()
+
+
+def one_segment() -> tuple[MemoryStore, str]:
+    store = MemoryStore()
+    writer = new_writer(store, 1 << 20)
+    writer.finish(entries_for({"a": np.arange(50), "b": np.zeros((3, 3), "f2")}, writer, 64), 7)
+    return store, writer.names[0]
+
+
+def test_damage_to_a_segments_header_index_or_trailer_is_found():
+    store, name = one_segment()
+    whole = bytes(store.files[name])
+    trailer = layout.unpack_trailer(whole[-layout.TRAILER.size :], name)
+    places = [*range(12), *range(trailer.offset, len(whole))]
+    padding = range(len(whole) - 20, len(whole) - 8)  # reserved bytes of the trailer
+    for at in places:
+        damaged = bytearray(whole)
+        damaged[at] ^= 0xFF
+        if at in padding:
+            continue
+        with pytest.raises(CheckpointError):
+            segments.read_index(MemoryStore({name: bytes(damaged)}), name)
+
+
+def test_a_truncated_segment_has_no_index():
+    store, name = one_segment()
+    whole = bytes(store.files[name])
+    for length in range(len(whole)):
+        with pytest.raises(CheckpointError):
+            segments.read_index(MemoryStore({name: whole[:length]}), name)
+
+
+def test_an_abandoned_writer_leaves_nothing(tmp_path: Path):
+    store = LocalStore(tmp_path)
+    writer = new_writer(store, 100)
+    for _ in range(3):
+        writer.write([memoryview(bytes(90))])
+    assert len(store.names()) == 3
+    writer.abandon()
+    assert store.names() == []
+
+
+# The layout
+
+
+@given(st.integers(0, layout.STEP_LIMIT - 1), st.integers(0, 999_999), st.integers(0, 999_999))
+def test_names_of_files_lead_back_to_their_step(step, rank, part):
+    manifest = layout.manifest_name(step)
+    segment = layout.segment_name(step, "89abcdef", rank, part)
+    assert (layout.manifest_step(manifest), layout.segment_step(segment)) == (step, step)
+    assert layout.manifest_step(segment) is None
+    assert layout.segment_step(manifest) is None
+    assert layout.manifest_step(manifest + layout.TEMPORARY) is None
+
+
+@given(st.integers(0, layout.STEP_LIMIT - 1), st.integers(0, layout.STEP_LIMIT - 1))
+def test_names_of_files_sort_as_their_steps_do(one, other):
+    assert (one < other) == (layout.manifest_name(one) < layout.manifest_name(other))
+
+
+@pytest.mark.parametrize("step", [-1, layout.STEP_LIMIT, True, 1.0, "1", None])
+def test_what_is_no_step_is_refused(step):
+    with pytest.raises(InvalidError):
+        layout.check_step(step)
+
+
+_U64 = st.integers(0, 2**64 - 1)
+
+
+@given(_U64, _U64, _U64, st.binary(min_size=16, max_size=16))
+def test_a_trailer_is_read_as_it_was_packed(offset, length, raw_length, digest):
+    trailer = layout.SegmentTrailer(offset, length, raw_length, digest)
+    packed = layout.pack_trailer(trailer)
+    assert layout.unpack_trailer(packed, "f") == trailer
+    with pytest.raises(CorruptError):
+        layout.unpack_trailer(packed[:-1], "f")
+    newer = packed[:40] + b"\x02" + packed[41:]
+    with pytest.raises(FormatError):
+        layout.unpack_trailer(newer, "f")
+
+
+def test_a_header_of_another_format_is_refused():
+    layout.check_header(layout.pack_header(), "f")
+    for damaged in (b"", b"PK" + layout.pack_header()[2:], layout.pack_header()[:8] + b"\x02" * 56):
+        with pytest.raises(FormatError):
+            layout.check_header(damaged, "f")
+
+
+# The manifest
+
+
+_INDEXES = st.integers(0, 2**40)
+
+
+@st.composite
+def manifests(draw: st.DrawFn, state: object = None) -> Manifest:
+    state = draw(states()) if state is None else state
+    store = MemoryStore()
+    inventory = take_inventory(state)
+    writer = new_writer(store, draw(st.integers(100, 3000)))
+    rows: list[list[ChunkEntry]] = [[] for _ in inventory.tensors]
+    for chunk in plan_chunks(inventory.specs, chunk_nbytes=128):
+        extent = writer.write([memoryview(bytes(chunk.nbytes))])
+        planes = (Plane("raw", chunk.nbytes),)
+        rows[chunk.tensor].append(
+            ChunkEntry(chunk.start, chunk.nbytes, extent, "0" * 32, "1" * 16, planes)
+        )
+    number = st.one_of(st.floats(allow_nan=False), st.integers(-5, 5).map(float))
+    return Manifest(
+        step=draw(st.integers(0, layout.STEP_LIMIT - 1)),
+        structure=inventory.structure,
+        tensors=tuple(
+            TensorEntry(spec, tuple(row), draw(_INDEXES))
+            for spec, row in zip(inventory.specs, rows, strict=True)
+        ),
+        epoch=draw(st.none() | st.integers(-1, 9)),
+        metrics=draw(st.dictionaries(st.text(max_size=4), number, max_size=2)),
+        created=draw(st.floats(0, 1e10)),
+        writer=draw(st.text(max_size=9)),
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(manifests())
+def test_a_manifest_is_unpacked_as_it_was_packed(manifest):
+    again = unpack_manifest(pack_manifest(manifest), "m")
+    assert again.structure == json.loads(json.dumps(manifest.structure))
+    assert again.tensors == manifest.tensors or "\\ud" in repr(manifest.tensors)
+    assert (again.step, again.epoch, again.metrics) == (
+        *(manifest.step, manifest.epoch),
+        manifest.metrics,
+    )
+    assert (again.created, again.writer) == (manifest.created, manifest.writer)
+    assert pack_manifest(again) == pack_manifest(manifest)
+
+
+def test_metrics_that_json_lacks_come_back():
+    metrics = {"a": math.nan, "b": math.inf, "c": -math.inf, "d": 0.1}
+    again = unpack_manifest(pack_manifest(Manifest(1, {"dict": []}, (), metrics=metrics)), "m")
+    assert list(map(repr, again.metrics.values())) == ["nan", "inf", "-inf", "0.1"]
+
+
+def small_manifest() -> bytes:
+    extent = Extent(layout.segment_name(3, "01234567", 0, 0), 64, 8)
+    planes = (Plane("raw", 8),)
+    chunk = ChunkEntry(0, 8, extent, "0" * 32, "1" * 16, planes)
+    tensor = TensorEntry(Spec("a", "int64", (1,)), (chunk,), 3)
+    return pack_manifest(Manifest(3, {"dict": [["a", {"tensor": 0}]]}, (tensor,)))
+
+
+def test_a_flipped_byte_anywhere_in_a_manifest_is_found():
+    packed = small_manifest()
+    unpack_manifest(packed, "m")
+    for at, flip in itertools.product(range(len(packed)), (0x01, 0x08, 0x20, 0x80, 0xFF)):
+        damaged = bytearray(packed)
+        damaged[at] ^= flip
+        with pytest.raises(CheckpointError):
+            unpack_manifest(bytes(damaged), "m")
+
+
+def test_a_truncated_or_continued_manifest_is_found():
+    packed = small_manifest()
+    for length in range(len(packed)):
+        with pytest.raises(CheckpointError):
+            unpack_manifest(packed[:length], "m")
+    for more in (b"\0", b"}", b"}\n", packed):
+        with pytest.raises(CheckpointError):
+            unpack_manifest(packed + more, "m")
+
+
+@pytest.mark.parametrize("version", [2, 9, 10, 123])
+def test_a_manifest_of_a_newer_format_says_so(version):
+    packed = small_manifest().replace(b'{"gpuckpt":1,', b'{"gpuckpt":%d,' % version, 1)
+    with pytest.raises(FormatError, match=f"format {version}"):
+        unpack_manifest(packed, "m")
+
+
+def resealed(body: object) -> bytes:
+    """A manifest of a stranger, whose checksum fits."""
+    text = body if isinstance(body, bytes) else json.dumps(body).encode()
+    head = layout.MANIFEST_HEAD % (layout.VERSION, checksum128(text))
+    return head.encode() + text + layout.MANIFEST_TAIL
+
+
+def body_of(packed: bytes) -> dict:
+    return json.loads(packed[layout.MANIFEST_HEAD_NBYTES :].removesuffix(layout.MANIFEST_TAIL))
+
+
+def _places(node: object, path: tuple = ()) -> list[tuple]:
+    items = (
+        node.items()
+        if isinstance(node, dict)
+        else enumerate(node)
+        if isinstance(node, list)
+        else ()
+    )
+    return [path, *(place for key, child in items for place in _places(child, (*path, key)))]
+
+
+_ODD = [
+    None,
+    True,
+    -1,
+    2**63,
+    2**200,
+    0.5,
+    "",
+    "x",
+    "../x",
+    [],
+    {},
+    [[]],
+    {"x": 1},
+    [1, 2],
+    math.nan,
+]
+
+
+def test_a_strangers_manifest_is_read_or_refused_but_nothing_else_is_raised():
+    body = body_of(small_manifest())
+    for path, odd in itertools.product(_places(body)[1:], [*_ODD, "drop"]):
+        changed = json.loads(json.dumps(body))
+        node = changed
+        for key in path[:-1]:
+            node = node[key]
+        if odd == "drop":
+            del node[path[-1]]
+        else:
+            node[path[-1]] = odd
+        try:
+            manifest = unpack_manifest(resealed(changed), "m")
+        except CheckpointError:
+            continue
+        assert all(layout.segment_step(name) is not None for name in manifest.segments)
+        assert manifest.epoch is None or type(manifest.epoch) is int
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 200_000, b'{"step":NaN}']
+)
+def test_a_strangers_text_that_is_no_manifest_is_corrupt(text):
+    with pytest.raises(CorruptError):
+        unpack_manifest(resealed(text), "m")
+
+
+# Stores and commit
+
+
+@pytest.fixture(params=["memory", "local"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return MemoryStore() if request.param == "memory" else LocalStore(tmp_path / "root")
+
+
+def test_a_committed_manifest_is_opened_as_it_was(store: Store):
+    manifest = unpack_manifest(small_manifest(), "m")
+    assert steps(store) == []
+    with pytest.raises(NotFoundError, match="no committed checkpoint"):
+        open_step(store)
+    write_all(store, manifest.segments[0], b"data")
+    commit(store, manifest)
+    assert steps(store) == [3]
+    assert open_step(store) == open_step(store, 3) == manifest
+    with pytest.raises(NotFoundError, match=r"step 4 .* 3$"):
+        open_step(store, 4)
+    assert not [name for name in store.names() if name.endswith(layout.TEMPORARY)]
+
+
+def test_a_manifest_under_another_steps_name_is_corrupt(store: Store):
+    write_all(store, layout.manifest_name(4), small_manifest())
+    with pytest.raises(CorruptError, match="step 3"):
+        open_step(store, 4)
+
+
+def test_a_sweep_removes_what_no_manifest_names_and_nothing_else(store: Store):
+    manifest = unpack_manifest(small_manifest(), "m")
+    litter = [
+        layout.segment_name(3, "ffffffff", 0, 0),
+        layout.segment_name(9, "01234567", 0, 0),
+        layout.manifest_name(5) + layout.TEMPORARY,
+    ]
+    for name in (*litter, manifest.segments[0], "notes.txt", "other.tmp"):
+        write_all(store, name, b"x")
+    commit(store, manifest)
+    assert sorted(sweep(store)) == sorted(litter)
+    names = {*manifest.segments, layout.manifest_name(3), "notes.txt", "other.tmp"}
+    assert set(store.names()) == names
+    delete(store, [3])
+    assert set(store.names()) == {"notes.txt", "other.tmp"}
+
+
+def test_while_a_manifest_cannot_be_read_no_segment_is_swept_away(store: Store):
+    write_all(store, layout.manifest_name(1), b"damaged")
+    segment = layout.segment_name(1, "01234567", 0, 0)
+    write_all(store, segment, b"x")
+    assert sweep(store) == []
+    assert segment in store.names()
+
+
+@given(st.lists(st.binary(max_size=40), max_size=6), st.integers(0, 50), st.integers(0, 50))
+def test_a_file_is_read_as_it_was_appended(parts, offset, length):
+    file = (memory := MemoryStore()).create("f")
+    file.append(parts)
+    whole = b"".join(parts)
+    assert file.offset == memory.size("f") == len(whole)
+    assert read_all(memory, "f") == whole
+    room = bytearray(length)
+    if offset + length <= len(whole):
+        memory.read_into("f", offset, memoryview(room))
+        assert bytes(room) == whole[offset : offset + length]
+    elif length:
+        with pytest.raises(CorruptError):
+            memory.read_into("f", offset, memoryview(room))
+
+
+def test_stores_keep_to_their_contract(store: Store):
+    with store.lock():
+        file = store.create("f")
+        file.append([b"ab", memoryview(b""), memoryview(b"cd")])
+        file.append([])
+        file.sync()
+        file.close()
+        file.close()
+        with pytest.raises(StorageError):
+            store.create("f")
+    assert read_all(store, "f") == b"abcd"
+    write_all(store, "g", b"new")
+    store.rename("g", "f")
+    assert read_all(store, "f") == b"new"
+    store.remove("f")
+    store.remove("f")
+    store.sync_names()
+    for call in (
+        lambda: store.size("f"),
+        lambda: store.rename("f", "g"),
+        lambda: read_all(store, "f"),
+    ):
+        with pytest.raises(NotFoundError):
+            call()
+
+
+def test_many_parts_are_written_in_their_order(tmp_path: Path):
+    file = LocalStore(tmp_path).create("f")
+    parts = [bytes([at % 251]) * (at % 7) for at in range(3000)]
+    file.append(parts)
+    file.close()
+    assert (tmp_path / "f").read_bytes() == b"".join(parts)
+
+
+# Sizes
+
+
+@given(st.integers(0, 2**70))
+def test_a_number_of_bytes_is_itself_also_as_text(nbytes):
+    assert parse_nbytes(nbytes) == nbytes
+    if nbytes < 2**40:
+        assert parse_nbytes(f"{nbytes} KiB") == nbytes * 1024
+        assert parse_nbytes(f" {nbytes}kb ") == nbytes * 1000
+
+
+@given(st.floats(0, 1e12))
+def test_a_number_of_seconds_is_itself(seconds):
+    assert parse_seconds(seconds) == seconds
+
+
+def test_sizes_and_durations_are_read_as_people_write_them():
+    assert parse_nbytes("1.5 GiB") == 3 << 29
+    assert parse_nbytes("500 MB") == 500_000_000
+    assert parse_seconds("2 h") == 7200
+    assert parse_seconds("10 min") == parse_seconds("10m") == 600
+    assert parse_seconds(timedelta(days=1)) == parse_seconds("1 d") == 86400
+
+
+@pytest.mark.parametrize(
+    "size", ["", "GiB", "1 parsec", "-1", -1, True, "1e3", None, math.inf, math.nan]
+)
+def test_what_is_no_size_is_refused(size):
+    for parse in (parse_nbytes, parse_seconds):
+        with pytest.raises(InvalidError, match="like"):
+            parse(size)
+    with pytest.raises(InvalidError):
+        parse_seconds(timedelta(seconds=-1))
+
+
+@given(st.integers(0, 2**50))
+def test_a_formatted_size_is_near_what_it_stands_for(nbytes):
+    assert abs(parse_nbytes(format_nbytes(nbytes)) - nbytes) <= max(0.06 * nbytes, 0)
+
+
+# Work in order
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 30), st.integers(1, 4), st.randoms(use_true_random=False))
+def test_results_come_in_the_order_of_the_items(count, workers, rng):
+    pauses = [rng.random() / 2000 for _ in range(count)]
+    dropped: list[int] = []
+
+    def work(at: int) -> int:
+        time.sleep(pauses[at])
+        return at * at
+
+    results = list(ordered_map(work, range(count), workers=workers, drop=dropped.append))
+    assert results == [at * at for at in range(count)]
+    assert dropped == []
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 4), st.data())
+def test_items_whose_result_nobody_got_are_dropped_once_each(count, workers, data):
+    before = threading.active_count()
+    end = data.draw(st.sampled_from(("leave", "work fails", "items fail")))
+    at_end = data.draw(st.integers(0, count - 1))
+    drawn: list[int] = []
+    dropped: list[int] = []
+    got: list[int] = []
+
+    def items():
+        for at in range(count):
+            if end == "items fail" and at == at_end:
+                raise ValueError("items")
+            drawn.append(at)
+            yield at
+
+    def work(at: int) -> int:
+        if end == "work fails" and at >= at_end:
+            raise ValueError("work", at)
+        return at
+
+    line = ordered_map(work, items(), workers=workers, drop=dropped.append)
+    try:
+        for result in line:
+            got.append(result)
+            if end == "leave" and result == at_end:
+                break
+    except ValueError as error:
+        assert error.args == (("work", at_end) if end == "work fails" else ("items",))  # noqa: PT017
+    line.close()  # type: ignore[attr-defined]
+    assert got == list(range(at_end + 1 if end == "leave" else at_end))
+    assert sorted([*got, *dropped]) == drawn
+    assert threading.active_count() == before
+
+
+def test_a_source_that_waits_for_room_gets_it_when_the_caller_leaves():
+    room = threading.Semaphore(2)
+
+    def items():
+        for at in itertools.count():
+            room.acquire()
+            yield at
+
+    line = ordered_map(lambda at: at, items(), workers=2, drop=lambda _: room.release())
+    assert next(iter(line)) == 0
+    room.release()
+    line.close()  # type: ignore[attr-defined]
+    assert not [t for t in threading.enumerate() if t.name.startswith("gpuckpt-")]
+
+
+def test_a_source_is_closed_where_it_was_drawn_from():
+    closed: list[str] = []
+
+    def items():
+        try:
+            yield from range(100)
+        finally:
+            closed.append(threading.current_thread().name)
+
+    line = ordered_map(lambda at: at, items(), workers=1)
+    next(iter(line))
+    line.close()  # type: ignore[attr-defined]
+    assert closed == ["gpuckpt-draw"]
+
+
+def test_an_arena_hands_out_each_slot_once():
+    arena = new_arena(64, count=3)
+    slots = [arena.take() for _ in range(3)]
+    for number, slot in enumerate(slots):
+        for area in (slot.raw, slot.planes, slot.coded):
+            assert area.size == 64
+            area[:] = number
+    for number, slot in enumerate(slots):
+        assert all((area == number).all() for area in (slot.raw, slot.planes, slot.coded))
+    waiting = threading.Thread(target=lambda: arena.give(arena.take()))
+    waiting.start()
+    waiting.join(0.05)
+    assert waiting.is_alive()
+    arena.give(random.choice(slots))
+    waiting.join(5)
+    assert not waiting.is_alive()
+
+
+@given(arrays())
+def test_a_plan_covers_every_byte_once_and_cuts_no_element(array):
+    spec = look(array, "a").spec  # type: ignore[union-attr]
+    for chunk_nbytes in (1, ITEM_NBYTES_MAX, 100, 1 << 20):
+        end = 0
+        for chunk in plan_chunks([spec], chunk_nbytes=chunk_nbytes):
+            assert (chunk.tensor, chunk.start, chunk.nbytes % array.itemsize) == (0, end, 0)
+            assert 0 < chunk.nbytes <= max(chunk_nbytes, array.itemsize)
+            end += chunk.nbytes
+        assert end == array.nbytes

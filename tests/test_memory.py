@@ -1,0 +1,85 @@
+"""Memory is bounded by `memory=`, whatever the state's size, and doesn't grow from save to save.
+
+Measured in processes of their own: the peak resident set (VmHWM) over that
+with only the state, which is what a training run would see.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+
+MIB = 1 << 20
+
+PRELUDE = """
+    import json, sys
+    import numpy as np
+    import gpuckpt
+
+    def resident(field):
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
+
+    def arrays(count, nbytes):
+        block = np.random.default_rng(0).standard_normal(1 << 18).astype(np.float32)
+        return {f"w{at}": np.tile(block, nbytes // block.nbytes) for at in range(count)}
+"""
+
+
+def measure(program: str, root) -> dict:
+    """Run a program that prints its measurements as JSON."""
+    text = textwrap.dedent(PRELUDE) + textwrap.dedent(program)
+    command = [sys.executable, "-c", text, str(root)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    return json.loads(finished.stdout)
+
+
+def test_a_state_of_4_gib_saves_and_restores_within_256_mib(tmp_path):
+    program = """
+        state = arrays(32, 128 << 20)
+        before = resident("VmRSS")
+        with gpuckpt.Checkpointer(sys.argv[1], snapshot="hold", memory="256 MiB") as ckpt:
+            ckpt.save(1, state).result()
+            saved = resident("VmHWM")
+            expected = state["w31"][-5:].copy()
+            for array in state.values():
+                array.fill(0)
+            ckpt.restore(state)
+        restored = resident("VmHWM")
+        assert (state["w31"][-5:] == expected).all()
+        print(json.dumps({"save": saved - before, "restore": restored - before,
+                          "state": sum(array.nbytes for array in state.values())}))
+    """
+
+    peak = measure(program, tmp_path)
+
+    print({name: f"{nbytes / MIB:.0f} MiB" for name, nbytes in peak.items()})
+    assert peak["state"] == 4 << 30
+    assert peak["save"] <= (256 + 150) * MIB
+    assert peak["restore"] <= (256 + 150) * MIB
+
+
+def test_200_saves_take_no_more_memory_than_20(tmp_path):
+    program = """
+        state = arrays(40, 1 << 20)
+        sizes = {}
+        with gpuckpt.Checkpointer(
+            sys.argv[1], every=gpuckpt.Every(steps=1), keep=gpuckpt.Keep(last=1)
+        ) as ckpt:
+            for step in range(1, 221):
+                with ckpt.update():
+                    state["w0"] += 1
+                ckpt.step(step, state)
+                if step in (20, 220):
+                    ckpt.wait()
+                    sizes[step] = resident("VmRSS")
+        print(json.dumps({"growth": sizes[220] - sizes[20]}))
+    """
+
+    growth = measure(program, tmp_path)["growth"]
+
+    print(f"{growth / MIB:.2f} MiB")
+    assert growth <= 8 * MIB
