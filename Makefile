@@ -9,7 +9,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 CUDA_PACKAGES := cupy-cuda13x==14.2.0 "nvidia-cuda-nvrtc==13.5.*" "nvidia-cuda-runtime==13.5.*" \
   "nvidia-cuda-crt==13.5.*" "nvidia-cuda-profiler-api==13.5.*" "cython>=3.2,<3.3" setuptools
 
-.PHONY: demo test test-cpu test-cuda check fmt clean
+.PHONY: demo test test-cpu test-cuda bench check fmt clean
 
 $(PY):
 	$(PYTHON) -m venv $(VENV)
@@ -40,6 +40,9 @@ test-cpu: $(VENV)/.dev
 
 test-cuda: $(VENV)/.cuda  ## the CUDA tests with real CuPy over a stand-in for the driver
 	$(PY) -m tests.cuda_on_cpu.run
+
+bench: $(VENV)/.dev  ## measure here, beside this machine's limits
+	$(PY) -m bench --directory . --out bench/results/$$(uname -n | tr -cd 'a-z0-9')-$$(date +%F).json
 
 check: $(VENV)/.dev  ## format, lint, types
 	$(PY) -m ruff format --check .

@@ -160,9 +160,9 @@ class CudaDevice:
     @contextlib.contextmanager
     def _used(self, verb: str) -> Iterator[None]:
         """Make this the current device, and translate CUDA's errors."""
-        with _told(self.name, verb, "pass snapshot='hold', or leave more memory free"):
-            with self._device:
-                yield
+        remedy = "pass snapshot='hold', or leave more memory free"
+        with _told(self.name, verb, remedy), self._device:
+            yield
 
 
 class CudaTransfer:

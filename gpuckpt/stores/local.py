@@ -20,6 +20,7 @@ _REMEDIES = {
     errno.EROFS: "the file system is mounted read-only",
     errno.EACCES: "check the permissions of the directory",
     errno.EIO: "the disk reports an error: check it before you trust it again",
+    errno.ENOTDIR: "a root is a directory, and this is below a file",
     errno.EMFILE: "too many open files: raise `ulimit -n`",
 }
 # Written pages go to the disk from here on, while later ones are still being

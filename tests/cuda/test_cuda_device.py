@@ -26,10 +26,10 @@ class TestCudaDevice(DeviceContract):
         yield CudaDevice(0)
         cp.cuda.Device().synchronize()
 
-    def put(self, array):
+    def put(self, array: Any) -> Any:
         return cp.asarray(array)
 
-    def get(self, array):
+    def get(self, array: Any) -> Any:
         return array.get()
 
 
@@ -42,11 +42,11 @@ class TestAnotherDevice(TestCudaDevice):
             pytest.skip("one device")
         return CudaDevice(1)
 
-    def put(self, array):
+    def put(self, array: Any) -> Any:
         with cp.cuda.Device(1):
             return cp.asarray(array)
 
-    def get(self, array):
+    def get(self, array: Any) -> Any:
         with cp.cuda.Device(1):
             return array.get()
 
@@ -102,7 +102,7 @@ def test_host_memory_is_given_back(device):
 
 
 def test_host_memory_that_does_not_fit_is_an_error_that_names_the_device(device):
-    with pytest.raises(DeviceError, match="cuda:0.*page-locked"):
+    with pytest.raises(DeviceError, match=r"cuda:0.*page-locked"):
         device.host_memory(1 << 50)
     assert device.host_memory(10).nbytes == 10
 
@@ -124,7 +124,7 @@ def test_room_leaves_memory_to_the_run(device):
 
 def test_a_copy_that_does_not_fit_names_the_device_and_leaves_it_usable(device):
     _, total = runtime.memGetInfo()
-    with pytest.raises(DeviceMemoryError, match="cuda:0.*snapshot='hold'"):
+    with pytest.raises(DeviceMemoryError, match=r"cuda:0.*snapshot='hold'"):
         device.reserve(2 * total)
     frozen = device.freeze([cp.arange(10)], copy=True)
     slot = device.host_memory(80)

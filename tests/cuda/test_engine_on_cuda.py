@@ -19,7 +19,7 @@ from gpuckpt.stores.memory import MemoryStore
 from tests.cuda.gates import Gate
 from tests.devices_contract import VIEWS, bytes_of, numbers
 
-DTYPES = "? b B h H i I q Q e f d F D".split()
+DTYPES = list("?bBhHiIqQefdFD")
 DLPACK_CODES = {"bfloat16": (4, 2), "float8_e4m3fn": (10, 1), "float8_e5m2": (12, 1)}
 CHUNK = 1 << 16
 MIB = 1 << 20
@@ -162,10 +162,12 @@ def test_bfloat16_of_cupy_itself_comes_back_as_bfloat16(store):
     loaded = gpuckpt.load("", store=store)
     assert_same(loaded["w"], given)
     assert_same(loaded["t"], given.get().T[::2])
-    target = cp.zeros_like(given)
+    target, other = cp.zeros_like(given), cp.zeros_like(given)
     with checkpointer(store) as ckpt:
-        ckpt.restore({"w": target, "t": target.copy().T[::2]})
+        ckpt.restore({"w": target, "t": other.T[::2]})
     assert_same(target, given)
+    assert_same(other.get()[:, ::2], given.get()[:, ::2])
+    assert not other.get()[:, 1::2].any()
 
 
 @pytest.mark.parametrize("typestr", ["<f4", "|V4"])
@@ -316,10 +318,10 @@ def test_every_checkpoint_of_a_loop_is_the_state_at_its_step(
 
 def change(state: dict[str, Any], step: int) -> None:
     """An optimizer's update: in place, several kernels, no two steps alike."""
-    for array in state.values():
-        array *= np.uint32(2 * step + 1)
-        array += np.uint32(step)
-        array ^= np.uint32(0x9E3779B9)
+    for name in state:
+        state[name] *= np.uint32(2 * step + 1)
+        state[name] += np.uint32(step)
+        state[name] ^= np.uint32(0x9E3779B9)
 
 
 def test_a_restored_state_is_ready_for_the_callers_own_stream(store):

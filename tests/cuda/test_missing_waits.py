@@ -19,7 +19,7 @@ import gpuckpt
 from gpuckpt import checkpointer
 from gpuckpt.devices import Done
 from gpuckpt.devices.cuda import CudaCopy, CudaDevice, CudaHold, CudaTransfer
-from gpuckpt.snapshot import Inventory, capture
+from gpuckpt.snapshot import capture
 from gpuckpt.stores.memory import MemoryStore
 from tests.cuda.gates import Gate, mode_of
 
@@ -215,7 +215,7 @@ def without_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     def capture_without(inventory: Any, *args: Any, **options: Any) -> Any:
         snapshot = capture(inventory, *args, **options)
         bare = tuple(replace(tensor, array=None, owner=None) for tensor in inventory.tensors)
-        snapshot.inventory = Inventory(inventory.structure, bare)
+        snapshot.inventory = replace(inventory, tensors=bare)
         return snapshot
 
     monkeypatch.setattr(CudaCopy, "__init__", begin_without)

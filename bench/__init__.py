@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m bench`.  Every figure stands beside a limit measured in the same run."""
