@@ -108,7 +108,7 @@ def write_and_sync(path: Path, state: State) -> float:
     begun = time.perf_counter()
     with path.open("wb", buffering=0) as file:
         for array in state.values():
-            view = memoryview(array.view(np.uint8))
+            view = array.view(np.uint8).data
             while view.nbytes:
                 view = view[file.write(view) :]
         os.fsync(file.fileno())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from gpuckpt.devices import Device
 
 SHAPE = (6, 10, 14)
 # Views of an array of `SHAPE`: the same function makes them of numpy's and of cupy's arrays.
-VIEWS = {
+VIEWS: dict[str, Callable[[Any], Any]] = {
     "contiguous": lambda a: a,
     "part": lambda a: a[2:5],
     "transposed": lambda a: a.transpose(2, 0, 1),
@@ -23,7 +24,7 @@ VIEWS = {
     "stepped": lambda a: a[::2, 1::3],
     "reversed": lambda a: a[::-1, :, ::-1],
     "column": lambda a: a[:, 3, 5],
-    "repeated": lambda a: a[:, :, 2:3][:, :, [0] * 3].transpose(2, 1, 0),
+    "repeated": lambda a: np.broadcast_to(a[:, :1, :4], (6, 3, 4)),
     "one element": lambda a: a[3:4, 2:3, 1:2],
     "0-d": lambda a: a[3:4, 2:3, 1:2].reshape(()),
     "empty": lambda a: a[:0],
@@ -89,6 +90,10 @@ class DeviceContract:
     def get(self, array: Any) -> Any:
         """Its elements as a numpy array, once everything before on the caller's stream is done."""
         raise NotImplementedError
+
+    def clear(self, array: Any) -> None:
+        """Set all elements to zero, on the caller's stream."""
+        array[...] = 0
 
     def memory(self, device: Device, nbytes: int) -> Any:
         slot = device.host_memory(nbytes)
@@ -172,7 +177,7 @@ class DeviceContract:
         array = self.put(numbers())
         frozen = device.freeze([VIEWS[view](array)], copy=True)
         frozen.order_update()
-        array[...] = 0
+        self.clear(array)
         frozen.settle()
         expected = bytes_of(VIEWS[view](numbers()))
         assert self.download(device, frozen.arrays[0], 0, len(expected)) == expected
@@ -187,7 +192,7 @@ class DeviceContract:
 
         def update() -> None:
             frozen.order_update()
-            array[...] = 0
+            self.clear(array)
 
         updater = threading.Thread(target=update)
         updater.start()

@@ -8,8 +8,10 @@ import math
 import random
 import threading
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,7 +148,7 @@ def test_a_state_is_rebuilt_from_its_structure_and_its_leaves(state):
         leaf.node["tensor"] = number
     structure = json.loads(json.dumps(flat.structure))
 
-    def fill(node):
+    def fill(node: Any) -> Any:
         if isinstance(node, Mark):
             return leaves[node.tensor]
         if isinstance(node, dict):
@@ -187,7 +189,7 @@ def test_names_are_the_keys_with_dots_between_them_and_exact_only_where_two_woul
 
 
 def test_keys_that_are_written_alike_still_get_names_of_their_own():
-    state = {float("nan"): 1, float("nan"): 2, "nan": 3}  # noqa: F601
+    state = {float("nan"): 1, float("nan"): 2, "nan": 3}
     assert len(set(flatten(state).names)) == 3
 
 
@@ -468,14 +470,14 @@ def test_what_was_written_to_segments_is_read_with_their_own_index_alone(
                 segments.read(store, chunk.extent, memoryview(room))
                 assert chunk.extent.segment == name
                 found[entry.spec.name][chunk.start] = bytes(room)
-    tensors = {
+    by_name = {
         tensor.spec.name: tensor.array
         for tensor in take_inventory(dict(enumerate(originals))).tensors
     }
     for entry in written:
         parts = found[entry.spec.name]
         whole = b"".join(parts[start] for start in sorted(parts))
-        assert whole == tensors[entry.spec.name].tobytes()
+        assert whole == by_name[entry.spec.name].tobytes()
 
 
 def one_segment() -> tuple[MemoryStore, str]:
@@ -660,7 +662,7 @@ def resealed(body: object) -> bytes:
     return head.encode() + text + layout.MANIFEST_TAIL
 
 
-def body_of(packed: bytes) -> dict:
+def body_of(packed: bytes) -> Any:
     return json.loads(packed[layout.MANIFEST_HEAD_NBYTES :].removesuffix(layout.MANIFEST_TAIL))
 
 
@@ -675,7 +677,7 @@ def _places(node: object, path: tuple = ()) -> list[tuple]:
     return [path, *(place for key, child in items for place in _places(child, (*path, key)))]
 
 
-_ODD = [
+_ODD: list[Any] = [
     None,
     True,
     -1,
@@ -892,7 +894,7 @@ def test_items_whose_result_nobody_got_are_dropped_once_each(count, workers, dat
     dropped: list[int] = []
     got: list[int] = []
 
-    def items():
+    def items() -> Iterator[int]:
         for at in range(count):
             if end == "items fail" and at == at_end:
                 raise ValueError("items")
@@ -921,7 +923,7 @@ def test_items_whose_result_nobody_got_are_dropped_once_each(count, workers, dat
 def test_a_source_that_waits_for_room_gets_it_when_the_caller_leaves():
     room = threading.Semaphore(2)
 
-    def items():
+    def items() -> Iterator[int]:
         for at in itertools.count():
             room.acquire()
             yield at
@@ -936,7 +938,7 @@ def test_a_source_that_waits_for_room_gets_it_when_the_caller_leaves():
 def test_a_source_is_closed_where_it_was_drawn_from():
     closed: list[str] = []
 
-    def items():
+    def items() -> Iterator[int]:
         try:
             yield from range(100)
         finally:

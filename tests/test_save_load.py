@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import enum
-import functools
 import os
 import random
 import signal
@@ -14,7 +13,7 @@ import textwrap
 import time
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -128,7 +127,9 @@ class Optimizer:
         self.state = state
 
 
-Pair = collections.namedtuple("Pair", "left right")
+class Pair(NamedTuple):
+    left: Any
+    right: Any
 
 
 def test_containers_that_have_no_place_in_a_file_come_back_as_plain_ones():
@@ -177,7 +178,10 @@ class Endless:
 
 
 def nested(levels: int) -> Any:
-    return functools.reduce(lambda inner, _: [inner], range(levels), 0)
+    state: Any = 0
+    for _ in range(levels):
+        state = [state]
+    return state
 
 
 UNSUPPORTED: dict[str, Any] = {
@@ -216,6 +220,12 @@ def test_a_leaf_that_cannot_be_saved_is_named_before_anything_is_written(tmp_pat
             ckpt.save(1, state)
         assert ckpt.steps() == []
         assert [path.name for path in root.iterdir()] == [layout.LOCK]
+
+
+@pytest.mark.parametrize("state", [UNSUPPORTED["loop"], UNSUPPORTED["object loop"]])
+def test_a_container_that_contains_itself_is_called_that(state):
+    with pytest.raises(gpuckpt.UnsupportedError, match="contains itself"):
+        gpuckpt.save("unused", state, store=MemoryStore())
 
 
 def test_nesting_within_the_limit_is_saved():
@@ -356,7 +366,12 @@ def test_a_device_or_library_that_makes_no_sense_is_refused(root: Path, options,
 
 def test_like_numpy_and_device_cpu_give_the_arrays_as_they_were(root: Path):
     whole = gpuckpt.load(root)
-    for options in ({"like": "numpy"}, {"device": "cpu"}, {"like": "numpy", "device": "cpu"}):
+    every: list[dict[str, Any]] = [
+        {"like": "numpy"},
+        {"device": "cpu"},
+        {"like": "numpy", "device": "cpu"},
+    ]
+    for options in every:
         assert same(gpuckpt.load(root, **options), whole)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -75,10 +76,8 @@ def look(leaf: Any, name: str) -> Tensor | None:
         if kind == "torch" or not hasattr(leaf, "__array__"):
             raise UnsupportedError(name, seen)
     if hasattr(leaf, "__cuda_array_interface__"):
-        import cupy
-
         _, read_only = leaf.__cuda_array_interface__["data"]
-        return _look_cupy(cupy.asarray(leaf), leaf, name, writable=not read_only)
+        return _look_cupy(_of_interface(leaf), leaf, name, writable=not read_only)
     if hasattr(leaf, "__array_interface__") or kind == "jax":
         return _look_numpy(np.asarray(leaf), leaf, name, kind)
     return None
@@ -103,6 +102,16 @@ def _look_numpy(array: npt.NDArray[Any], owner: object, name: str, kind: str) ->
         raise UnsupportedError(name, "a masked array; save its .data and its .mask")
     writable = kind == "numpy" and array.flags.writeable
     return _tensor(array.view(np.ndarray), owner, name, kind, writable=writable)
+
+
+def _of_interface(leaf: Any) -> Any:
+    """Its memory in place: on any device but its own, cupy would copy it to the current one."""
+    import cupy
+
+    address, _ = leaf.__cuda_array_interface__["data"]
+    at = cupy.cuda.runtime.pointerGetAttributes(address).device if address else -1
+    with cupy.cuda.Device(at) if at >= 0 else contextlib.nullcontext():
+        return cupy.asarray(leaf)
 
 
 def _look_cupy(array: Any, owner: object, name: str, *, writable: bool) -> Tensor:

@@ -89,7 +89,7 @@ def main() -> None:
     try:
         app()
     except CheckpointError as error:
-        Console(stderr=True, highlight=False).print(f"gpuckpt: {error}", markup=False)
+        print(f"gpuckpt: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has gone, and wants no more

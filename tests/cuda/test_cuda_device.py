@@ -50,6 +50,10 @@ class TestAnotherDevice(TestCudaDevice):
         with cp.cuda.Device(1):
             return array.get()
 
+    def clear(self, array: Any) -> None:
+        with cp.cuda.Device(1):
+            array[...] = 0
+
     def test_its_arrays_lie_on_it(self, device):
         frozen = device.freeze([self.put(numbers())], copy=True)
         assert frozen.arrays[0].device.id == 1

@@ -235,6 +235,13 @@ def test_another_device_is_used_while_the_first_is_current(store):
         assert_same(loaded, given)
     gpuckpt.save("", {"w": OnlyInterface(loaded)}, step=1, store=store)
     assert open_step(store).tensors[0].spec.device == "cuda:1"
+    with cp.cuda.Device(1):
+        loaded[...] = 0
+        cp.cuda.Device().synchronize()
+    with checkpointer(store) as ckpt:
+        ckpt.restore({"w": OnlyInterface(loaded)})
+    with cp.cuda.Device(1):
+        assert_same(loaded, given)
     assert_same(gpuckpt.load("", device="cpu", store=store)["w"], given)
 
 

@@ -1,0 +1,106 @@
+"""The command line, run as a person or a script would run it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import gpuckpt
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "gpuckpt", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def root(tmp_path):
+    weights = np.random.default_rng(0).standard_normal((200, 100)).astype(np.float32)
+    for step in (3, 7):
+        state = {"layers": [{"w": weights + step, "name": "x\x1b[31m [red]"}], "frozen": weights}
+        gpuckpt.save(tmp_path, state, step, epoch=1, metrics={"loss": float("nan"), "acc": 0.5})
+    return tmp_path
+
+
+def test_ls_lists_steps_with_sizes_and_metrics(root):
+    finished = run("ls", root)
+
+    assert finished.returncode == 0
+    assert "3" in finished.stdout
+    assert "acc=0.5" in finished.stdout
+    facts = json.loads(run("ls", root, "--json").stdout)
+    assert [row["step"] for row in facts["checkpoints"]] == [3, 7]
+    assert facts["checkpoints"][0]["metrics"] == {"loss": "nan", "acc": 0.5}
+    assert facts["checkpoints"][0]["raw_nbytes"] == 2 * 200 * 100 * 4
+
+
+def test_show_shows_every_leaf_and_nothing_that_a_terminal_would_obey(root):
+    finished = run("show", root, "--step", 7)
+
+    assert finished.returncode == 0
+    assert "layers.0.w" in finished.stdout
+    assert "\x1b[31m" not in finished.stdout
+    assert "[red]" in finished.stdout
+    facts = json.loads(run("show", root, "--json").stdout)
+    versions = {leaf["name"]: leaf.get("version") for leaf in facts["leaves"]}
+    assert versions == {"layers.0.w": 7, "layers.0.name": None, "frozen": 3}
+
+
+def test_show_picks_names_by_glob(root):
+    facts = json.loads(run("show", root, "--names", "layers.*.w", "--json").stdout)
+    assert [leaf["name"] for leaf in facts["leaves"]] == ["layers.0.w"]
+
+
+def test_verify_finds_one_wrong_byte_and_names_tensor_file_and_offset(root):
+    assert run("verify", root).returncode == 0
+    (segment,) = root.glob("step-000000000007.*.segment")
+    data = bytearray(segment.read_bytes())
+    data[1000] ^= 1
+    segment.write_bytes(data)
+
+    finished = run("verify", root)
+
+    assert finished.returncode == 1
+    line = next(line for line in finished.stdout.splitlines() if "DAMAGED" in line)
+    assert "step 7" in line
+    assert "layers.0.w" in line
+    assert segment.name in line
+    assert "offset 64" in line
+    assert run("verify", root, "--step", 3).returncode == 0
+    facts = json.loads(run("verify", root, "--json").stdout)
+    assert not facts["intact"]
+    assert [len(row["damage"]) for row in facts["steps"]] == [0, 1]
+
+
+def test_verify_finds_a_damaged_index_a_missing_segment_and_a_damaged_manifest(root):
+    (segment,) = root.glob("step-000000000007.*.segment")
+    data = segment.read_bytes()
+    segment.write_bytes(data[:-70] + bytes([data[-70] ^ 8]) + data[-69:])
+    assert run("verify", root, "--step", 7).returncode == 1
+    segment.unlink()
+    assert "there is no such file" in run("verify", root, "--step", 7).stdout
+    manifest = root / "step-000000000007.manifest.json"
+    manifest.write_bytes(manifest.read_bytes().replace(b"frozen", b"frozem"))
+    finished = run("verify", root, "--step", 7)
+    assert finished.returncode == 1
+    assert "checksum" in finished.stdout
+    assert run("ls", root).returncode == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [("ls",), ("show",), ("verify",), ("show", "--step", 5), ("show", "--names", "q")]
+)
+def test_what_cannot_be_done_is_one_line_on_stderr_and_exit_code_2(root, arguments):
+    verb, *options = arguments
+    where = root if options else root / "nothing-here"
+
+    finished = run(verb, where, *options)
+
+    assert finished.returncode == 2
+    assert finished.stderr.startswith("gpuckpt: ")
+    assert len(finished.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in finished.stderr
