@@ -37,6 +37,8 @@ _SMALL = {
 _BY_NAME = _PLAIN | _SMALL
 _BY_DTYPE = {dtype: name for name, dtype in _BY_NAME.items()}
 _TIME = re.compile(r"(datetime64|timedelta64)(\[[0-9]{0,9}(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?")
+# numpy makes new arrays of these little-endian whatever it is asked for.
+_UNITLESS = ("datetime64", "timedelta64")
 # An element is never cut, so that it has to fit into any chunk.
 ITEM_NBYTES_MAX = 64 << 10
 _FIXED = re.compile(r"[SUV][1-9][0-9]{0,8}")
@@ -56,6 +58,8 @@ def name_of(dtype: np.dtype[np.generic]) -> str | None:
     else:
         return None
     swapped = dtype.itemsize > 1 and dtype.byteorder == ">"
+    if swapped and name in _UNITLESS:
+        return None
     return f">{name}" if swapped else name
 
 
@@ -67,6 +71,8 @@ def to_numpy(name: str) -> np.dtype[np.generic]:
         FormatError: no such element type is known here.
     """
     plain = name.removeprefix(">")
+    if plain in _UNITLESS and plain != name:
+        raise FormatError(f"elements of type {name!r} can't be held by numpy")
     if plain in _BY_NAME:
         dtype: np.dtype[np.generic] = _BY_NAME[plain]
     elif _TIME.fullmatch(plain) or _FIXED.fullmatch(plain):

@@ -42,15 +42,17 @@ class Inventory:
 class Snapshot:
     """A state's tensors as they were at one moment, until `release`.
 
-    `sources` has for each tensor what its device's `download` takes.
+    `sources` has for each of `specs` what its device's `download` takes; the
+    state's own arrays are held by `frozen` alone, and no longer than needed.
     `staged` is set once nothing of the state is read any more, which was
     `staged_seconds` after the snapshot began.
     """
 
-    inventory: Inventory
+    structure: Json
+    specs: list[Spec]
     mode: str
-    sources: list[Any]
-    frozen: dict[str, Frozen]
+    sources: list[Any] = field(default_factory=list)
+    frozen: dict[str, Frozen] = field(default_factory=dict)
     staged: threading.Event = field(default_factory=threading.Event)
     staged_seconds: float = 0.0
     begun: float = field(default_factory=time.perf_counter)
@@ -80,7 +82,6 @@ class Snapshot:
                 frozen.release()
         finally:
             self.sources.clear()
-            self.inventory = Inventory(None, ())
             self._set_staged()
 
     def _set_staged(self) -> None:

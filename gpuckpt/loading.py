@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gpuckpt.arrays import KINDS, Tensor, finish, make
@@ -43,7 +43,8 @@ def load_state(
     tree = from_json(manifest.structure) if names is None else _picked(manifest, names)
     wanted = sorted(_positions(tree))
     kinds = {at: _kind(manifest, at, device, like) for at in wanted}
-    tensors = {at: make(manifest.tensors[at].spec, kinds[at][0]) for at in wanted}
+    devices = resources.devices
+    tensors = {at: make(manifest.tensors[at].spec, devices[kinds[at][0]]) for at in wanted}
     jobs = [Job(store, manifest.tensors[at], (tensors[at],)) for at in wanted]
     restore_tensors(jobs, resources, progress)
     finished = {at: finish(tensors[at], kinds[at][1]) for at in wanted}
@@ -81,10 +82,11 @@ def fill_match(  # noqa: PLR0917
 
     Returns the leaves that were put there, but for those filled in place.
     """
+    _check_in_place(state, found.leaves)
     made: dict[Fresh, Tensor] = {}
 
     def one(fresh: Fresh) -> Fresh:
-        made.setdefault(fresh, make_fresh(fresh, manifest))
+        made.setdefault(fresh, make_fresh(fresh, manifest, resources.devices))
         return fresh
 
     leaves, objects = fill_fresh(found.leaves, one), fill_fresh(found.objects, one)
@@ -104,10 +106,25 @@ def fill_match(  # noqa: PLR0917
             f"{store.root}, step {manifest.step}: an object's load_state_dict refused what was "
             f"saved ({type(error).__name__}: {error})"
         ) from error
-    if placed is not state:
-        raise InvalidError("a tuple can't be restored in place; put it into a dict or a list")
+    assert placed is state
     placed_leaves: dict[Path, Any] = leaves
     return placed_leaves
+
+
+def _check_in_place(state: Any, leaves: dict[Path, Any]) -> None:
+    """See that no leaf's change would need another object in the place of `state` itself."""
+    for path, new in leaves.items():
+        node = state
+        for key in path:
+            if not isinstance(node, tuple | Mapping) or hasattr(type(node), "__setitem__"):
+                break
+            node = node[key]
+        else:
+            if new is not node:
+                kind = type(state).__name__
+                raise InvalidError(
+                    f"a {kind} can't be restored in place; put it into a dict or a list"
+                )
 
 
 def _picked(manifest: Manifest, names: Iterable[str]) -> dict[str, Any]:

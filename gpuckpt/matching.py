@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gpuckpt.arrays import Tensor, finish, look, make
+from gpuckpt.devices import Devices
 from gpuckpt.errors import InvalidError, MismatchError, NotFoundError
 from gpuckpt.manifest import Manifest
 from gpuckpt.tree import (
@@ -141,9 +142,9 @@ def fill_fresh(tree: Any, made: Callable[[Fresh], Any]) -> Any:
     return tree
 
 
-def make_fresh(fresh: Fresh, manifest: Manifest) -> Tensor:
+def make_fresh(fresh: Fresh, manifest: Manifest, devices: Devices) -> Tensor:
     """Allocate what `fresh` stands for."""
-    return make(manifest.tensors[fresh.position].spec, fresh.device)
+    return make(manifest.tensors[fresh.position].spec, devices[fresh.device])
 
 
 def finish_fresh(fresh: Fresh, tensor: Tensor) -> Any:

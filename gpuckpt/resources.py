@@ -28,6 +28,7 @@ class Resources:
         self.budget_nbytes = parse_nbytes(memory)
         self._arena_nbytes = arena_nbytes(self.budget_nbytes, chunk_nbytes, self.workers)
         self._arena: Arena | None = None
+        self._page_locked = False
 
     @property
     def host_room_nbytes(self) -> int:
@@ -37,15 +38,19 @@ class Resources:
     def arena(self, device_names: Iterable[str], largest_nbytes: int = 0) -> Arena:
         """The arena, taken at its first use: page-locked if a GPU is among the devices.
 
-        Taken anew if a chunk of `largest_nbytes` wouldn't fit a slot.
+        Taken anew if a chunk of `largest_nbytes` wouldn't fit a slot, or if it
+        was taken before there was a GPU.
 
         Raises:
             InvalidError: slots for such chunks don't fit the budget.
         """
-        if self._arena is None or self._arena.chunk_nbytes < largest_nbytes:
+        name = max(device_names, default="cpu")  # "cuda:…" sorts after "cpu"
+        locked = self._page_locked or name != "cpu"
+        arena = self._arena
+        if arena is None or arena.chunk_nbytes < largest_nbytes or locked > self._page_locked:
+            self._arena, self._page_locked = None, locked  # the old one goes before the new comes
             slot_nbytes = max(self.chunk_nbytes, largest_nbytes)
             self._arena_nbytes = arena_nbytes(self.budget_nbytes, slot_nbytes, self.workers)
-            name = max(device_names, default="cpu")  # "cuda:…" sorts after "cpu"
             memory = self.devices[name].host_memory(self._arena_nbytes)
-            self._arena = Arena(memory, slot_nbytes)
-        return self._arena
+            arena = self._arena = Arena(memory, slot_nbytes)
+        return arena

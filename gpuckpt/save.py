@@ -71,7 +71,7 @@ def save_snapshot(
     Releases the snapshot as soon as nothing of it is read any more, and in
     any case.  If it fails, what it wrote is deleted, and no checkpoint was made.
     """
-    inventory, token = snapshot.inventory, secrets.token_hex(4)
+    token = secrets.token_hex(4)
     writer = Writer(
         store,
         lambda part: layout.segment_name(header.step, token, 0, part),
@@ -79,12 +79,12 @@ def save_snapshot(
     )
     try:
         rows = _write_chunks(snapshot, writer, resources, choice(codec), stats)
-        tensors = _entries(inventory.specs, rows, header.step, previous)
+        tensors = _entries(snapshot.specs, rows, header.step, previous)
         begun = time.perf_counter()
         writer.finish(tensors, header.step)
         manifest = Manifest(
             step=header.step,
-            structure=inventory.structure,
+            structure=snapshot.structure,
             tensors=tensors,
             epoch=header.epoch,
             metrics=header.metrics,
@@ -114,11 +114,10 @@ def _write_chunks(
     snapshot: Snapshot, writer: Writer, resources: Resources, choose: Choice, stats: Stats
 ) -> list[list[ChunkEntry]]:
     """Bring every chunk of a snapshot to the disk; its entries, by tensor."""
-    inventory = snapshot.inventory
-    specs = inventory.specs
+    specs = snapshot.specs
     chunks = list(plan_chunks(specs, chunk_nbytes=resources.chunk_nbytes))
     largest = max((chunk.nbytes for chunk in chunks), default=0)
-    arena = resources.arena(inventory.by_device(), largest)
+    arena = resources.arena({spec.device for spec in specs}, largest)
     stats.host_nbytes = arena.nbytes
     rows: list[list[ChunkEntry]] = [[] for _ in specs]
     staged = stage(snapshot, chunks, resources.devices, arena)

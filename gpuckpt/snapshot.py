@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gpuckpt.arrays import Tensor, look
-from gpuckpt.devices import Devices
-from gpuckpt.errors import InvalidError, UnsupportedError
+from gpuckpt.devices import Device, Devices, Frozen
+from gpuckpt.errors import DeviceMemoryError, InvalidError, UnsupportedError
 from gpuckpt.inventory import Inventory, Snapshot
+from gpuckpt.spec import Spec
 from gpuckpt.tree import Flat, Path, flatten, rebuild
 from gpuckpt.values import Json, NotPlainError, encode_value
 
 MODES = ("auto", "copy", "hold")
+ALIGNMENT = 512  # the most that a device aligns copies to
 
 
 def take_inventory(state: Any) -> Inventory:
@@ -49,28 +52,28 @@ def capture(
         InvalidError: `copy` was asked for and host tensors don't fit the budget.
         DeviceMemoryError: `copy` was asked for and a device has no room.
     """
-    snapshot = Snapshot(inventory, mode, [None] * len(inventory.tensors), {})
-    modes = set()
+    if mode not in MODES:
+        raise InvalidError(f"snapshot is one of {', '.join(MODES)}; got {mode!r}")
+    snapshot = Snapshot(inventory.structure, inventory.specs, "copy")
+    snapshot.sources = [None] * len(inventory.tensors)
     try:
         for name, positions in inventory.by_device().items():
             tensors = [inventory.tensors[position] for position in positions]
-            copy = _copies(tensors, devices, name, mode=mode, host_room=host_room_nbytes)
-            modes.add("copy" if copy else "hold")
-            arrays = [tensor.array for tensor in tensors]
-            snapshot.frozen[name] = devices[name].freeze(arrays, copy=copy)
-            for position, source in zip(positions, snapshot.frozen[name].arrays, strict=True):
+            room = host_room_nbytes if name == "cpu" else devices[name].room()
+            frozen, copied = _freeze(tensors, devices[name], mode, room)
+            snapshot.frozen[name] = frozen
+            snapshot.mode = snapshot.mode if copied else "hold"
+            for position, source in zip(positions, frozen.arrays, strict=True):
                 snapshot.sources[position] = source
     except BaseException:
         snapshot.release()
         raise
-    snapshot.mode = "hold" if "hold" in modes else "copy"
     return snapshot
 
 
 def copy_nbytes(inventory: Inventory, device: str) -> int:
-    """An upper bound for the bytes that a copy of one device's tensors takes."""
-    positions = inventory.by_device().get(device, [])
-    return sum(-(-inventory.tensors[at].spec.nbytes // 512) * 512 for at in positions)
+    """Bytes that a copy of one device's tensors takes."""
+    return _copy_nbytes(spec for spec in inventory.specs if spec.device == device)
 
 
 def place(state: Any, flat: Flat, leaves: Mapping[Path, Any], objects: Mapping[Path, Any]) -> Any:
@@ -100,18 +103,26 @@ def _value(leaf: Any, name: str) -> Json:
         ) from None
 
 
-def _copies(
-    tensors: Sequence[Tensor], devices: Devices, name: str, *, mode: str, host_room: int
-) -> bool:
-    if mode not in MODES:
-        raise InvalidError(f"snapshot is one of {', '.join(MODES)}; got {mode!r}")
-    if mode == "hold":
-        return False
-    nbytes = sum(-(-tensor.spec.nbytes // 512) * 512 for tensor in tensors)
-    room = host_room if name == "cpu" else devices[name].room()
-    if mode == "copy" and name == "cpu" and nbytes > room:
+def _freeze(
+    tensors: Sequence[Tensor], device: Device, mode: str, room_nbytes: int
+) -> tuple[Frozen, bool]:
+    """Freeze one device's tensors, and whether by a copy."""
+    arrays = [tensor.array for tensor in tensors]
+    nbytes = _copy_nbytes(tensor.spec for tensor in tensors)
+    if mode == "copy" and device.name == "cpu" and nbytes > room_nbytes:
         raise InvalidError(
-            f"snapshot='copy' needs {nbytes} bytes for host tensors, and memory= leaves {room}; "
-            "raise memory, or pass snapshot='hold'"
+            f"snapshot='copy' needs {nbytes} bytes for host tensors, and memory= leaves "
+            f"{room_nbytes}; raise memory, or pass snapshot='hold'"
         )
-    return mode == "copy" or nbytes <= room
+    if mode == "copy":
+        return device.freeze(arrays, copy=True), True
+    if mode == "auto" and nbytes <= room_nbytes:
+        # What is free isn't always free in one piece.
+        with contextlib.suppress(DeviceMemoryError):
+            return device.freeze(arrays, copy=True), True
+    return device.freeze(arrays, copy=False), False
+
+
+def _copy_nbytes(specs: Iterable[Spec]) -> int:
+    """Bytes of copies, each rounded up to what a device aligns them to."""
+    return sum(-(-spec.nbytes // ALIGNMENT) * ALIGNMENT for spec in specs)

@@ -35,11 +35,10 @@ def stage(
     """
     try:
         snapshot.settle()
-        specs = snapshot.inventory.specs
         for chunk in chunks:
             slot = arena.take()
             try:
-                device = devices[specs[chunk.tensor].device]
+                device = devices[snapshot.specs[chunk.tensor].device]
                 raw = slot.raw[: chunk.nbytes]
                 assert raw.size == chunk.nbytes, (raw.size, chunk)
                 transfer = device.download(snapshot.sources[chunk.tensor], chunk.start, raw)

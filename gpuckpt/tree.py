@@ -6,6 +6,7 @@ A node of the structure is a JSON object with one key: `dict`, `list`, `tuple`,
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -60,27 +61,38 @@ def flatten(state: Any) -> Flat:
         UnsupportedError: a container that contains itself or is nested too
             deep, or a key that can't be saved.
     """
-    found: list[Leaf] = []
-    opened: dict[Path, Any] = {}
+    walk = _Walk()
+    return Flat(walk.node(state, (), ()), walk.found, walk.opened)
 
-    def walk(node: Any, path: Path, above: tuple[int, ...]) -> Json:
+
+class _Walk:
+    """A walk through a state, and what it has come across.
+
+    Not nested functions: these would refer to themselves, and keep arrays
+    alive until Python's cyclic collector comes by.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[Leaf] = []
+        self.opened: dict[Path, Any] = {}
+
+    def node(self, node: Any, path: Path, above: tuple[int, ...]) -> Json:
         if not is_object(node) and not isinstance(node, Mapping | list | tuple):
-            found.append(Leaf(path, node, {}))
-            return found[-1].node
+            self.found.append(Leaf(path, node, {}))
+            return self.found[-1].node
         if id(node) in above:
             raise UnsupportedError(plain_name(path), "a container that contains itself")
         if len(above) >= DEPTH_LIMIT:
             raise UnsupportedError(plain_name(path), f"nested deeper than {DEPTH_LIMIT} levels")
         above = (*above, id(node))
         if is_object(node):
-            opened[path] = node.state_dict()
-            return {"object": walk(opened[path], path, above)}
+            self.opened[path] = node.state_dict()
+            return {"object": self.node(self.opened[path], path, above)}
         if isinstance(node, Mapping):
-            return {"dict": [[_key(k, path), walk(v, (*path, k), above)] for k, v in node.items()]}
+            items = [[_key(k, path), self.node(v, (*path, k), above)] for k, v in node.items()]
+            return {"dict": items}
         kind = "tuple" if isinstance(node, tuple) else "list"
-        return {kind: [walk(child, (*path, at), above) for at, child in enumerate(node)]}
-
-    return Flat(walk(state, (), ()), found, opened)
+        return {kind: [self.node(child, (*path, at), above) for at, child in enumerate(node)]}
 
 
 def is_object(node: object) -> bool:
@@ -143,7 +155,7 @@ def names_of(paths: list[Path]) -> list[str]:
     A name is the path's keys with dots between them.  Where two paths would
     share one (`{"a.b": …, "a": {"b": …}}`, or the keys 0 and "0"), each of
     these is written exactly instead: `["a.b"]`, `["a"]["b"]`.  Keys that differ
-    and are written alike (two NaNs) are numbered, from the second on: `[nan]#2`.
+    and are written alike (two NaNs) are numbered, from the second on: `…#2`.
     """
     names = [plain_name(path) for path in paths]
     exact: list[str] | None = None
@@ -155,13 +167,18 @@ def names_of(paths: list[Path]) -> list[str]:
 
 
 def plain_name(path: Path) -> str:
-    """The path's keys with dots between them."""
-    return ".".join(key if isinstance(key, str) else repr(key) for key in path)
+    """The path's keys with dots between them; keys that are no strings as JSON."""
+    return ".".join(key if isinstance(key, str) else _json(key) for key in path)
 
 
 def exact_name(path: Path) -> str:
-    """The path's keys as Python would write them, in brackets."""
-    return "".join(f"[{key!r}]" for key in path)
+    """The path's keys as JSON, each in brackets."""
+    return "".join(f"[{_json(key)}]" for key in path)
+
+
+def _json(key: Any) -> str:
+    """A key in words that don't depend on the version of Python or numpy, as its repr would."""
+    return json.dumps(encode_value(key), separators=(",", ":"))
 
 
 def _numbered(names: list[str]) -> list[str]:
@@ -221,31 +238,39 @@ def rebuild(node: Any, new: Callable[[Path, Any], Any], opened: dict[Path, Any])
     first; a tuple is made anew only if something in it was replaced.  For an
     object, `new` is asked first, and may answer with its whole state.
     """
+    return _Rebuild(new, opened).node(node, ())
 
-    def walk(node: Any, path: Path) -> Any:
-        if path in opened and is_object(node):
-            whole = new(path, node)
+
+class _Rebuild:
+    """A walk through a state that replaces what it is told to."""
+
+    def __init__(self, new: Callable[[Path, Any], Any], opened: dict[Path, Any]) -> None:
+        self._new, self._opened = new, opened
+
+    def node(self, node: Any, path: Path) -> Any:
+        if path in self._opened and is_object(node):
+            whole = self._new(path, node)
             if whole is node:
-                whole = walk(opened[path], path)
+                whole = self.node(self._opened[path], path)
             else:
-                load_inner(whole, path)
+                self._load_inner(whole, path)
             node.load_state_dict(whole)
             return node
         if isinstance(node, Mapping):
-            return _put(node, {key: walk(child, (*path, key)) for key, child in node.items()})
+            return _put(node, {key: self.node(child, (*path, key)) for key, child in node.items()})
         if isinstance(node, list | tuple):
-            return _put_items(node, [walk(child, (*path, at)) for at, child in enumerate(node)])
-        return new(path, node)
+            items = [self.node(child, (*path, at)) for at, child in enumerate(node)]
+            return _put_items(node, items)
+        return self._new(path, node)
 
-    def load_inner(node: Any, path: Path) -> None:
-        if path in opened and is_object(node):
-            walk(node, path)
+    def _load_inner(self, node: Any, path: Path) -> None:
+        """Give their state back to objects within an object's whole state."""
+        if path in self._opened and is_object(node):
+            self.node(node, path)
         elif isinstance(node, Mapping | list | tuple):
             items = node.items() if isinstance(node, Mapping) else enumerate(node)
             for key, child in items:
-                load_inner(child, (*path, key))
-
-    return walk(node, ())
+                self._load_inner(child, (*path, key))
 
 
 def _put(node: Any, items: dict[Any, Any]) -> Any:

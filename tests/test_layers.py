@@ -183,8 +183,8 @@ def test_names_are_unique_and_depend_on_the_structure_alone(state):
 def test_names_are_the_keys_with_dots_between_them_and_exact_only_where_two_would_be_the_same():
     state = {"a.b": 1, "a": {"b": 2, "c": [3, (4,)]}, 0: 5, "0": 6, None: 7, (1, "x"): 8}
     assert flatten(state).names == [
-        *('["a.b"]'.replace('"', "'"), "['a']['b']", "a.c.0", "a.c.1.0"),
-        *("[0]", "['0']", "None", "(1, 'x')"),
+        *('["a.b"]', '["a"]["b"]', "a.c.0", "a.c.1.0"),
+        *("[0]", '["0"]', "None", "(1, 'x')"),
     ]
 
 
@@ -206,7 +206,7 @@ def test_a_structure_with_a_key_twice_is_refused():
 # Element types
 
 
-@pytest.mark.parametrize("name", [*PLAIN, *SMALL, *TIME, *FIXED, "datetime64"])
+@pytest.mark.parametrize("name", [*PLAIN, *SMALL, *TIME, *FIXED])
 def test_an_element_type_is_found_again_by_its_name(name):
     dtype = to_numpy(name)
     assert name_of(dtype) == name
@@ -225,7 +225,8 @@ def test_every_element_type_has_a_name_that_leads_back_to_it(dtype):
 
 
 @pytest.mark.parametrize(
-    "dtype", ["O", "f4,i4", "(2,)f4", [("x", "u1")], "S100000", "V70000", np.dtypes.StringDType()]
+    "dtype",
+    ["O", "f4,i4", "(2,)f4", [("x", "u1")], "S100000", "V70000", np.dtypes.StringDType(), ">m8"],
 )
 def test_elements_that_are_not_bytes_of_their_own_have_no_name(dtype):
     assert name_of(np.dtype(dtype)) is None

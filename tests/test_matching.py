@@ -99,7 +99,11 @@ def test_views_of_a_larger_array_are_filled_and_what_lies_between_them_is_not_to
 
 def test_tuples_and_named_tuples_are_made_anew_only_where_something_in_them_is():
     state = {"t": (1, np.ones(2)), "p": Pair(np.ones(1), "x"), "arrays": (np.ones(3),)}
-    target = {"t": (0, np.zeros(2)), "p": Pair(np.zeros(1), ""), "arrays": (np.zeros(3),)}
+    target: dict[str, Any] = {
+        "t": (0, np.zeros(2)),
+        "p": Pair(np.zeros(1), ""),
+        "arrays": (np.zeros(3),),
+    }
     old = dict(target)
     restore(saved(state), target)
     assert same(target, state)
@@ -138,6 +142,19 @@ def test_a_single_array_is_restored_and_a_single_value_has_no_place_to_go():
     assert same(target, np.ones(3))
     with pytest.raises(gpuckpt.InvalidError, match="in place"):
         restore(saved((1, 2)), (0, 0))
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda *two: two, lambda a, b: MappingProxyType({"a": a, "b": b})]
+)
+def test_a_state_that_cannot_be_changed_in_place_is_refused_before_anything_is(wrap):
+    array = np.zeros(2)
+    with pytest.raises(gpuckpt.InvalidError, match="in place"):
+        restore(saved(wrap({"w": np.ones(2)}, 1)), wrap({"w": array}, 0))
+    assert (array == 0).all()
+    target = wrap({"w": array, "n": 0}, np.zeros(3))
+    restore(saved(wrap({"w": np.ones(2), "n": 1}, np.ones(3))), target)
+    assert (array == 1).all()
 
 
 # One array under several names

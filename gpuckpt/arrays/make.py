@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,24 +16,33 @@ from gpuckpt.spec import Spec
 KINDS = ("numpy", "cupy", "torch", "jax")
 
 
-def make(spec: Spec, device: str) -> Tensor:
-    """A new, uninitialised tensor on `device` ("cpu", "cuda:n"), its axes in memory as saved.
+class Allocator(Protocol):
+    """As much of a `Device` as it takes to make an array on it."""
+
+    @property
+    def name(self) -> str:
+        """`cpu`, `cuda:0`, …."""
+        ...
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+        """An uninitialised array in C order."""
+        ...
+
+
+def make(spec: Spec, device: Allocator) -> Tensor:
+    """A new, uninitialised tensor on `device`, its axes in memory as saved.
 
     Raises:
-        NotFoundError: there is no such device.
-        DeviceMemoryError: it has no room.
+        DeviceMemoryError: the device has no room.
         UnsupportedError: its arrays can't hold such elements.
     """
     order = spec.axes or tuple(range(len(spec.shape)))
     shape = tuple(spec.shape[axis] for axis in order)
-    if device == "cpu":
-        array: Any = np.empty(shape, to_numpy(spec.dtype))
-    else:
-        from gpuckpt.devices.cuda import new_array
-
-        array = new_array(device, shape, cuda_dtype(spec.dtype, spec.name))
+    on_host = device.name == "cpu"
+    dtype = to_numpy(spec.dtype) if on_host else cuda_dtype(spec.dtype, spec.name)
+    array = device.empty(shape, dtype)
     array = array.transpose(tuple(np.argsort(order))) if order else array
-    return Tensor(replace(spec, device=device), array, array, writable=True)
+    return Tensor(replace(spec, device=device.name), array, array, writable=True)
 
 
 def finish(tensor: Tensor, kind: str) -> Any:

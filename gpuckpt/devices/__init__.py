@@ -67,6 +67,10 @@ class Device(Protocol):
         """Host memory for transfers, page-locked if the device wants it; kept while referenced."""
         ...
 
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+        """A new, uninitialised array in C order, allocated as the caller's own are."""
+        ...
+
     def room(self) -> int:
         """Bytes of its memory that a copy of the state may take, beside what it already keeps."""
         ...

@@ -38,6 +38,10 @@ class CpuDevice:
             pages.madvise(mmap.MADV_HUGEPAGE)
         return np.frombuffer(pages, np.uint8)
 
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """A new array."""
+        return np.empty(shape, dtype)
+
     def room(self) -> int:
         """No bound of its own: the budget for host memory is the caller's to keep."""
         return 1 << 62

@@ -54,6 +54,13 @@ class CudaDevice:
         with self._used("allocate page-locked host memory"):
             return np.asarray(_Pinned(nbytes))
 
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+        """A new array from cupy's memory pool, for the caller's current stream."""
+        nbytes = math.prod(shape) * dtype.itemsize
+        remedy = "leave more memory free, or pass device='cpu'"
+        with _told(self.name, f"allocate an array of {nbytes} bytes", remedy), self._device:
+            return cupy.empty(shape, dtype)
+
     def room(self) -> int:
         """Free memory, the caller's memory pool's included, less a tenth."""
         with self._used("ask for its memory"):
@@ -234,19 +241,6 @@ class CudaHold:
         """Let go of the arrays."""
         self._ended.set()
         self.arrays = ()
-
-
-def new_array(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-    """An uninitialised array on the device called `name`, allocated as the caller's own are.
-
-    Raises:
-        NotFoundError: there is no such device.
-        DeviceMemoryError: it has no room.
-    """
-    nbytes = math.prod(shape) * dtype.itemsize
-    remedy = "leave more memory free, or pass device='cpu'"
-    with _told(name, f"allocate an array of {nbytes} bytes", remedy), _device(name):
-        return cupy.empty(shape, dtype)
 
 
 def _device(name: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import replace
 from typing import Any
 
@@ -377,7 +376,6 @@ def test_an_array_dropped_right_after_save_is_saved_all_the_same(store):
 @pytest.fixture
 def crowded():
     """A state of 8 MiB, and less than that of free memory beside it."""
-    gc.collect()
     cp.get_default_memory_pool().free_all_blocks()
     array = cp.full(8 * MIB, 7, np.uint8)
     free, _ = runtime.memGetInfo()
