@@ -96,13 +96,14 @@ def read_index(store: Store, name: str) -> tuple[int, tuple[TensorEntry, ...]]:
     try:
         text = zstandard.decompress(packed, max_output_size=trailer.raw_length)
         body = json.loads(text)
-        if len(text) != trailer.raw_length or body["segment"] != name:
-            raise CorruptError(where, "its index is of another file")
-        return layout.check_step(body["step"]), unpack_tensors(body["tensors"], [name], whole=False)
-    except (CorruptError, FormatError):
-        raise
+        own = len(text) == trailer.raw_length and body["segment"] == name
+        tensors = unpack_tensors(body["tensors"], [name], whole=False) if own else ()
+        step = layout.check_step(body["step"])
     except (*NOT_AS_EXPECTED, zstandard.ZstdError) as error:
         raise CorruptError(where, f"not an index ({error})") from error
+    if not own:
+        raise CorruptError(where, "its index is of another file")
+    return step, tensors
 
 
 def _append_index(file: Appender, name: str, tensors: Sequence[TensorEntry], step: int) -> None:

@@ -184,7 +184,7 @@ def test_names_are_the_keys_with_dots_between_them_and_exact_only_where_two_woul
     state = {"a.b": 1, "a": {"b": 2, "c": [3, (4,)]}, 0: 5, "0": 6, None: 7, (1, "x"): 8}
     assert flatten(state).names == [
         *('["a.b"]', '["a"]["b"]', "a.c.0", "a.c.1.0"),
-        *("[0]", '["0"]', "None", "(1, 'x')"),
+        *("[0]", '["0"]', "null", '{"tuple":[1,"x"]}'),
     ]
 
 
