@@ -30,7 +30,7 @@ demo: $(VENV)/.run  ## train, kill, resume, compare bit for bit
 # The stand-in needs g++; where it can't be built, its tests skip and say why.
 $(VENV)/.cuda: $(VENV)/.dev tests/cuda_on_cpu/build.py
 	$(PIP) $(CUDA_PACKAGES)
-	$(PY) -m tests.cuda_on_cpu.build
+	$(PY) -m tests.cuda_on_cpu.build || [ $$? -eq 3 ]
 	touch $@
 
 test: test-cpu test-cuda  ## every test that this machine can run
@@ -39,7 +39,7 @@ test-cpu: $(VENV)/.dev
 	$(PY) -m pytest --ignore tests/cuda
 
 test-cuda: $(VENV)/.cuda  ## the CUDA tests with real CuPy over a stand-in for the driver
-	$(PY) -m tests.cuda_on_cpu.run
+	$(PY) -m tests.cuda_on_cpu.run || [ $$? -eq 3 ]
 
 bench: $(VENV)/.dev  ## measure here, beside this machine's limits
 	$(PY) -m bench --directory . --out bench/results/$$(uname -n | tr -cd 'a-z0-9')-$$(date +%F).json

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterable
 from typing import Any
 
+from gpuckpt.background import BackgroundSave
 from gpuckpt.checkpointer import Root
-from gpuckpt.commit import open_step
-from gpuckpt.errors import CheckpointError
+from gpuckpt.commit import open_step, steps
+from gpuckpt.errors import CheckpointError, NotFoundError
 from gpuckpt.loading import load_state
+from gpuckpt.manifest import Manifest
 from gpuckpt.options import make_header
-from gpuckpt.pending import Checkpoint, checkpoint_of
+from gpuckpt.pending import Checkpoint, Pending
 from gpuckpt.resources import Resources
-from gpuckpt.retention import Keep, prune
+from gpuckpt.retention import Keep, prune_quietly
 from gpuckpt.save import choice, save_snapshot
 from gpuckpt.snapshot import capture, take_inventory
 from gpuckpt.stats import Stats
@@ -55,13 +56,20 @@ def save(
         with contextlib.suppress(CheckpointError):
             previous = open_step(store)
         snapshot = capture(inventory, resources.devices, mode="hold", host_room_nbytes=0)
-        begun = time.perf_counter()
-        manifest = save_snapshot(
-            snapshot, header, store, resources, codec=codec, previous=previous, stats=stats
-        )
-        stats.background_seconds = time.perf_counter() - begun
-        prune(store, keep)
-    return checkpoint_of(manifest, store.root)
+
+        def write() -> Manifest:
+            return save_snapshot(
+                snapshot, header, store, resources, codec=codec, previous=previous, stats=stats
+            )
+
+        # In a thread, since Ctrl-C strikes the main one, and may not strike a commit.
+        saving = BackgroundSave(snapshot, Pending(stats, snapshot.staged), write, store.root)
+        try:
+            checkpoint = saving.pending.result()
+        finally:
+            saving.join()
+        prune_quietly(store, keep, step)
+    return checkpoint
 
 
 def load(
@@ -88,6 +96,12 @@ def load(
         CorruptError: bytes aren't what was written.
     """
     store = store if store is not None else LocalStore(root)
-    manifest = open_step(store, step)
     resources = Resources(memory)
-    return load_state(manifest, store, resources, device=device, names=names, like=like)
+    while True:
+        manifest = open_step(store, step)
+        try:
+            return load_state(manifest, store, resources, device=device, names=names, like=like)
+        except NotFoundError:
+            # A writer may have deleted the newest step just now, and have a newer one.
+            if step is not None or steps(store)[-1:] == [manifest.step]:
+                raise

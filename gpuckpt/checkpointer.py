@@ -14,15 +14,16 @@ from typing import Any, Literal, Self
 from gpuckpt import layout
 from gpuckpt.background import BackgroundSave
 from gpuckpt.commit import open_step, steps, sweep
-from gpuckpt.errors import CheckpointError, ClosedError
+from gpuckpt.errors import CheckpointError, ClosedError, DeviceMemoryError
 from gpuckpt.inventory import Snapshot
 from gpuckpt.loading import restore_state
 from gpuckpt.manifest import Manifest
 from gpuckpt.matching import Rename
+from gpuckpt.meter import Meter
 from gpuckpt.options import Options, make_header
 from gpuckpt.pending import Checkpoint, Pending, checkpoint_of
 from gpuckpt.resources import Resources
-from gpuckpt.retention import Keep, prune
+from gpuckpt.retention import Keep, prune_quietly
 from gpuckpt.save import Header, save_snapshot
 from gpuckpt.schedule import Every, Schedule
 from gpuckpt.snapshot import capture, copy_nbytes, take_inventory
@@ -80,6 +81,7 @@ class Checkpointer:
         self._save: BackgroundSave | None = None
         self._previous: Manifest | None = None
         self._updates_seen = False
+        self._meter = Meter()
         self._process = os.getpid()
         self._open = contextlib.ExitStack()
         self._open.enter_context(self._store.lock())
@@ -121,6 +123,7 @@ class Checkpointer:
         `skip`.  Else as `save`.
         """
         self._check_open()
+        self._meter.step(busy=self._save is not None)
         self._reap(wait=False)
         if self._schedule is None or not self._schedule.is_due(step, epoch):
             return None
@@ -162,8 +165,8 @@ class Checkpointer:
     def resume(self, state: Any) -> int:
         """Restore the newest committed checkpoint into `state`; its step, or 0 if there is none.
 
-        Also readies the memory for the first snapshot, which then stalls no
-        longer than the next.
+        With `every`, also takes the memory for copies, so that the first
+        snapshot stalls the loop no longer than the next.
         """
         self._check_open()
         self._reap(wait=True)
@@ -266,6 +269,7 @@ class Checkpointer:
         if self._schedule is not None:
             self._schedule.saved()
         stats.stall_seconds = time.perf_counter() - begun
+        self._meter.restart()
         return pending
 
     def _write(self, snapshot: Snapshot, header: Header, stats: Stats) -> Manifest:
@@ -278,15 +282,8 @@ class Checkpointer:
             previous=self._previous,
             stats=stats,
         )
-        self._prune()
+        prune_quietly(self._store, self._keep, header.step)
         return manifest
-
-    def _prune(self) -> None:
-        """Delete what isn't kept; a failure here costs space, not the save."""
-        try:
-            prune(self._store, self._keep)
-        except CheckpointError as error:
-            log.warning("old checkpoints could not be deleted: %s", error)
 
     def _reap(self, *, wait: bool) -> None:
         """Take note of a save that has ended; wait for it if asked to."""
@@ -295,11 +292,12 @@ class Checkpointer:
             return
         save.join()
         self._save = None
-        failure = save.pending.failure
+        failure, stats = save.pending.failure, save.pending.stats
+        stats.slowdown_seconds = self._meter.slowdown_seconds()
+        if self._schedule is not None:
+            self._schedule.cost(stats.stall_seconds + stats.slowdown_seconds)
         if failure is None:
             self._previous = save.manifest
-            if self._schedule is not None:
-                self._schedule.cost(save.pending.stats.stall_seconds)
         elif self._options.on_error == "raise" or not isinstance(failure, Exception):
             raise failure
         else:
@@ -311,9 +309,12 @@ class Checkpointer:
         if self._schedule is None or self._options.snapshot == "hold":
             return
         inventory = take_inventory(state)
-        nbytes = copy_nbytes(inventory, "cpu")
-        if 0 < nbytes <= self._resources.host_room_nbytes:
-            self._resources.devices["cpu"].reserve(nbytes)
+        for name in inventory.by_device():
+            device, nbytes = self._resources.devices[name], copy_nbytes(inventory, name)
+            room = self._resources.host_room_nbytes if name == "cpu" else device.room()
+            if nbytes <= room:
+                with contextlib.suppress(DeviceMemoryError):
+                    device.reserve(nbytes)
 
     def _sweep(self) -> None:
         removed = sweep(self._store)

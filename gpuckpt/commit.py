@@ -21,7 +21,7 @@ Delete:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from gpuckpt import layout
 from gpuckpt.errors import CheckpointError, CorruptError, NotFoundError
@@ -29,8 +29,22 @@ from gpuckpt.manifest import Manifest, pack_manifest, unpack_manifest
 from gpuckpt.stores import Store, read_all, write_all
 
 
-def commit(store: Store, manifest: Manifest) -> None:
-    """Make `manifest`, whose segments are durable, visible and durable."""
+def commit(store: Store, manifest: Manifest, *, abandon: Callable[[], object]) -> None:
+    """Make `manifest`, whose segments are durable, visible and durable.
+
+    If that fails before anything is visible, `abandon` is called.  If only the
+    last sync fails, the checkpoint is whole and visible, and its segments must
+    stay; but nothing promises that it outlives a loss of power.
+    """
+    try:
+        _publish(store, manifest)
+    except BaseException:
+        abandon()
+        raise
+    store.sync_names()  # 5
+
+
+def _publish(store: Store, manifest: Manifest) -> None:
     store.sync_names()  # 2
     name = layout.manifest_name(manifest.step)
     temporary = name + layout.TEMPORARY
@@ -41,7 +55,6 @@ def commit(store: Store, manifest: Manifest) -> None:
         with contextlib.suppress(CheckpointError):
             store.remove(temporary)
         raise
-    store.sync_names()  # 5
 
 
 def open_step(store: Store, step: int | None = None) -> Manifest:
@@ -79,15 +92,17 @@ def delete(store: Store, doomed: Iterable[int]) -> None:
     for name in names:
         store.remove(name)  # 1
     if names:
-        store.sync_names()  # 2
-        sweep(store)  # 3
+        sweep(store)  # 2, 3
 
 
-def sweep(store: Store) -> list[str]:
+def sweep(store: Store, *, settled: bool = False) -> list[str]:
     """Remove what no committed manifest names, and return the names of what was removed.
 
     Call it only while holding the store's lock and with no save under way.
     If any manifest can't be read, no segment is removed: it may name it.
+    Syncs the names first, unless they are `settled`, as right after a commit: a
+    manifest that is gone, or replaced, only in memory would be back after a
+    crash, and must find its segments.
     """
     names = store.names()
     doomed = [name for name in names if name.endswith(layout.TEMPORARY) and _ours(name)]
@@ -95,6 +110,8 @@ def sweep(store: Store) -> list[str]:
         kept = {name for step in steps(store) for name in open_step(store, step).segments}
         segments = (name for name in names if layout.segment_step(name) is not None)
         doomed += [name for name in segments if name not in kept]
+    if doomed and not settled:
+        store.sync_names()
     for name in doomed:
         store.remove(name)
     return doomed

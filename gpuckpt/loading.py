@@ -98,7 +98,7 @@ def fill_match(  # noqa: PLR0917
     finished = {fresh: finish_fresh(fresh, tensor) for fresh, tensor in made.items()}
     leaves, objects = (fill_fresh(tree, finished.__getitem__) for tree in (leaves, objects))
     try:
-        placed = place(state, flat, leaves, objects)
+        placed = place(state, flat, leaves, objects, found.touched)
     except CheckpointError:
         raise
     except Exception as error:

@@ -43,13 +43,15 @@ class Match:
 
     `filled`: tensors of the state that are written in place, by the position
     of their source.  `leaves` and `objects`: what else is put at which path,
-    with `Fresh` where a tensor is still to be made.  `matched`, `missing`,
+    with `Fresh` where a tensor is still to be made; `touched` are the paths of
+    all leaves that get something.  `matched`, `missing`,
     `unexpected` are names of the state; `mismatched` maps a name to the reason.
     """
 
     filled: dict[int, list[Tensor]] = field(default_factory=dict)
     leaves: dict[Path, Any] = field(default_factory=dict)
     objects: dict[Path, Any] = field(default_factory=dict)
+    touched: set[Path] = field(default_factory=set)
     matched: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
@@ -267,6 +269,7 @@ def _match_leaf(name: str, leaf: Leaf, node: Json, manifest: Manifest, result: M
         result.filled.setdefault(node["tensor"], []).append(here)
     else:
         result.leaves[leaf.path] = Fresh(node["tensor"], here.spec.device, here.spec.kind)
+    result.touched.add(leaf.path)
     result.matched.append(name)
 
 

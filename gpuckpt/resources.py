@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 from gpuckpt.arena import Arena, arena_nbytes
 from gpuckpt.devices import Devices
-from gpuckpt.layout import CHUNK_NBYTES
+from gpuckpt.errors import InvalidError
+from gpuckpt.layout import CHUNK_NBYTES, CHUNK_NBYTES_MAX
 from gpuckpt.sizes import parse_nbytes
 
 _WORKERS_MAX = 8
@@ -25,6 +26,8 @@ class Resources:
         self.devices = Devices()
         self.workers = min(len(os.sched_getaffinity(0)), _WORKERS_MAX)
         self.chunk_nbytes = chunk_nbytes
+        if not 0 < chunk_nbytes <= CHUNK_NBYTES_MAX:
+            raise InvalidError(f"a chunk has 1 to {CHUNK_NBYTES_MAX} bytes, got {chunk_nbytes}")
         self.budget_nbytes = parse_nbytes(memory)
         self._arena_nbytes = arena_nbytes(self.budget_nbytes, chunk_nbytes, self.workers)
         self._arena: Arena | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -9,10 +10,12 @@ from dataclasses import dataclass, fields
 from datetime import timedelta
 
 from gpuckpt.commit import delete, open_step, steps, sweep
-from gpuckpt.errors import InvalidError
+from gpuckpt.errors import CheckpointError, InvalidError
 from gpuckpt.manifest import Manifest
 from gpuckpt.sizes import parse_seconds
 from gpuckpt.stores import Store
+
+log = logging.getLogger("gpuckpt")
 
 
 @dataclass(frozen=True)
@@ -79,16 +82,33 @@ def _check_best(best: tuple[str, str, int]) -> None:
         raise InvalidError(hint)
 
 
-def prune(store: Store, keep: Keep | None) -> list[int]:
+def prune(store: Store, keep: Keep | None, just_saved: int | None = None) -> list[int]:
     """Delete the steps that `keep` doesn't keep, and what no manifest names; their numbers.
 
+    A step that was `just_saved` survives even if it isn't the newest: a run
+    that was set back to an older step begins below those that it left behind.
     Call it only while holding the store's lock.
     """
     found = steps(store)
     doomed: list[int] = []
+    if just_saved is not None and found and found[-1] > just_saved:
+        log.warning(
+            "step %d is older than step %d, which resume takes; use another root to go on from it",
+            *(just_saved, found[-1]),
+        )
     if keep is not None and found:
-        kept = keep.survivors([open_step(store, step) for step in found])
+        kept = keep.survivors([open_step(store, step) for step in found]) | {just_saved}
         doomed = [step for step in found if step not in kept]
+    if doomed:
         delete(store, doomed)
-    sweep(store)
+    else:
+        sweep(store, settled=just_saved is not None)
     return doomed
+
+
+def prune_quietly(store: Store, keep: Keep | None, just_saved: int) -> None:
+    """`prune` after a save, which is durable whatever happens here: a failure costs only space."""
+    try:
+        prune(store, keep, just_saved)
+    except CheckpointError as error:
+        log.warning("old checkpoints could not be deleted: %s", error)

@@ -91,14 +91,14 @@ def save_snapshot(
             created=header.created,
             writer=header.writer,
         )
-        commit(store, manifest)
-        stats.commit_seconds = time.perf_counter() - begun
     except BaseException:
         writer.abandon()
         raise
     finally:
         snapshot.release()
         stats.staged_seconds = snapshot.staged_seconds
+    commit(store, manifest, abandon=writer.abandon)
+    stats.commit_seconds = time.perf_counter() - begun
     return manifest
 
 
@@ -201,7 +201,7 @@ def _entries(
         entry = TensorEntry(spec, tuple(chunks), step)
         old = before.get(spec.name)
         if old is not None and same_bytes(old, entry):
-            entry = TensorEntry(spec, tuple(chunks), old.version)
+            entry = TensorEntry(spec, tuple(chunks), min(old.version, step))
         entries.append(entry)
     return tuple(entries)
 

@@ -20,7 +20,8 @@ class Every:
     second, fourth, … epoch begins or is first told of (Fluid's
     `epoch_interval`).  `seconds` is a time on the clock since the last save, a
     number or a text like `"10 min"`.  `overhead=0.01` saves as often as keeps
-    the measured cost of saving under that share of the time.  A loop that
+    the measured cost of saving (the stall, and the slow-down of the
+    steps beside the save) under that share of the time.  A loop that
     counts in strides saves at the first step at or past one that is due.
     """
 
@@ -54,6 +55,7 @@ class Schedule:
         self._epoch: int | None = None
         self._saved_at = clock()
         self._cost_seconds: float | None = None
+        self._measuring = False
 
     def begin(self, step: int, epoch: int | None) -> None:
         """Take up a run that has come as far as `step` of `epoch`."""
@@ -68,11 +70,11 @@ class Schedule:
 
     def saved(self) -> None:
         """Note that a save begins."""
-        self._saved_at = self._clock()
+        self._saved_at, self._measuring = self._clock(), True
 
     def cost(self, seconds: float) -> None:
-        """Note what a save cost the run."""
-        self._cost_seconds = seconds
+        """Note what that save, which has ended, cost the run."""
+        self._cost_seconds, self._measuring = seconds, False
 
     def _steps_due(self, step: int) -> bool:
         if self._every.steps is None:
@@ -94,7 +96,7 @@ class Schedule:
         elapsed = self._clock() - self._saved_at
         if self._every.seconds is not None and elapsed >= parse_seconds(self._every.seconds):
             return True
-        if self._every.overhead is None:
+        if self._every.overhead is None or self._measuring:
             return False
         # Nothing is known before the first save, so that comes at once.
         cost = self._cost_seconds

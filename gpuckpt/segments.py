@@ -6,13 +6,15 @@ that says where the index is: so that it can be read without a manifest.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import zstandard
 
 from gpuckpt import layout
-from gpuckpt.errors import CorruptError, FormatError
+from gpuckpt.errors import CheckpointError, CorruptError, FormatError
 from gpuckpt.fingerprint import checksum128
 from gpuckpt.manifest import NOT_AS_EXPECTED, TensorEntry, pack_tensors, unpack_tensors
 from gpuckpt.spec import Extent
@@ -51,10 +53,15 @@ class Writer:
             file.close()
 
     def abandon(self) -> None:
-        """Delete what was written; leaves nothing open."""
+        """Delete what was written, as far as the storage lets us; leaves nothing open.
+
+        Raises nothing: the error that led here matters more, and what is left
+        is swept away at the next start.
+        """
         for name, file in self._open:
-            file.close()
-            self._store.remove(name)
+            for undo in (file.close, partial(self._store.remove, name)):
+                with contextlib.suppress(CheckpointError):
+                    undo()
 
     def _segment(self, length: int) -> tuple[str, Appender]:
         if self._open:
@@ -94,16 +101,13 @@ def read_index(store: Store, name: str) -> tuple[int, tuple[TensorEntry, ...]]:
     if checksum128(packed) != trailer.checksum.hex():
         raise CorruptError(where, "its index's checksum doesn't fit")
     try:
-        text = zstandard.decompress(packed, max_output_size=trailer.raw_length)
-        body = json.loads(text)
-        own = len(text) == trailer.raw_length and body["segment"] == name
-        tensors = unpack_tensors(body["tensors"], [name], whole=False) if own else ()
-        step = layout.check_step(body["step"])
+        if zstandard.frame_content_size(packed) != trailer.raw_length:
+            raise ValueError("its length isn't the trailer's")
+        body = json.loads(zstandard.decompress(packed, max_output_size=trailer.raw_length))
+        # Extents are in this file, whatever it was called when it was written.
+        return layout.check_step(body["step"]), unpack_tensors(body["tensors"], [name], whole=False)
     except (*NOT_AS_EXPECTED, zstandard.ZstdError) as error:
         raise CorruptError(where, f"not an index ({error})") from error
-    if not own:
-        raise CorruptError(where, "its index is of another file")
-    return step, tensors
 
 
 def _append_index(file: Appender, name: str, tensors: Sequence[TensorEntry], step: int) -> None:

@@ -76,20 +76,33 @@ def copy_nbytes(inventory: Inventory, device: str) -> int:
     return _copy_nbytes(spec for spec in inventory.specs if spec.device == device)
 
 
-def place(state: Any, flat: Flat, leaves: Mapping[Path, Any], objects: Mapping[Path, Any]) -> Any:
+def place(
+    state: Any,
+    flat: Flat,
+    leaves: Mapping[Path, Any],
+    objects: Mapping[Path, Any],
+    touched: Iterable[Path] = (),
+) -> Any:
     """Put restored leaves, and whole states of objects, in their places in `state`.
 
-    `flat` is the same state taken apart.  Arrays restored in place are in
-    `leaves` as themselves.  Returns the state, or a new tuple if it was one.
+    `flat` is the same state taken apart.  `touched` are the paths of leaves
+    that were restored in place; an object with none of all these inside is
+    left alone.  Returns the state, or a new tuple if it was one.
     """
     inside = {leaf.path: leaf.leaf for leaf in flat.leaves}
+    changed = {path[:end] for path in (*leaves, *objects, *touched) for end in range(len(path) + 1)}
+    opened = {
+        path: inner
+        for path, inner in flat.opened.items()
+        if path in changed or any(path[: len(whole)] == whole for whole in objects)
+    }
 
     def new(path: Path, node: Any) -> Any:
         if path in objects:
             return objects[path]
         return leaves.get(path, inside.get(path, node))
 
-    return rebuild(state, new, flat.opened)
+    return rebuild(state, new, opened)
 
 
 def _value(leaf: Any, name: str) -> Json:

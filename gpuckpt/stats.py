@@ -11,17 +11,21 @@ class Stats:
     """What one save cost, in seconds and bytes; complete once it has committed or failed.
 
     `stall_seconds`: the caller was blocked, `wait_seconds` of it by the save
-    before.  `staged_seconds`: from the call until nothing of the state was
-    read any more.  `background_seconds`: from the end of the stall until the
-    save was durable.  `encode_seconds` and `cpu_seconds` are sums over
-    threads; `write_seconds` and `commit_seconds` (syncs and manifest) are not.
-    `raw_nbytes` is the state in memory, `encoded_nbytes` its chunks on disk.
+    before.  `slowdown_seconds`: what the loop's steps beside the save took more
+    than the median of those without one; known at the first `step` after it.
+    `staged_seconds`: from the call until nothing of the state was read any
+    more.  `background_seconds`: from the end of the stall until the save was
+    durable.  `encode_seconds` and `cpu_seconds` are sums over threads;
+    `write_seconds` and `commit_seconds` (syncs and manifest) are not.
+    `raw_nbytes` is the state in memory, `encoded_nbytes` its chunks on disk,
+    `host_nbytes` the arena.
     """
 
     step: int
     mode: str = ""
     stall_seconds: float = 0.0
     wait_seconds: float = 0.0
+    slowdown_seconds: float = 0.0
     staged_seconds: float = 0.0
     background_seconds: float = 0.0
     encode_seconds: float = 0.0

@@ -256,6 +256,8 @@ class _Rebuild:
                 self._load_inner(whole, path)
             node.load_state_dict(whole)
             return node
+        if is_object(node):
+            return node
         if isinstance(node, Mapping):
             return _put(node, {key: self.node(child, (*path, key)) for key, child in node.items()})
         if isinstance(node, list | tuple):

@@ -88,7 +88,7 @@ def _encode_complex(value: complex) -> Json:
 
 
 def _encode_scalar(value: np.generic) -> Json:
-    name = name_of(value.dtype)
+    name = name_of(value.dtype) if value.dtype.itemsize else value.dtype.str[1:]
     if name is None:
         raise NotPlainError(f"a scalar of type {value.dtype}")
     return {"scalar": [name, _text(np.asarray(value).tobytes())]}
@@ -96,7 +96,7 @@ def _encode_scalar(value: np.generic) -> Json:
 
 def _decode_scalar(payload: Json) -> np.generic:
     name, data = payload
-    dtype, raw = to_numpy(name), base64.b64decode(data, validate=True)
+    dtype, raw = _scalar_dtype(name), base64.b64decode(data, validate=True)
     if len(raw) != dtype.itemsize:
         raise ValueError(f"{len(raw)} bytes for one {name}")
     if dtype.kind == "S":  # an element of an array would lose the zeros at its end
@@ -105,6 +105,11 @@ def _decode_scalar(payload: Json) -> np.generic:
         return np.str_(raw.decode("utf-32-le", "surrogatepass"))
     scalar: np.generic = np.frombuffer(raw, dtype)[0]
     return scalar
+
+
+def _scalar_dtype(name: str) -> np.dtype[np.generic]:
+    """As of a tensor's elements; a string may also be empty."""
+    return np.dtype(name) if name in ("S0", "U0") else to_numpy(name)
 
 
 def _decode_float(payload: Json) -> float:

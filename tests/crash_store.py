@@ -37,7 +37,8 @@ class CrashStore:
     """An in-memory store that loses power before operation number `crash_before`.
 
     `deaf_sync` is the number of one sync call (of either kind) that claims to
-    have been made and wasn't: for tests of the tests.
+    have been made and wasn't: for tests of the tests.  `failing_sync` is the
+    number of one that raises.
     """
 
     root = "crash"
@@ -45,6 +46,7 @@ class CrashStore:
     def __init__(self, files: dict[str, bytes] | None = None) -> None:
         self.crash_before: int | None = None
         self.deaf_sync: int | None = None
+        self.failing_sync: int | None = None
         self.operations = self.syncs = 0
         self._live = {name: _File(data) for name, data in (files or {}).items()}
         self._durable = dict(self._live)
@@ -99,8 +101,10 @@ class CrashStore:
                 yield CrashStore(dict(zip(names, contents, strict=True)))
 
     def hears(self) -> bool:
-        """Count a sync call; False for the one that is deaf."""
+        """Count a sync call; False for the one that is deaf, an error for the one that fails."""
         self.syncs += 1
+        if self.syncs - 1 == self.failing_sync:
+            raise StorageError("can't sync: input/output error")
         return self.syncs - 1 != self.deaf_sync
 
     def _operation(self) -> None:

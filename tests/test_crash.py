@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 
@@ -20,7 +21,7 @@ LATER = {"w": np.zeros(4), "step": 3}
 
 
 def same(one: dict, other: dict) -> bool:
-    return one["step"] == other["step"] and one["w"].tobytes() == other["w"].tobytes()
+    return bool(one["step"] == other["step"] and one["w"].tobytes() == other["w"].tobytes())
 
 
 def save_new_beside_old(store: CrashStore) -> None:
@@ -59,7 +60,7 @@ def crashes(change, deaf_sync: int | None = None) -> Iterator[tuple[CrashStore, 
 
 
 def check(after: CrashStore, *, committed: bool) -> None:
-    """A store that a reboot found holds the old state or the new one, whole, and goes on working."""
+    """A store that a reboot found holds the old state or the new, whole, and goes on working."""
     resources = Resources("1 MiB", chunk_nbytes=4096)
     for step in steps(after):
         assert verify_step(after, step, resources) == []
@@ -92,10 +93,44 @@ def syncs_of(change) -> int:
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_kill_and_then_a_power_loss_leave_the_old_checkpoint_or_the_new_one(change):
+    """What a killed process left unsynced is what the next one's sweep begins with."""
+    for operation in itertools.count():
+        killed = old_store()
+        killed.crash_before = operation
+        with contextlib.suppress(PowerLossError):
+            change(killed)
+            return
+        killed.crash_before = None
+        sweep(killed)
+        for after in killed.reboots():
+            check(after, committed=False)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_sync_that_fails_leaves_every_visible_checkpoint_whole(change):
+    for failing in range(syncs_of(change)):
+        store = old_store()
+        store.failing_sync = failing
+        with contextlib.suppress(gpuckpt.StorageError):
+            change(store)
+        store.failing_sync = None
+        for step in steps(store):
+            assert verify_step(store, step, Resources("1 MiB", chunk_nbytes=4096)) == []
+        newest = gpuckpt.load("", store=store, memory="64 MiB")
+        assert same(newest, NEW) or same(newest, OLD)
+        gpuckpt.save("", LATER, 3, store=store)
+        assert same(gpuckpt.load("", store=store, memory="64 MiB"), LATER)
+
+
+def find_damage(change, deaf: int) -> None:
+    for store, committed in crashes(change, deaf):
+        for after in store.reboots():
+            check(after, committed=committed)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_without_any_one_of_its_syncs_some_reboot_finds_damage(change):
     for deaf in range(syncs_of(change)):
         with pytest.raises((AssertionError, gpuckpt.CheckpointError)):
-            for store, committed in crashes(change, deaf):
-                for after in store.reboots():
-                    check(after, committed=committed)
-            print(f"{change.__name__}: sync {deaf} isn't needed")
+            find_damage(change, deaf)

@@ -44,7 +44,7 @@ def train(root: str, snapshot: str, announce: Connection) -> None:
         chunk_nbytes=64 << 10,
         memory="8 MiB",
     ) as ckpt:
-        pending = None
+        pending: gpuckpt.Pending | None = None
         for step in range(ckpt.resume(state) + 1, 10**6):
             with ckpt.update():
                 advance(state, step)
@@ -62,7 +62,7 @@ def kill_at_a_random_moment(root: Path, snapshot: str, random_s: float) -> int:
     process.start()
     sender.close()
     assert receiver.poll(60), "nothing was committed in a minute"
-    announced = receiver.recv()
+    announced: int = receiver.recv()
     time.sleep(random_s)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)

@@ -732,13 +732,17 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return MemoryStore() if request.param == "memory" else LocalStore(tmp_path / "root")
 
 
+def writer_that_must_not_fail() -> None:
+    raise AssertionError("the commit failed")
+
+
 def test_a_committed_manifest_is_opened_as_it_was(store: Store):
     manifest = unpack_manifest(small_manifest(), "m")
     assert steps(store) == []
     with pytest.raises(NotFoundError, match="no committed checkpoint"):
         open_step(store)
     write_all(store, manifest.segments[0], b"data")
-    commit(store, manifest)
+    commit(store, manifest, abandon=writer_that_must_not_fail)
     assert steps(store) == [3]
     assert open_step(store) == open_step(store, 3) == manifest
     with pytest.raises(NotFoundError, match=r"step 4 .* 3$"):
@@ -761,7 +765,7 @@ def test_a_sweep_removes_what_no_manifest_names_and_nothing_else(store: Store):
     ]
     for name in (*litter, manifest.segments[0], "notes.txt", "other.tmp"):
         write_all(store, name, b"x")
-    commit(store, manifest)
+    commit(store, manifest, abandon=writer_that_must_not_fail)
     assert sorted(sweep(store)) == sorted(litter)
     names = {*manifest.segments, layout.manifest_name(3), "notes.txt", "other.tmp"}
     assert set(store.names()) == names

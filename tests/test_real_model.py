@@ -24,7 +24,7 @@ def weights() -> dict[str, np.ndarray]:
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     header.pop("__metadata__", None)
-    dtypes = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
+    dtypes: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
     tensors = {}
     for name, entry in header.items():
         begin, end = entry["data_offsets"]

@@ -292,7 +292,7 @@ def test_the_best_and_the_newest_survive_and_no_more(steps_made, count, directio
 def test_pruning_leaves_exactly_the_survivors_and_pruning_again_does_nothing(steps_made, rules):
     store = MemoryStore()
     for manifest in manifests(steps_made):
-        commit(store, manifest)
+        commit(store, manifest, abandon=list)
     rules.pop("newer_than", None)
     keep = Keep(**rules) if rules else None
     kept = keep.survivors(manifests(steps_made)) if keep else set(steps_made)

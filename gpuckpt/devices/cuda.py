@@ -1,7 +1,8 @@
 """Tensors in a GPU's memory, as cupy arrays: the only module that gives CUDA work to do.
 
 Everything runs on one non-blocking stream of gpuckpt's own.  Three events
-order it with the caller's stream, and none of them makes the host wait:
+order it with the caller's stream; of these only the second can make the host
+wait, and only in `hold` (see `CudaHold`):
 
 1. before a snapshot is read, gpuckpt's stream waits for the caller's;
 2. before the caller updates what is being read, its stream waits for gpuckpt's;

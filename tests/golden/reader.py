@@ -33,7 +33,12 @@ def read(root: Path, step: int | None = None) -> Any:
     check(head is not None and data.endswith(b"}\n"), "head and tail")
     check(head is not None and head[1].decode() == xxhash.xxh3_128_hexdigest(text), "the body")
     body = json.loads(text)
-    check(body["step"] == step and all(map(SEGMENT.fullmatch, body["segments"])), "step, segments")
+    check(
+        body["requires"] == []
+        and body["step"] == step
+        and all(map(SEGMENT.fullmatch, body["segments"])),
+        "step, segments",
+    )
     files = [root / name for name in body["segments"]]
     return build(body["structure"], [tensor(row, files) for row in body["tensors"]])
 
