@@ -139,17 +139,18 @@ def kill_in_mid_save(process: subprocess.Popen[str], root: Path, step: int) -> K
     """Kill `process` while its save of `step` is in flight, or return None if that is over.
 
     1. Stop the process.            What is seen next stays true until the signal below.
-    2. Look at the files of `step`. Bytes, but no manifest: the save is in flight.
+    2. Look at the files of `step`. A good part of a save's bytes, but no manifest: it is in flight.
     3. Kill it (SIGKILL).           Nothing of it runs between 1 and its end.
     Where there is nothing to see yet, let it go on for a moment and begin again.
     """
+    enough = quarter_of_a_save(root)
     while True:
         process.send_signal(signal.SIGSTOP)
         if process.returncode is not None:
             return None
         os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         nbytes = uncommitted_nbytes(root, step)
-        if nbytes:
+        if nbytes is not None and nbytes >= enough:
             process.kill()
             newest = max(committed_steps(root), default=0)
             ours = process.wait() == -signal.SIGKILL
@@ -158,6 +159,12 @@ def kill_in_mid_save(process: subprocess.Popen[str], root: Path, step: int) -> K
         if nbytes is None:
             return None
         time.sleep(LOOK_SECONDS)
+
+
+def quarter_of_a_save(root: Path) -> int:
+    """Return a quarter of the largest earlier save; where they are small, any byte will do."""
+    largest = max((path.stat().st_size for path in root.glob("step-*.segment")), default=0)
+    return largest // 4 if largest > 4 << 20 else 1
 
 
 def uncommitted_nbytes(root: Path, step: int) -> int | None:
