@@ -32,29 +32,24 @@ from gpuckpt.stores import Store, read_all, write_all
 def commit(store: Store, manifest: Manifest, *, abandon: Callable[[], object]) -> None:
     """Make `manifest`, whose segments are durable, visible and durable.
 
-    If that fails before anything is visible, `abandon` is called.  If only the
-    last sync fails, the checkpoint is whole and visible, and its segments must
-    stay; but nothing promises that it outlives a loss of power.
+    If that fails before the rename, `abandon` is called to delete the segments.
+    From the rename on they stay: a storage that reports an error may have made
+    it all the same.  What then isn't named is swept away later; what is, is a
+    whole checkpoint, of which only nothing promises that it outlives a loss of
+    power.
     """
-    try:
-        _publish(store, manifest)
-    except BaseException:
-        abandon()
-        raise
-    store.sync_names()  # 5
-
-
-def _publish(store: Store, manifest: Manifest) -> None:
-    store.sync_names()  # 2
     name = layout.manifest_name(manifest.step)
     temporary = name + layout.TEMPORARY
     try:
+        store.sync_names()  # 2
         write_all(store, temporary, pack_manifest(manifest))  # 3
-        store.rename(temporary, name)  # 4
     except BaseException:
         with contextlib.suppress(CheckpointError):
             store.remove(temporary)
+        abandon()
         raise
+    store.rename(temporary, name)  # 4
+    store.sync_names()  # 5
 
 
 def open_step(store: Store, step: int | None = None) -> Manifest:
