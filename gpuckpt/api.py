@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from gpuckpt.background import BackgroundSave
@@ -18,6 +19,7 @@ from gpuckpt.resources import Resources
 from gpuckpt.retention import Keep, prune_quietly
 from gpuckpt.save import choice, save_snapshot
 from gpuckpt.snapshot import capture, take_inventory
+from gpuckpt.sources import open_source
 from gpuckpt.stats import Stats
 from gpuckpt.stores import Store
 from gpuckpt.stores.local import LocalStore
@@ -90,13 +92,18 @@ def load(
     goes where it was saved from.  Arrays are of the library that they were
     saved from unless `like` names another: `numpy`, `cupy`, `torch`, `jax`.
     With `names` (names or globs), a flat dict of the leaves that they pick.
+    `root` may also be one data file, which is read without its manifest: a
+    flat dict of the tensors in it.
 
     Raises:
         NotFoundError: no such root, step, name or device.
         CorruptError: bytes aren't what was written.
     """
-    store = store if store is not None else LocalStore(root)
     resources = Resources(memory)
+    if store is None and Path(root).is_file():
+        one = open_source(root)
+        return load_state(one.manifest, one.store, resources, device=device, names=names, like=like)
+    store = store if store is not None else LocalStore(root)
     while True:
         manifest = open_step(store, step)
         try:

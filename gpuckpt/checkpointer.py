@@ -180,8 +180,7 @@ class Checkpointer:
         step: int | None = None,
         names: Iterable[str] | None = None,
         rename: Rename = None,
-        *,
-        strict: bool = True,
+        strict: bool = True,  # noqa: FBT001, FBT002 (the public interface fixes its place)
     ) -> int:
         """Restore a committed step (the newest unless named) into `state`, in place; its step.
 

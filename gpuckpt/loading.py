@@ -8,7 +8,7 @@ from typing import Any
 from gpuckpt.arrays import KINDS, Tensor, finish, make
 from gpuckpt.devices import parse_name
 from gpuckpt.errors import CheckpointError, InvalidError, MismatchError, NotFoundError
-from gpuckpt.manifest import Manifest
+from gpuckpt.manifest import Manifest, TensorEntry
 from gpuckpt.matching import (
     Fresh,
     Match,
@@ -42,6 +42,7 @@ def load_state(
     """
     tree = from_json(manifest.structure) if names is None else _picked(manifest, names)
     wanted = sorted(_positions(tree))
+    _check_whole([manifest.tensors[at] for at in wanted])
     kinds = {at: _kind(manifest, at, device, like) for at in wanted}
     devices = resources.devices
     tensors = {at: make(manifest.tensors[at].spec, devices[kinds[at][0]]) for at in wanted}
@@ -132,6 +133,16 @@ def _picked(manifest: Manifest, names: Iterable[str]) -> dict[str, Any]:
     nodes = dict(zip(names_of([path for path, _ in every]), (n for _, n in every), strict=True))
     chosen = select(names, list(nodes))
     return {name: from_json(node) for name, node in nodes.items() if name in chosen}
+
+
+def _check_whole(entries: Iterable[TensorEntry]) -> None:
+    for entry in entries:
+        held = sum(chunk.nbytes for chunk in entry.chunks)
+        if held != entry.spec.nbytes:
+            raise NotFoundError(
+                f"{entry.spec.name}: this data file holds only {held} of its {entry.spec.nbytes} "
+                "bytes; give warm_start all files of the save, or pick other names"
+            )
 
 
 def _positions(tree: Any) -> set[int]:

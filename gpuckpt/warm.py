@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path as FilePath
 from typing import Any
 
-from gpuckpt import layout
-from gpuckpt.commit import open_step
-from gpuckpt.errors import MismatchError, NotFoundError
+from gpuckpt.errors import MismatchError
 from gpuckpt.loading import fill_match
-from gpuckpt.manifest import Manifest, TensorEntry
 from gpuckpt.matching import Match, Rename, match
-from gpuckpt.pending import Checkpoint
 from gpuckpt.resources import Resources
-from gpuckpt.segments import read_index
-from gpuckpt.stores import Store
-from gpuckpt.stores.local import LocalStore
+from gpuckpt.sources import Source, open_sources
 from gpuckpt.tree import Flat, Path, flatten
-
-Source = str | os.PathLike[str] | Checkpoint | tuple[str | os.PathLike[str], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +35,6 @@ class Report:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    label: str
-    store: Store
-    manifest: Manifest
-
-
 def warm_start(
     state: Any,
     sources: Source | Sequence[Source],
@@ -71,9 +54,7 @@ def warm_start(
         MismatchError: with `strict`, some leaf of the state has no match;
             nothing has been changed.
     """
-    alone = isinstance(sources, str | os.PathLike | Checkpoint) or _is_pair(sources)
-    every: Any = [sources] if alone else sources
-    opened = _merge_parts([_open(source) for source in every])
+    opened = open_sources(sources)
     flat = flatten(state)
     found = [match(flat, one.manifest, rename=rename, whole_objects=False) for one in opened]
     report = _report(flat, found, [one.label for one in opened])
@@ -103,72 +84,3 @@ def _report(flat: Flat, found: Sequence[Match], labels: Sequence[str]) -> Report
     used = {*matched, *unmatched}
     unused = {name: None for result in found for name in result.unexpected if name not in used}
     return Report(matched, unmatched, tuple(unused))
-
-
-def _is_pair(source: object) -> bool:
-    return isinstance(source, tuple) and len(source) == 2 and isinstance(source[1], int)
-
-
-def _open(source: Any) -> _Opened:
-    if isinstance(source, Checkpoint):
-        source = (source.root, source.step)
-    if isinstance(source, tuple):
-        root, step = source
-        store = LocalStore(root)
-        return _Opened(f"{root} step {step}", store, open_step(store, step))
-    path = FilePath(source)
-    if path.is_dir():
-        store = LocalStore(path)
-        manifest = open_step(store)
-        return _Opened(f"{path} step {manifest.step}", store, manifest)
-    if not path.is_file():
-        raise NotFoundError(f"{path}: neither a root, nor a manifest, nor a segment")
-    store, step = LocalStore(path.parent), layout.manifest_step(path.name)
-    if step is not None:
-        return _Opened(str(path), store, open_step(store, step))
-    step, tensors = read_index(store, path.name)
-    return _Opened(str(path), store, _manifest_of(step, tensors))
-
-
-def _manifest_of(step: int, tensors: Sequence[TensorEntry]) -> Manifest:
-    """Tensors by name, as a flat dict: all that a segment knows of a state's structure."""
-    rows = [[entry.spec.name, {"tensor": at}] for at, entry in enumerate(tensors)]
-    return Manifest(step, {"dict": rows}, tuple(tensors))
-
-
-def _merge_parts(opened: Sequence[_Opened]) -> list[_Opened]:
-    """Take segments that follow each other and belong to one save as one source."""
-    merged: list[_Opened] = []
-    for one in opened:
-        before = merged[-1] if merged else None
-        if (
-            before is None
-            or _save_of(before.label) is None
-            or (_save_of(before.label) != _save_of(one.label))
-        ):
-            merged.append(one)
-            continue
-        tensors = _joined(before.manifest.tensors, one.manifest.tensors)
-        manifest = _manifest_of(one.manifest.step, tensors)
-        merged[-1] = _Opened(one.label, one.store, manifest)
-    return merged
-
-
-def _save_of(label: str) -> str | None:
-    """Folder, step and token of a segment's path; None for any other source."""
-    path = FilePath(label)
-    if layout.segment_step(path.name) is None:
-        return None
-    return str(path.parent / ".".join(path.name.split(".")[:2]))
-
-
-def _joined(one: Iterable[TensorEntry], other: Iterable[TensorEntry]) -> list[TensorEntry]:
-    rows: dict[str, list[TensorEntry]] = {}
-    for entry in (*one, *other):
-        rows.setdefault(entry.spec.name, []).append(entry)
-    joined = []
-    for entries in rows.values():
-        chunks = {chunk.start: chunk for entry in entries for chunk in entry.chunks}
-        ordered = tuple(chunks[start] for start in sorted(chunks))
-        joined.append(TensorEntry(entries[0].spec, ordered, entries[0].version))
-    return joined

@@ -22,7 +22,7 @@ ROWS: list[set[str]] = [
     {"snapshot", "staging", "coding", "segments", "commit"},
     {"resources", "matching"},
     {"save", "restore"},
-    {"verify", "loading", "retention", "options", "schedule", "background", "rng"},
+    {"verify", "loading", "retention", "options", "sources", "schedule", "background", "rng"},
     {"checkpointer", "warm"},
     {"api"},
     {"__init__"},

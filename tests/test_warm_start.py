@@ -244,3 +244,19 @@ def test_what_a_segment_alone_gives_is_what_was_saved(tmp_path: Path, one, other
         assert same(state, {"x": {"one": one}, "other": other})
     elif not found:
         assert one.nbytes + other.nbytes == 0
+
+
+def test_one_data_file_loads_without_its_manifest_whatever_it_is_called_now(tmp_path):
+    weights = np.random.default_rng(3).standard_normal((40, 30)).astype(np.float32)
+    gpuckpt.save(tmp_path / "run", {"layer": {"w": weights}, "step": 7}, 7)
+    (segment,) = (tmp_path / "run").glob("*.segment")
+    alone = tmp_path / "pretrained.gpuckpt"
+    segment.rename(alone)
+
+    assert gpuckpt.load(alone)["layer.w"].tobytes() == weights.tobytes()
+    target = {"layer": {"w": np.zeros_like(weights)}}
+    assert gpuckpt.warm_start(target, alone, strict=True).matched == {"layer.w": str(alone)}
+    assert target["layer"]["w"].tobytes() == weights.tobytes()
+    (tmp_path / "notes.txt").write_text("x" * 200)
+    with pytest.raises(gpuckpt.FormatError, match="not a gpuckpt segment"):
+        gpuckpt.load(tmp_path / "notes.txt")

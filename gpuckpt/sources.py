@@ -1,0 +1,111 @@
+"""Places that tensors can be read from: roots, steps, manifests, and single data files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpuckpt import layout
+from gpuckpt.commit import open_step
+from gpuckpt.errors import NotFoundError
+from gpuckpt.manifest import Manifest, TensorEntry
+from gpuckpt.pending import Checkpoint
+from gpuckpt.segments import read_index
+from gpuckpt.stores import Store
+from gpuckpt.stores.local import LocalStore
+
+Source = str | os.PathLike[str] | Checkpoint | tuple[str | os.PathLike[str], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A source's manifest (for a segment, made of its index), and the store that has its data."""
+
+    label: str
+    store: Store
+    manifest: Manifest
+
+
+def open_sources(sources: Source | Sequence[Source]) -> list[Opened]:
+    """Open one source or several; segments of one save that follow each other become one."""
+    alone = isinstance(sources, str | os.PathLike | Checkpoint) or _is_pair(sources)
+    every: Any = [sources] if alone else sources
+    return _merge_parts([open_source(source) for source in every])
+
+
+def _is_pair(source: object) -> bool:
+    return isinstance(source, tuple) and len(source) == 2 and isinstance(source[1], int)
+
+
+def open_source(source: Any) -> Opened:
+    """Open one source.
+
+    Raises:
+        NotFoundError: there is nothing of the kind at that place.
+        FormatError: a file that is no segment.
+    """
+    if isinstance(source, Checkpoint):
+        source = (source.root, source.step)
+    if isinstance(source, tuple):
+        root, step = source
+        store = LocalStore(root)
+        return Opened(f"{root} step {step}", store, open_step(store, step))
+    path = Path(source)
+    if path.is_dir():
+        store = LocalStore(path)
+        manifest = open_step(store)
+        return Opened(f"{path} step {manifest.step}", store, manifest)
+    if not path.is_file():
+        raise NotFoundError(f"{path}: neither a root, nor a manifest, nor a segment")
+    store, step = LocalStore(path.parent), layout.manifest_step(path.name)
+    if step is not None:
+        return Opened(str(path), store, open_step(store, step))
+    step, tensors = read_index(store, path.name)
+    return Opened(str(path), store, _manifest_of(step, tensors))
+
+
+def _manifest_of(step: int, tensors: Sequence[TensorEntry]) -> Manifest:
+    """Tensors by name, as a flat dict: all that a segment knows of a state's structure."""
+    rows = [[entry.spec.name, {"tensor": at}] for at, entry in enumerate(tensors)]
+    return Manifest(step, {"dict": rows}, tuple(tensors))
+
+
+def _merge_parts(opened: Sequence[Opened]) -> list[Opened]:
+    """Take segments that follow each other and belong to one save as one source."""
+    merged: list[Opened] = []
+    for one in opened:
+        before = merged[-1] if merged else None
+        if (
+            before is None
+            or _save_of(before.label) is None
+            or (_save_of(before.label) != _save_of(one.label))
+        ):
+            merged.append(one)
+            continue
+        tensors = _joined(before.manifest.tensors, one.manifest.tensors)
+        manifest = _manifest_of(one.manifest.step, tensors)
+        merged[-1] = Opened(one.label, one.store, manifest)
+    return merged
+
+
+def _save_of(label: str) -> str | None:
+    """Folder, step and token of a segment's path; None for any other source."""
+    path = Path(label)
+    if layout.segment_step(path.name) is None:
+        return None
+    return str(path.parent / ".".join(path.name.split(".")[:2]))
+
+
+def _joined(one: Iterable[TensorEntry], other: Iterable[TensorEntry]) -> list[TensorEntry]:
+    rows: dict[str, list[TensorEntry]] = {}
+    for entry in (*one, *other):
+        rows.setdefault(entry.spec.name, []).append(entry)
+    joined = []
+    for entries in rows.values():
+        chunks = {chunk.start: chunk for entry in entries for chunk in entry.chunks}
+        ordered = tuple(chunks[start] for start in sorted(chunks))
+        joined.append(TensorEntry(entries[0].spec, ordered, entries[0].version))
+    return joined
