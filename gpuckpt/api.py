@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -53,25 +52,33 @@ def save(
     inventory = take_inventory(state)
     store = store if store is not None else LocalStore(root)
     stats = Stats(step, raw_nbytes=inventory.nbytes, tensors=len(inventory.tensors))
-    with store.lock():
-        previous = None
-        with contextlib.suppress(CheckpointError):
-            previous = open_step(store)
-        snapshot = capture(inventory, resources.devices, mode="hold", host_room_nbytes=0)
+    snapshot = capture(inventory, resources.devices, mode="hold", host_room_nbytes=0)
 
-        def write() -> Manifest:
-            return save_snapshot(
-                snapshot, header, store, resources, codec=codec, previous=previous, stats=stats
+    def write() -> Manifest:
+        with store.lock():
+            manifest = save_snapshot(
+                *(snapshot, header, store, resources),
+                codec=codec,
+                previous=_newest(store),
+                stats=stats,
             )
+            prune_quietly(store, keep, step)
+        return manifest
 
-        # In a thread, since Ctrl-C strikes the main one, and may not strike a commit.
-        saving = BackgroundSave(snapshot, Pending(stats, snapshot.staged), write, store.root)
-        try:
-            checkpoint = saving.pending.result()
-        finally:
-            saving.join()
-        prune_quietly(store, keep, step)
-    return checkpoint
+    # In a thread, since Ctrl-C strikes the main one, and may not strike a commit.
+    saving = BackgroundSave(snapshot, Pending(stats, snapshot.staged), write, store.root)
+    try:
+        return saving.pending.result()
+    finally:
+        saving.join()
+
+
+def _newest(store: Store) -> Manifest | None:
+    """What the tensors' versions go on from; a damaged one is no reason not to save."""
+    try:
+        return open_step(store)
+    except CheckpointError:
+        return None
 
 
 def load(

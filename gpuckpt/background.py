@@ -42,6 +42,7 @@ class BackgroundSave:
             result = checkpoint_of(self.manifest, self._root)
         except BaseException as error:
             failure = error
+            self.snapshot.release()  # `write` may not have come as far as that
         stats = self.pending.stats
         stats.background_seconds = time.perf_counter() - begun
         stats.cpu_seconds += time.thread_time() - cpu

@@ -235,8 +235,9 @@ class Checkpointer:
         try:
             self._reap(wait=True)
         finally:
-            self._open.close()
-            self._process = -1
+            if self._save is None:  # else Ctrl-C cut the wait short: the save goes on, and the lock
+                self._open.close()
+                self._process = -1
 
     def _begin(
         self, step: int, state: Any, epoch: int | None, metrics: dict[str, float] | None
