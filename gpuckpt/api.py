@@ -8,8 +8,8 @@ from typing import Any
 
 from gpuckpt.background import BackgroundSave
 from gpuckpt.checkpointer import Root
-from gpuckpt.commit import open_step, steps
-from gpuckpt.errors import CheckpointError, NotFoundError
+from gpuckpt.commit import open_step
+from gpuckpt.errors import CheckpointError, CorruptError, NotFoundError
 from gpuckpt.loading import load_state
 from gpuckpt.manifest import Manifest
 from gpuckpt.options import make_header
@@ -39,7 +39,8 @@ def save(
     """Save `state` as checkpoint `step` of `root`; on return it is durable.
 
     Blocks until then, and reads the state where it is.  A step that is there
-    already is replaced, in one instant.
+    already is replaced, in one instant.  Ctrl-C is raised when the save has
+    ended: neither a commit nor the reading of the state is cut in half.
 
     Raises:
         UnsupportedError: a leaf can't be saved; nothing has been written.
@@ -65,12 +66,11 @@ def save(
             prune_quietly(store, keep, step)
         return manifest
 
-    # In a thread, since Ctrl-C strikes the main one, and may not strike a commit.
-    saving = BackgroundSave(snapshot, Pending(stats, snapshot.staged), write, store.root)
-    try:
-        return saving.pending.result()
-    finally:
-        saving.join()
+    pending = Pending(stats, snapshot.staged)
+    saving = BackgroundSave(snapshot, pending, write, store.root)
+    saving.start()
+    pending.committed.wait_out()
+    return pending.result()
 
 
 def _newest(store: Store) -> Manifest | None:
@@ -115,7 +115,7 @@ def load(
         manifest = open_step(store, step)
         try:
             return load_state(manifest, store, resources, device=device, names=names, like=like)
-        except NotFoundError:
-            # A writer may have deleted the newest step just now, and have a newer one.
-            if step is not None or steps(store)[-1:] == [manifest.step]:
+        except (NotFoundError, CorruptError):
+            # A writer may have deleted or replaced the step that was being read.
+            if open_step(store, step) == manifest:
                 raise

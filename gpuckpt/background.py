@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 
+from gpuckpt.apart import Apart
 from gpuckpt.inventory import Snapshot
 from gpuckpt.manifest import Manifest
 from gpuckpt.pending import Checkpoint, Pending, checkpoint_of
 
 
 class BackgroundSave:
-    """Runs `write` in a thread that outlives the main one, so that an exit doesn't cut it off."""
+    """A save that `start` begins, and that no interrupt of the main thread reaches."""
 
     def __init__(
         self, snapshot: Snapshot, pending: Pending, write: Callable[[], Manifest], root: str
     ) -> None:
-        """Begins at once."""
+        """Keep this where you'll find it, then `start` it."""
         self.snapshot, self.pending = snapshot, pending
         self.manifest: Manifest | None = None
         self._write, self._root = write, root
-        self._begun = time.perf_counter()
-        self._thread = threading.Thread(target=self._run, name="gpuckpt-save")
+        self._apart = Apart(self._run)
+
+    def start(self) -> None:
+        """Begin; call it once.  If no thread can be had, it fails here and now."""
         try:
-            self._thread.start()
-        except BaseException:
-            snapshot.release()
+            self._apart.start()
+        except RuntimeError as error:
+            self.snapshot.release()
+            self.pending.finish(None, error)
+            self._apart.ended.set()
             raise
 
     def join(self) -> None:
-        """Wait until it has ended."""
-        self._thread.join()
+        """Wait until it has ended; an interrupt leaves it running."""
+        self._apart.ended.wait()
+
+    @property
+    def ended(self) -> bool:
+        """Whether its thread has nothing left to do."""
+        return self._apart.ended.is_set()
 
     def _run(self) -> None:
         result: Checkpoint | None = None
@@ -42,6 +51,7 @@ class BackgroundSave:
             result = checkpoint_of(self.manifest, self._root)
         except BaseException as error:
             failure = error
+        finally:
             self.snapshot.release()  # `write` may not have come as far as that
         stats = self.pending.stats
         stats.background_seconds = time.perf_counter() - begun

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -90,6 +91,8 @@ class Checkpointer:
         except BaseException:
             self._open.close()
             raise
+        # The interpreter's exit doesn't cut off a save, also if nobody calls `close`.
+        atexit.register(self._at_exit)
 
     def __enter__(self) -> Self:
         """Itself."""
@@ -123,6 +126,7 @@ class Checkpointer:
         `skip`.  Else as `save`.
         """
         self._check_open()
+        step = layout.check_step(step)
         self._meter.step(busy=self._save is not None)
         self._reap(wait=False)
         if self._schedule is None or not self._schedule.is_due(step, epoch):
@@ -158,7 +162,7 @@ class Checkpointer:
         On a GPU the current stream waits for the copies, not the host.
         """
         self._updates_seen = True
-        if self._save is not None:
+        if self._save is not None and self._process == os.getpid():
             self._save.snapshot.order_update()
         yield
 
@@ -238,6 +242,11 @@ class Checkpointer:
             if self._save is None:  # else Ctrl-C cut the wait short: the save goes on, and the lock
                 self._open.close()
                 self._process = -1
+                atexit.unregister(self._at_exit)
+
+    def _at_exit(self) -> None:
+        if self._process == os.getpid() and self._save is not None:
+            self._save.join()
 
     def _begin(
         self, step: int, state: Any, epoch: int | None, metrics: dict[str, float] | None
@@ -261,6 +270,7 @@ class Checkpointer:
         self._save = BackgroundSave(
             snapshot, pending, lambda: self._write(snapshot, header, stats), self._store.root
         )
+        self._save.start()
         if snapshot.mode == "copy" or not self._updates_seen:
             # A copy is ordered right here; a loop that announces no updates
             # can't be trusted to wait for live memory to be read.

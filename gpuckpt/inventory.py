@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from gpuckpt.apart import Flag
 from gpuckpt.arrays import Tensor
 from gpuckpt.devices import Frozen
 from gpuckpt.spec import Spec
@@ -53,7 +53,7 @@ class Snapshot:
     mode: str
     sources: list[Any] = field(default_factory=list)
     frozen: dict[str, Frozen] = field(default_factory=dict)
-    staged: threading.Event = field(default_factory=threading.Event)
+    staged: Flag = field(default_factory=Flag)
     staged_seconds: float = 0.0
     begun: float = field(default_factory=time.perf_counter)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 import struct
 from typing import NamedTuple
@@ -42,10 +43,19 @@ class SegmentTrailer(NamedTuple):
 
 
 def check_step(step: int) -> int:
-    """Return `step` if it can stand in a file name."""
-    if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < STEP_LIMIT:
-        raise InvalidError(f"a step is an integer from 0 to {STEP_LIMIT - 1}, got {step!r}")
-    return step
+    """`step` as a plain integer, if it can stand in a file name."""
+    return check_count(step, "a step")
+
+
+def check_count(number: int, what: str) -> int:
+    """`number` as a plain integer from 0 on; numpy's integers are taken too."""
+    try:
+        count = operator.index(number)
+    except TypeError:
+        count = -1
+    if isinstance(number, bool) or not 0 <= count < STEP_LIMIT:
+        raise InvalidError(f"{what} is an integer from 0 to {STEP_LIMIT - 1}, got {number!r}")
+    return count
 
 
 def manifest_name(step: int) -> str:

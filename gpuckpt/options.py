@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gpuckpt import layout
@@ -37,7 +38,11 @@ def make_header(step: int, epoch: int | None, metrics: dict[str, float] | None) 
     Raises:
         InvalidError: `step` can't be one, or a metric isn't a number.
     """
-    layout.check_step(step)
+    step = layout.check_step(step)
+    if epoch is not None:
+        epoch = layout.check_count(epoch, "an epoch")
+    if not isinstance(metrics, Mapping | None):
+        raise InvalidError(f"metrics are numbers by name, got {metrics!r}")
     try:
         numbers = {str(name): float(value) for name, value in (metrics or {}).items()}
     except (TypeError, ValueError) as error:

@@ -58,11 +58,16 @@ class _Line(Generic[T, R]):
         # In the order of the items; after the last, None or what `items` raised.
         self._results: queue.SimpleQueue[_Task[T, R] | BaseException | None] = queue.SimpleQueue()
         self._stopped, self._ended = threading.Event(), False
-        names = [f"gpuckpt-work-{at}" for at in range(workers)]
-        self._threads = [threading.Thread(target=self._draw, name="gpuckpt-draw")]
-        self._threads += [threading.Thread(target=self._run, name=name) for name in names]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
+        try:
+            for at in range(workers):
+                self._start(self._run, f"gpuckpt-work-{at}")
+            self._start(self._draw, "gpuckpt-draw")
+        except BaseException:
+            self._end_workers()
+            self._ended = True
+            self.stop()
+            raise
 
     def results(self) -> Iterator[R]:
         """The results, in order."""
@@ -84,6 +89,15 @@ class _Line(Generic[T, R]):
         for thread in self._threads:
             thread.join()
 
+    def _start(self, run: Callable[[], None], name: str) -> None:
+        thread = threading.Thread(target=run, name=name)
+        thread.start()
+        self._threads.append(thread)
+
+    def _end_workers(self) -> None:
+        for _ in range(self._workers):
+            self._tasks.put(None)
+
     def _next(self) -> _Task[T, R] | BaseException | None:
         task = self._results.get()
         self._ended = not isinstance(task, _Task)
@@ -103,8 +117,7 @@ class _Line(Generic[T, R]):
         finally:
             _close(self._items)
             self._results.put(end)
-            for _ in range(self._workers):
-                self._tasks.put(None)
+            self._end_workers()
 
     def _run(self) -> None:
         while (task := self._tasks.get()) is not None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
+from gpuckpt.apart import Flag
 from gpuckpt.layout import manifest_name
 from gpuckpt.manifest import Manifest
 from gpuckpt.stats import Stats
@@ -71,13 +71,14 @@ class Pending:
 
     `staged` is set once nothing of the state is read any more, `committed`
     once the checkpoint is durable; both also if the save failed, so that
-    nobody waits for ever: `result` tells.
+    nobody waits for ever: `result` tells.  They have an event's `is_set` and
+    `wait`.
     """
 
-    def __init__(self, stats: Stats, staged: threading.Event) -> None:
+    def __init__(self, stats: Stats, staged: Flag) -> None:
         self.stats = stats
         self.staged = staged
-        self.committed = threading.Event()
+        self.committed = Flag()
         self._result: Checkpoint | None = None
         self._failure: BaseException | None = None
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from gpuckpt.apart import Apart, Flag
 from gpuckpt.arena import Arena, Slot
 from gpuckpt.arrays import Tensor
 from gpuckpt.coding import decode
@@ -61,7 +62,21 @@ def restore_tensors(
     arena = resources.arena(names, largest_chunk(job.entry for job in jobs))
     for name in names:
         resources.devices[name].begin_uploads()
-    pieces = _pieces(jobs, arena)
+    stopped = Flag()
+    apart = Apart(lambda: _restore_all(jobs, resources, arena, progress, stopped))
+    try:
+        apart.start()
+        apart.ended.wait_out(stopped.set)
+        apart.result()
+    finally:
+        for name in names:
+            resources.devices[name].finish_uploads()
+
+
+def _restore_all(
+    jobs: Sequence[Job], resources: Resources, arena: Arena, progress: Progress, stopped: Flag
+) -> None:
+    """Every chunk of every job, until it is `stopped`."""
 
     def work(piece: _Piece) -> _Piece:
         _restore(piece, resources.devices)
@@ -70,13 +85,12 @@ def restore_tensors(
     def drop(piece: _Piece) -> None:
         arena.give(piece.slot)
 
-    try:
-        for piece in ordered_map(work, pieces, workers=resources.workers, drop=drop):
-            arena.give(piece.slot)
-            progress(piece.chunk.nbytes)
-    finally:
-        for name in names:
-            resources.devices[name].finish_uploads()
+    pieces = _pieces(jobs, arena)
+    for piece in ordered_map(work, pieces, workers=resources.workers, drop=drop):
+        arena.give(piece.slot)
+        progress(piece.chunk.nbytes)
+        if stopped.is_set():
+            return
 
 
 def largest_chunk(entries: Iterable[TensorEntry]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import secrets
 import threading
 import time
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from gpuckpt import layout
 from gpuckpt.coding import Choice, Encoded, choose_by_entropy, choose_nothing, encode
 from gpuckpt.commit import commit
-from gpuckpt.errors import CheckpointError, InvalidError
+from gpuckpt.errors import InvalidError
 from gpuckpt.fingerprint import checksum, fingerprint
 from gpuckpt.inventory import Snapshot
 from gpuckpt.manifest import Manifest, TensorEntry
@@ -30,6 +30,8 @@ CODECS: dict[str, Choice] = {
     "raw": choose_nothing,
     "zstd": lambda _, width: [True] * width,
 }
+
+log = logging.getLogger("gpuckpt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ def choice(codec: str) -> Choice:
     """How to choose the planes to compress: the option `codec`."""
     try:
         return CODECS[codec]
-    except KeyError:
+    except (KeyError, TypeError):
         raise InvalidError(f"codec is one of {', '.join(CODECS)}; got {codec!r}") from None
 
 
@@ -124,9 +126,12 @@ def _write_chunks(
     work = _encoder(specs, choose, _countdown(len(chunks), snapshot.release))
 
     def drop(item: Staged) -> None:
-        with contextlib.suppress(CheckpointError):
+        try:
             item.transfer.wait()  # else a copy could still arrive in the slot's next chunk
-        arena.give(item.slot)
+        except BaseException as error:
+            log.debug("a chunk was dropped: %s", error)  # why it was dropped is raised elsewhere
+        finally:
+            arena.give(item.slot)
 
     for coded in ordered_map(work, staged, workers=resources.workers, drop=drop):
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from gpuckpt.apart import Apart
 from gpuckpt.arena import Slot
 from gpuckpt.commit import open_step
 from gpuckpt.errors import CheckpointError, CorruptError
@@ -48,7 +49,10 @@ def verify_step(
         manifest = open_step(store, step)
     except CheckpointError as error:
         return [Damage("", f"the manifest of step {step}", 0, str(error))]
-    damage = list(_verify_chunks(store, manifest, resources, progress))
+    apart = Apart(lambda: list(_verify_chunks(store, manifest, resources, progress)))
+    apart.start()
+    apart.ended.wait()
+    damage = apart.result()
     for name in manifest.segments:
         try:
             read_index(store, name)

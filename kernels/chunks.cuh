@@ -42,10 +42,19 @@ __device__ __forceinline__ u64 row_of(const Chunk *__restrict__ chunks, u64 rows
   return low;
 }
 
-// A leaf's length as it counts for the digest: of what is left of its chunk at most 64 KiB, with
-// zeros up to a multiple of 256.
-__device__ __forceinline__ u32 padded_length(u64 left) {
-  return left < LEAF ? ((u32)left + 255) / 256 * 256 : LEAF;
+// Where one leaf lies.
+struct Leaf {
+  u64 tensor;   // address of its first byte in the tensor
+  u64 begin;    // its first byte in the chunk
+  u32 length;   // its bytes
+  u32 padded;   // its bytes as they count for the digest: with zeros up to a multiple of 256
+  u32 follows;  // bytes of the chunk after it, 16 at most
+};
+__device__ __forceinline__ Leaf leaf_of(const Chunk &chunk, u64 leaf) {
+  const u64 begin = (leaf - chunk.first_leaf) * LEAF, left = chunk.nbytes - begin;
+  const u32 near = left < LEAF + UNIT ? (u32)left : LEAF + UNIT;
+  const u32 length = near < LEAF ? near : LEAF;
+  return {chunk.tensor + begin, begin, length, (length + 255) / 256 * 256, near - length};
 }
 
 // Bytes m … m + 15 of the 32 bytes of lo and hi, 0 <= m < 16.

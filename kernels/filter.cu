@@ -29,22 +29,24 @@
 #include "chunks.cuh"
 #include "xxh3.cuh"
 
-// This lane's units of the tile at `at`; zeros from the chunk's end on.  May use `tile`.
-__device__ __forceinline__ void load_tile(const u8 *__restrict__ tensor, u64 nbytes, u64 at,
-                                          uint4 *__restrict__ tile, uint4 *v) {
-  const u32 lane = threadIdx.x % 32, m = (u64)tensor % UNIT;
+// This lane's units of the tile `at` bytes into the leaf; zeros from the leaf's end on.  May use
+// `tile`.
+__device__ __forceinline__ void load_tile(const Leaf &leaf, u32 at, uint4 *__restrict__ tile,
+                                          uint4 *v) {
+  const u8 *tensor = reinterpret_cast<const u8 *>(leaf.tensor);
+  const u32 lane = threadIdx.x % 32, m = leaf.tensor % UNIT;
   const uint4 *from = reinterpret_cast<const uint4 *>(tensor + at - m) + lane;
-  if (m == 0 && at + TILE <= nbytes) {
+  if (m == 0 && at + TILE <= leaf.length) {
 #pragma unroll
     for (u32 u = 0; u < UNITS; ++u) v[u] = __ldcs(from + u * 32);
-  } else if (at >= m && at - m + TILE + UNIT <= nbytes) {
+  } else if (leaf.begin + at >= m && at + TILE + UNIT <= leaf.length + leaf.follows + m) {
 #pragma unroll
     for (u32 u = 0; u < UNITS; ++u)
       v[u] = window(__ldcs(from + u * 32), __ldcs(from + u * 32 + 1), m);
   } else {
     u8 *bytes = reinterpret_cast<u8 *>(tile);
 #pragma unroll 8
-    for (u32 i = lane; i < TILE; i += 32) bytes[i] = at + i < nbytes ? tensor[at + i] : 0;
+    for (u32 i = lane; i < TILE; i += 32) bytes[i] = at + i < leaf.length ? __ldcs(tensor + at + i) : 0;
     __syncwarp(ALL);
 #pragma unroll
     for (u32 u = 0; u < UNITS; ++u) v[u] = tile[u * 32 + lane];
@@ -95,28 +97,26 @@ __device__ __forceinline__ void store_planes(const uint4 *__restrict__ tile, u8 
     const u8 *bytes = reinterpret_cast<const u8 *>(tile);
 #pragma unroll 1
     for (u32 k = 0; k < WIDTH; ++k)
+#pragma unroll 4
       for (u32 i = lane; i < count; i += 32) to[k * stride + i] = bytes[k * ROOM + i];
   }
 }
 
-// One leaf, which begins `begin` bytes into the chunk and counts as `padded` bytes.
 template <u32 WIDTH>
-__device__ __forceinline__ void filter_leaf(const Chunk &chunk, u64 begin, u32 padded,
-                                            u8 *__restrict__ staged, uint4 *__restrict__ tile,
-                                            u64 *__restrict__ sums) {
-  const u8 *tensor = reinterpret_cast<const u8 *>(chunk.tensor);
+__device__ __forceinline__ void filter_leaf(const Leaf &leaf, u8 *__restrict__ planes, u64 stride,
+                                            uint4 *__restrict__ tile, u64 *__restrict__ sums) {
   const u32 lane = threadIdx.x % 32;
   const Keys keys = keys_of(lane);
-  for (u32 offset = threadIdx.x / 32 * TILE; offset < padded; offset += WARPS * TILE) {
-    const u64 at = begin + offset, left = chunk.nbytes - at;
+  u8 *to = planes + leaf.begin / WIDTH;
+  for (u32 at = threadIdx.x / 32 * TILE; at < leaf.padded; at += WARPS * TILE) {
+    const u32 left = leaf.length - at;
     uint4 v[UNITS];
-    load_tile(tensor, chunk.nbytes, at, tile, v);
-    digest_tile(v, keys, offset / STRIPE, padded / STRIPE - 1, sums);
+    load_tile(leaf, at, tile, v);
+    digest_tile(v, keys, at / STRIPE, leaf.padded / STRIPE - 1, sums);
 #pragma unroll
     for (u32 u = 0; u < UNITS; ++u) split_unit<WIDTH>(v[u], u * 32 + lane, tile);
     __syncwarp(ALL);
-    store_planes<WIDTH>(tile, staged + chunk.planes + at / WIDTH, chunk.stride,
-                        (u32)((left < TILE ? left : TILE) / WIDTH));
+    store_planes<WIDTH>(tile, to + at / WIDTH, stride, (left < TILE ? left : TILE) / WIDTH);
     __syncwarp(ALL);
   }
 }
@@ -127,18 +127,18 @@ filter_chunks(const Chunk *__restrict__ chunks, u64 rows, u64 leaves, u8 *__rest
   __shared__ uint4 tiles[WARPS][TILE / UNIT];
   __shared__ u64 sums[LEAF / BLOCK * LANES];
   uint4 *tile = tiles[threadIdx.x / 32];
-  for (u64 leaf = blockIdx.x; leaf < leaves; leaf += gridDim.x) {
-    const Chunk chunk = chunks[row_of(chunks, rows, leaf)];
-    const u64 begin = (leaf - chunk.first_leaf) * LEAF;
-    const u32 padded = padded_length(chunk.nbytes - begin);
+  for (u64 at = blockIdx.x; at < leaves; at += gridDim.x) {
+    const Chunk chunk = chunks[row_of(chunks, rows, at)];
+    const Leaf leaf = leaf_of(chunk, at);
+    u8 *planes = staged + chunk.planes;
     switch (chunk.width) {
-      case 1: filter_leaf<1>(chunk, begin, padded, staged, tile, sums); break;
-      case 2: filter_leaf<2>(chunk, begin, padded, staged, tile, sums); break;
-      case 4: filter_leaf<4>(chunk, begin, padded, staged, tile, sums); break;
-      case 8: filter_leaf<8>(chunk, begin, padded, staged, tile, sums); break;
+      case 1: filter_leaf<1>(leaf, planes, chunk.stride, tile, sums); break;
+      case 2: filter_leaf<2>(leaf, planes, chunk.stride, tile, sums); break;
+      case 4: filter_leaf<4>(leaf, planes, chunk.stride, tile, sums); break;
+      case 8: filter_leaf<8>(leaf, planes, chunk.stride, tile, sums); break;
     }
     __syncthreads();
-    if (threadIdx.x < LANES) finish_digest(sums, padded, digests + 2 * leaf);
+    if (threadIdx.x < LANES) finish_digest(sums, leaf.padded, digests + 2 * at);
     __syncthreads();
   }
 }

@@ -70,7 +70,7 @@ __device__ __forceinline__ void store_tile(const uint4 *v, u8 *__restrict__ to, 
   const u32 lane = threadIdx.x % 32, m = (u32)(-(u64)to % UNIT);  // bytes before a multiple of 16
   if (m == 0 && count == TILE) {
 #pragma unroll
-    for (u32 u = 0; u < UNITS; ++u) reinterpret_cast<uint4 *>(to)[u * 32 + lane] = v[u];
+    for (u32 u = 0; u < UNITS; ++u) __stcs(reinterpret_cast<uint4 *>(to) + u * 32 + lane, v[u]);
     return;
   }
   __syncwarp(ALL);
@@ -79,36 +79,36 @@ __device__ __forceinline__ void store_tile(const uint4 *v, u8 *__restrict__ to, 
   __syncwarp(ALL);
   const u8 *bytes = reinterpret_cast<const u8 *>(tile);
   if (count < TILE) {
-    for (u32 i = lane; i < count; i += 32) to[i] = bytes[i];
+#pragma unroll 4
+    for (u32 i = lane; i < count; i += 32) __stcs(to + i, bytes[i]);
     return;
   }
-#pragma unroll
+#pragma unroll 2
   for (u32 u = 0; u < UNITS; ++u) {
     const u32 at = u * 32 + lane;
     if (at + 1 < TILE / UNIT)
-      reinterpret_cast<uint4 *>(to + m)[at] = window(tile[at], tile[at + 1], m);
+      __stcs(reinterpret_cast<uint4 *>(to + m) + at, window(tile[at], tile[at + 1], m));
   }
   const u32 end = lane < m ? lane : TILE - UNIT + lane;  // m bytes in front, 16 - m behind
-  if (lane < UNIT) to[end] = bytes[end];
+  if (lane < UNIT) __stcs(to + end, bytes[end]);
 }
 
-// One leaf, which begins `begin` bytes into the chunk and counts as `padded` bytes.
 template <u32 WIDTH>
-__device__ __forceinline__ void unfilter_leaf(const Chunk &chunk, u64 begin, u32 padded,
-                                              const u8 *__restrict__ staged,
-                                              uint4 *__restrict__ tile, u64 *__restrict__ sums) {
-  u8 *tensor = reinterpret_cast<u8 *>(chunk.tensor);
+__device__ __forceinline__ void unfilter_leaf(const Leaf &leaf, const u8 *__restrict__ planes,
+                                              u64 stride, uint4 *__restrict__ tile,
+                                              u64 *__restrict__ sums) {
   const u32 lane = threadIdx.x % 32;
   const Keys keys = keys_of(lane);
-  for (u32 offset = threadIdx.x / 32 * TILE; offset < padded; offset += WARPS * TILE) {
-    const u64 at = begin + offset, left = chunk.nbytes - at;
-    const u32 count = left < TILE ? (u32)left : TILE;
-    load_planes<WIDTH>(staged + chunk.planes + at / WIDTH, chunk.stride, count / WIDTH, tile);
+  const u8 *from = planes + leaf.begin / WIDTH;
+  u8 *tensor = reinterpret_cast<u8 *>(leaf.tensor);
+  for (u32 at = threadIdx.x / 32 * TILE; at < leaf.padded; at += WARPS * TILE) {
+    const u32 left = leaf.length - at, count = left < TILE ? left : TILE;
+    load_planes<WIDTH>(from + at / WIDTH, stride, count / WIDTH, tile);
     __syncwarp(ALL);
     uint4 v[UNITS];
 #pragma unroll
     for (u32 u = 0; u < UNITS; ++u) v[u] = join_unit<WIDTH>(u * 32 + lane, tile);
-    digest_tile(v, keys, offset / STRIPE, padded / STRIPE - 1, sums);
+    digest_tile(v, keys, at / STRIPE, leaf.padded / STRIPE - 1, sums);
     store_tile(v, tensor + at, count, tile);
     __syncwarp(ALL);
   }
@@ -120,18 +120,18 @@ unfilter_chunks(const Chunk *__restrict__ chunks, u64 rows, u64 leaves,
   __shared__ uint4 tiles[WARPS][TILE / UNIT];
   __shared__ u64 sums[LEAF / BLOCK * LANES];
   uint4 *tile = tiles[threadIdx.x / 32];
-  for (u64 leaf = blockIdx.x; leaf < leaves; leaf += gridDim.x) {
-    const Chunk chunk = chunks[row_of(chunks, rows, leaf)];
-    const u64 begin = (leaf - chunk.first_leaf) * LEAF;
-    const u32 padded = padded_length(chunk.nbytes - begin);
+  for (u64 at = blockIdx.x; at < leaves; at += gridDim.x) {
+    const Chunk chunk = chunks[row_of(chunks, rows, at)];
+    const Leaf leaf = leaf_of(chunk, at);
+    const u8 *planes = staged + chunk.planes;
     switch (chunk.width) {
-      case 1: unfilter_leaf<1>(chunk, begin, padded, staged, tile, sums); break;
-      case 2: unfilter_leaf<2>(chunk, begin, padded, staged, tile, sums); break;
-      case 4: unfilter_leaf<4>(chunk, begin, padded, staged, tile, sums); break;
-      case 8: unfilter_leaf<8>(chunk, begin, padded, staged, tile, sums); break;
+      case 1: unfilter_leaf<1>(leaf, planes, chunk.stride, tile, sums); break;
+      case 2: unfilter_leaf<2>(leaf, planes, chunk.stride, tile, sums); break;
+      case 4: unfilter_leaf<4>(leaf, planes, chunk.stride, tile, sums); break;
+      case 8: unfilter_leaf<8>(leaf, planes, chunk.stride, tile, sums); break;
     }
     __syncthreads();
-    if (threadIdx.x < LANES) finish_digest(sums, padded, digests + 2 * leaf);
+    if (threadIdx.x < LANES) finish_digest(sums, leaf.padded, digests + 2 * at);
     __syncthreads();
   }
 }

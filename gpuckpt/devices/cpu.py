@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import mmap
-import threading
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from gpuckpt.apart import Flag
 from gpuckpt.arrays import gather, scatter
 from gpuckpt.devices import Bytes, Done, Frozen, Transfer
+from gpuckpt.errors import DeviceMemoryError
 
 # Copies begin on cache lines.
 _ALIGNMENT = 64
@@ -33,7 +34,12 @@ class CpuDevice:
         """
         if not nbytes:
             return np.empty(0, np.uint8)
-        pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        try:
+            pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except (OSError, MemoryError) as error:
+            raise DeviceMemoryError(
+                f"the host has no {nbytes} bytes left ({error}); pass a smaller memory="
+            ) from error
         if hasattr(mmap, "MADV_HUGEPAGE"):
             pages.madvise(mmap.MADV_HUGEPAGE)
         return np.frombuffer(pages, np.uint8)
@@ -129,11 +135,14 @@ class CpuHold:
 
     def __init__(self, arrays: Sequence[npt.NDArray[Any]]) -> None:
         self.arrays = arrays
-        self._released = threading.Event()
+        self._released = Flag()
 
     def order_update(self) -> None:
-        """Wait: on the host, the caller's thread is the stream."""
-        self._released.wait()
+        """Wait: on the host, the caller's thread is the stream.
+
+        An interrupt is raised only after that: who handles it may change the state.
+        """
+        self._released.wait_out()
 
     def settle(self) -> None:
         """Nothing: there is no copy."""

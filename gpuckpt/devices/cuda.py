@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from gpuckpt.apart import Flag
 from gpuckpt.arrays import gather, scatter
 from gpuckpt.devices import Bytes, Frozen, Transfer
 from gpuckpt.errors import DeviceError, DeviceMemoryError, NotFoundError
@@ -217,7 +217,7 @@ class CudaHold:
 
     def __init__(self, device: CudaDevice, arrays: Sequence[Any]) -> None:
         self.arrays = arrays
-        self._device, self._last, self._ended = device, device.record(), threading.Event()
+        self._device, self._last, self._ended = device, device.record(), Flag()
 
     def order_update(self) -> None:
         """Let the caller's stream wait for the last read.
@@ -225,7 +225,7 @@ class CudaHold:
         The host waits until that read has been given to the device, since an
         event can't be waited for before it is recorded.
         """
-        self._ended.wait()
+        self._ended.wait_out()
         self._device.wait_for(self._last)
 
     def settle(self) -> None:

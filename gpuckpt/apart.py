@@ -1,0 +1,106 @@
+"""Work in a thread of its own, and wait for it from a thread that signals may interrupt.
+
+Python runs signal handlers in the main thread, between any two of its
+instructions, and Ctrl-C raises there.  `threading`'s own waiting isn't made for
+that: an interrupted `Thread.join` takes the thread for ended, and an
+interrupted `Event.wait` can leave the event's lock held for ever (CPython 3.11).
+So whatever must not be cut in half runs apart, and the main thread only waits,
+here, by calls that are whole in C and flags that are read before them.
+"""
+
+from __future__ import annotations
+
+import _thread
+import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+R = TypeVar("R")
+
+# A waiter whose wake-up an interrupt swallowed looks again after this time.
+_LOOK_SECONDS = 0.05
+
+
+class Flag:
+    """What `threading.Event` is, but for `clear`, and safe to be interrupted in."""
+
+    def __init__(self) -> None:
+        self._set = False
+        self._closed = _thread.allocate_lock()
+        self._closed.acquire()
+
+    def is_set(self) -> bool:
+        """Whether `set` has been called."""
+        return self._set
+
+    def set(self) -> None:
+        """Let all who wait go on; safe to call again."""
+        self._set = True
+        self._open()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is set, at most `timeout` seconds; whether it is."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while not self._set:
+            left = _LOOK_SECONDS if end is None else min(end - time.monotonic(), _LOOK_SECONDS)
+            if left <= 0:
+                break
+            if self._closed.acquire(timeout=left):
+                self._open()  # for the next one who waits
+        return self._set
+
+    def wait_out(self, interrupted: Callable[[], object] = lambda: None) -> None:
+        """Wait until it is set whatever happens; an interrupt is raised only then.
+
+        `interrupted` is called at the first one: to make the wait a short one.
+        """
+        first: BaseException | None = None
+        while not self._set:
+            try:
+                self.wait()
+            except BaseException as error:
+                if first is None:
+                    first = error
+                    interrupted()
+        if first is not None:
+            raise first
+
+    def _open(self) -> None:
+        try:
+            self._closed.release()
+        except RuntimeError:
+            return  # it is open already
+
+
+class Apart(Generic[R]):
+    """A function's call in a thread of its own, which signals don't reach.
+
+    The thread isn't waited for when the interpreter exits: who starts one must
+    see to that where it matters.
+    """
+
+    def __init__(self, work: Callable[[], R]) -> None:
+        """Doesn't begin yet: keep this where you'll find it, then `start`."""
+        self._work = work
+        self._result: R
+        self._failure: BaseException | None = None
+        self.ended = Flag()
+
+    def start(self) -> None:
+        """Begin; call it once."""
+        _thread.start_new_thread(self._run, ())
+
+    def result(self) -> R:
+        """What the function returned or raised, once it has `ended`."""
+        assert self.ended.is_set()
+        if self._failure is not None:
+            raise self._failure
+        return self._result
+
+    def _run(self) -> None:
+        try:
+            self._result = self._work()
+        except BaseException as error:
+            self._failure = error
+        finally:
+            self.ended.set()
