@@ -1,0 +1,168 @@
+"""Ctrl-C and threads that can't be had: nothing is torn, lost or left hanging."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import gpuckpt
+from gpuckpt.stores.memory import MemoryStore
+from tests.test_checkpointer import SlowStore
+
+
+@contextlib.contextmanager
+def interrupted_after(seconds: float, *more: float) -> Iterator[None]:
+    """Ctrl-C strikes the main thread after these times, as a signal does."""
+    moments = iter(more)
+
+    def strike(*_: object) -> None:
+        following = next(moments, None)
+        if following is not None:
+            signal.setitimer(signal.ITIMER_REAL, following)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, strike)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def own_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("gpuckpt")]
+
+
+def wait_interrupted(ckpt: gpuckpt.Checkpointer) -> None:
+    with interrupted_after(0.05), pytest.raises(KeyboardInterrupt):
+        ckpt.wait()
+
+
+@pytest.mark.parametrize("snapshot", ["copy", "hold"])
+def test_an_interrupted_wait_leaves_the_save_whole_and_the_next_one_waits_for_it(
+    tmp_path, snapshot
+):
+    store, state = SlowStore(), {"w": np.ones(10**6)}
+    with gpuckpt.Checkpointer(tmp_path, store=store, snapshot=snapshot) as ckpt:
+        with ckpt.update():
+            pass
+        ckpt.save(1, state)
+        wait_interrupted(ckpt)
+        opener = threading.Timer(0.1, store.gate.set)
+        opener.start()
+        with ckpt.update():
+            state["w"][:] = 2
+        ckpt.save(2, state).result()
+        opener.join()
+        for step in (1, 2):
+            assert np.unique(gpuckpt.load(tmp_path, step, store=store)["w"]) == [step]
+
+
+def test_an_interrupted_close_keeps_the_lock_while_the_save_goes_on(tmp_path):
+    store = SlowStore()
+    ckpt = gpuckpt.Checkpointer(tmp_path, store=store)
+    ckpt.save(1, {"w": np.ones(1000)})
+    with interrupted_after(0.05), pytest.raises(KeyboardInterrupt):
+        ckpt.close()
+    with pytest.raises(gpuckpt.LockedError):
+        gpuckpt.Checkpointer(tmp_path, store=store)
+    store.gate.set()
+    ckpt.close()
+    with gpuckpt.Checkpointer(tmp_path, store=store) as other:
+        assert other.steps() == [1]
+
+
+def test_an_interrupted_save_is_raised_when_the_save_has_ended(tmp_path):
+    store, state = SlowStore(), {"w": np.ones(1000)}
+    threading.Timer(0.2, store.gate.set).start()
+    with interrupted_after(0.05, 0.05), pytest.raises(KeyboardInterrupt):
+        gpuckpt.save(tmp_path, state, 1, store=store)
+    state["w"][:] = 2
+    assert np.unique(gpuckpt.load(tmp_path, store=store)["w"]) == [1]
+    gpuckpt.save(tmp_path, state, 2, store=store)
+
+
+class SlowReads(MemoryStore):
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        time.sleep(0.02)
+        super().read_into(name, offset, buffer)
+
+
+def test_an_interrupted_restore_leaves_no_thread_and_no_slot_behind(tmp_path):
+    store, state = SlowReads(), {"w": np.arange(10**5)}
+    options: dict = {"store": store, "chunk_nbytes": 8 << 10, "memory": 3 * 2 * (8 << 10)}
+    with gpuckpt.Checkpointer(tmp_path, **options) as ckpt:
+        ckpt.save(1, state).result()
+        for _ in range(5):
+            with interrupted_after(0.05), pytest.raises(KeyboardInterrupt):
+                ckpt.restore(state)
+            assert own_threads() == []
+        state["w"][:] = 0
+        ckpt.restore(state)
+        assert (state["w"] == np.arange(10**5)).all()
+
+
+@pytest.mark.parametrize("name", ["gpuckpt-work-0", "gpuckpt-draw"])
+def test_a_thread_that_cannot_be_had_fails_that_save_alone(tmp_path, monkeypatch, name):
+    start = threading.Thread.start
+
+    def start_but_one(thread: threading.Thread) -> None:
+        if thread.name == name:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    state = {"w": np.arange(1000)}
+    with gpuckpt.Checkpointer(tmp_path, snapshot="hold") as ckpt:
+        monkeypatch.setattr(threading.Thread, "start", start_but_one)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            ckpt.save(1, state).result(30)
+        monkeypatch.undo()
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            ckpt.wait()
+        ckpt.save(2, state).result(30)
+        assert ckpt.steps() == [2]
+    assert own_threads() == []
+
+
+def test_the_interpreters_exit_waits_for_a_save_that_nobody_waited_for(tmp_path):
+    program = """
+        import sys, numpy as np, gpuckpt
+        ckpt = gpuckpt.Checkpointer(sys.argv[1])
+        ckpt.save(1, {"w": np.random.default_rng(0).standard_normal(20_000_000)})
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert gpuckpt.load(tmp_path)["w"].size == 20_000_000
+
+
+def test_update_in_a_forked_child_does_not_wait_for_the_parents_save(tmp_path):
+    program = """
+        import os, sys, numpy as np, gpuckpt
+        from tests.test_checkpointer import SlowStore
+        store = SlowStore()
+        ckpt = gpuckpt.Checkpointer(sys.argv[1], store=store, snapshot="hold")
+        with ckpt.update():
+            pass
+        ckpt.save(1, {"w": np.ones(10)})
+        child = os.fork()
+        if child == 0:
+            with ckpt.update():
+                os._exit(0)
+        print(os.waitpid(child, 0)[1])
+        store.gate.set()
+        ckpt.close()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert finished.stdout.strip() == "0", finished.stderr
