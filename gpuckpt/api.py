@@ -63,7 +63,7 @@ def save(
                 previous=_newest(store),
                 stats=stats,
             )
-            prune_quietly(store, keep, step)
+            prune_quietly(store, keep, manifest)
         return manifest
 
     pending = Pending(stats, snapshot.staged)

@@ -292,7 +292,7 @@ class Checkpointer:
             previous=self._previous,
             stats=stats,
         )
-        prune_quietly(self._store, self._keep, header.step)
+        prune_quietly(self._store, self._keep, manifest)
         return manifest
 
     def _reap(self, *, wait: bool) -> None:

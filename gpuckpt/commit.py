@@ -90,22 +90,31 @@ def delete(store: Store, doomed: Iterable[int]) -> None:
         sweep(store)  # 2, 3
 
 
-def sweep(store: Store, *, settled: bool = False) -> list[str]:
+def sweep(store: Store, *, committed: Manifest | None = None) -> list[str]:
     """Remove what no committed manifest names, and return the names of what was removed.
 
     Call it only while holding the store's lock and with no save under way.
     If any manifest can't be read, no segment is removed: it may name it.
-    Syncs the names first, unless they are `settled`, as right after a commit: a
-    manifest that is gone, or replaced, only in memory would be back after a
-    crash, and must find its segments.
+
+    After a commit, give its manifest: then the names are durable already, and
+    only if there are segments of its step that it doesn't name, or of a step
+    that isn't committed, are other manifests read.  Else the names are synced
+    first: a manifest that is gone, or replaced, only in memory would be back
+    after a crash, and must find its segments.
     """
     names = store.names()
     doomed = [name for name in names if name.endswith(layout.TEMPORARY) and _ours(name)]
-    with contextlib.suppress(CheckpointError):
-        kept = {name for step in steps(store) for name in open_step(store, step).segments}
-        segments = (name for name in names if layout.segment_step(name) is not None)
-        doomed += [name for name in segments if name not in kept]
-    if doomed and not settled:
+    segments = {name: layout.segment_step(name) for name in names}
+    segments = {name: step for name, step in segments.items() if step is not None}
+    if committed is not None:
+        settled = set(steps(store)) - {committed.step}
+        own = set(committed.segments)
+        segments = {n: s for n, s in segments.items() if n not in own and s not in settled}
+    if segments:
+        with contextlib.suppress(CheckpointError):
+            kept = {name for step in steps(store) for name in open_step(store, step).segments}
+            doomed += [name for name in segments if name not in kept]
+    if doomed and committed is None:
         store.sync_names()
     for name in doomed:
         store.remove(name)

@@ -56,7 +56,9 @@ class NotFoundError(CheckpointError, LookupError):
 
 
 class MismatchError(CheckpointError, ValueError):
-    """The checkpoint and the target don't fit; nothing has been changed.
+    """The checkpoint and the target don't fit.
+
+    Nothing has been changed, unless the message says otherwise.
 
     `missing` are names of the target that the checkpoint lacks, `unexpected`
     names of the checkpoint that the target lacks, and `mismatched` sentences
@@ -70,14 +72,14 @@ class MismatchError(CheckpointError, ValueError):
         missing: Sequence[str] = (),
         unexpected: Sequence[str] = (),
         mismatched: Sequence[str] = (),
+        hint: str = "pass strict=False to leave these alone, or rename=… to match other names",
     ) -> None:
-        """Write the three lists as a diff."""
+        """Write the three lists as a diff, and at its end what to do."""
         lines = [
             *_diff("-", "missing from the checkpoint", missing),
             *_diff("+", "unexpected in the checkpoint", unexpected),
             *_diff("!", "different", mismatched),
         ]
-        hint = "pass strict=False to leave these alone, or rename=… to match other names"
         super().__init__("\n".join([subject, *lines, hint]))
         self.missing, self.unexpected = tuple(missing), tuple(unexpected)
         self.mismatched = tuple(mismatched)

@@ -105,7 +105,8 @@ def fill_match(  # noqa: PLR0917
     except Exception as error:
         raise MismatchError(
             f"{store.root}, step {manifest.step}: an object's load_state_dict refused what was "
-            f"saved ({type(error).__name__}: {error})"
+            f"saved ({type(error).__name__}: {error}), after arrays had been filled",
+            hint="give it the structure that was saved, or restore other names",
         ) from error
     assert placed is state
     placed_leaves: dict[Path, Any] = leaves

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from gpuckpt.tree import (
     from_json,
     is_object,
     names_of,
-    node_at,
+    nodes_at,
     walk_json,
 )
 from gpuckpt.values import Json, decode_value
@@ -154,18 +154,19 @@ def finish_fresh(fresh: Fresh, tensor: Tensor) -> Any:
     return finish(tensor, fresh.kind)
 
 
-def _whole_objects(flat: Flat, manifest: Manifest, result: Match) -> tuple[Path, ...]:
+def _whole_objects(flat: Flat, manifest: Manifest, result: Match) -> frozenset[Path]:
     """Match outermost objects with their counterparts at the same paths."""
-    outermost: list[Path] = []
+    outermost: set[Path] = set()
+    inside = {leaf.path: leaf for leaf in flat.leaves}
+    nodes = nodes_at(manifest.structure, flat.opened.keys())
     for path in sorted(flat.opened, key=len):
-        node = None if _inside(path, outermost) else node_at(manifest.structure, path)
-        if node is None or not ({"object", "dict"} & node.keys()):
+        node = nodes.get(path)
+        if node is None or not ({"object", "dict"} & node.keys()) or _inside(path, outermost):
             continue
-        outermost.append(path)
-        inside = {leaf.path: leaf for leaf in flat.leaves if _inside(leaf.path, [path])}
+        outermost.add(path)
         whole = _Whole(flat.opened, inside, manifest, result)
         result.objects[path] = whole.state(from_json(node), flat.opened[path], path)
-    return tuple(outermost)
+    return frozenset(outermost)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +214,7 @@ def _child(node: Any, key: Any) -> Any:
     return node[key] if isinstance(node, list | tuple) and key in range(len(node)) else None
 
 
-def _stored_leaves(manifest: Manifest, whole: Sequence[Path], rename: Rename) -> dict[str, Json]:
+def _stored_leaves(manifest: Manifest, whole: Collection[Path], rename: Rename) -> dict[str, Json]:
     """The checkpoint's leaves by the names that the state has for them."""
     every = list(walk_json(manifest.structure))
     renamed = _renamer(rename)
@@ -237,15 +238,20 @@ def _renamer(rename: Rename) -> Callable[[str], str]:
     table = dict(rename)
 
     def renamed(name: str) -> str:
-        for old in sorted(table, key=len, reverse=True):
-            if name == old:
-                return table[old]
-            if name.startswith(f"{old}.") or (not old and name):
-                rest = name[len(old) + 1 :] if old else name
-                return f"{table[old]}.{rest}" if table[old] else rest
-        return name
+        if name in table:
+            return table[name]
+        end = name.rfind(".")
+        while end >= 0:
+            if name[:end] in table:
+                return _joined(table[name[:end]], name[end + 1 :])
+            end = name.rfind(".", 0, end)
+        return _joined(table[""], name) if "" in table else name
 
     return renamed
+
+
+def _joined(beginning: str, rest: str) -> str:
+    return f"{beginning}.{rest}" if beginning else rest
 
 
 def _match_leaf(name: str, leaf: Leaf, node: Json, manifest: Manifest, result: Match) -> None:
@@ -304,5 +310,5 @@ def _check_ties(manifest: Manifest, result: Match) -> None:
         result.filled[position] = list(unique.values())
 
 
-def _inside(path: Path, roots: Iterable[Path]) -> bool:
-    return any(path[: len(root)] == root for root in roots)
+def _inside(path: Path, roots: Collection[Path]) -> bool:
+    return bool(roots) and any(path[:end] in roots for end in range(len(path) + 1))

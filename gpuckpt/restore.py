@@ -13,7 +13,7 @@ from gpuckpt.arena import Arena, Slot
 from gpuckpt.arrays import Tensor
 from gpuckpt.coding import decode
 from gpuckpt.devices import Devices
-from gpuckpt.errors import CorruptError
+from gpuckpt.errors import CorruptError, MismatchError
 from gpuckpt.fingerprint import checksum, fingerprint
 from gpuckpt.manifest import TensorEntry
 from gpuckpt.ordered import ordered_map
@@ -91,6 +91,43 @@ def _restore_all(
         progress(piece.chunk.nbytes)
         if stopped.is_set():
             return
+    for job, target in overlapping(jobs):
+        _check_filled(job, target, resources.devices, arena)
+
+
+def overlapping(jobs: Sequence[Job]) -> list[tuple[Job, Tensor]]:
+    """The targets that share memory with a target of another tensor, as views of it do."""
+    every = [(job, target) for job in jobs for target in job.targets if target.spec.nbytes]
+    every.sort(key=lambda pair: (pair[1].spec.device, pair[1].span))
+    found: dict[int, tuple[Job, Tensor]] = {}
+    furthest: tuple[Job, Tensor] | None = None  # that of those before which ends last
+    for pair in every:
+        device, (first, last) = pair[1].spec.device, pair[1].span
+        if furthest is not None and furthest[1].spec.device == device:
+            end = furthest[1].span[1]
+            if first < end:
+                found |= {id(furthest[1]): furthest, id(pair[1]): pair}
+            if last <= end:
+                continue
+        furthest = pair
+    return list(found.values())
+
+
+def _check_filled(job: Job, target: Tensor, devices: Devices, arena: Arena) -> None:
+    """See that a target still has its own bytes, and not those of one that shares its memory."""
+    slot = arena.take()
+    try:
+        for chunk in job.entry.chunks:
+            device, room = devices[target.spec.device], slot.raw[: chunk.nbytes]
+            raw = device.download(target.array, chunk.start, room).wait()
+            if fingerprint(raw.data) != chunk.fingerprint:
+                raise MismatchError(
+                    f"{target.spec.name} shares memory with another array of the state, and the "
+                    "checkpoint has other bytes for each; the state has been filled with a mixture",
+                    hint="give them memory of their own, or restore one of them by names=",
+                )
+    finally:
+        arena.give(slot)
 
 
 def largest_chunk(entries: Iterable[TensorEntry]) -> int:

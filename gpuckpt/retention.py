@@ -82,33 +82,41 @@ def _check_best(best: tuple[str, str, int]) -> None:
         raise InvalidError(hint)
 
 
-def prune(store: Store, keep: Keep | None, just_saved: int | None = None) -> list[int]:
+def prune(store: Store, keep: Keep | None, committed: Manifest | None = None) -> list[int]:
     """Delete the steps that `keep` doesn't keep, and what no manifest names; their numbers.
 
-    A step that was `just_saved` survives even if it isn't the newest: a run
-    that was set back to an older step begins below those that it left behind.
-    Call it only while holding the store's lock.
+    A step that was `committed` just now survives even if it isn't the newest:
+    a run that was set back to an older step begins below those that it left
+    behind.  Call it only while holding the store's lock.
     """
     found = steps(store)
-    doomed: list[int] = []
-    if just_saved is not None and found and found[-1] > just_saved:
+    if committed is not None and found and found[-1] > committed.step:
         log.warning(
             "step %d is older than step %d, which resume takes; use another root to go on from it",
-            *(just_saved, found[-1]),
+            *(committed.step, found[-1]),
         )
+    doomed: list[int] = []
     if keep is not None and found:
-        kept = keep.survivors([open_step(store, step) for step in found]) | {just_saved}
+        kept = keep.survivors(_facts(store, keep, found))
+        kept |= {committed.step} if committed is not None else set()
         doomed = [step for step in found if step not in kept]
     if doomed:
         delete(store, doomed)
     else:
-        sweep(store, settled=just_saved is not None)
+        sweep(store, committed=committed)
     return doomed
 
 
-def prune_quietly(store: Store, keep: Keep | None, just_saved: int) -> None:
+def _facts(store: Store, keep: Keep, found: Sequence[int]) -> list[Manifest]:
+    """As much of the manifests as `keep` asks for: none of them is read for step numbers."""
+    if keep.best is None and keep.newer_than is None:
+        return [Manifest(step, {"dict": []}, ()) for step in found]
+    return [open_step(store, step) for step in found]
+
+
+def prune_quietly(store: Store, keep: Keep | None, committed: Manifest) -> None:
     """`prune` after a save, which is durable whatever happens here: a failure costs only space."""
     try:
-        prune(store, keep, just_saved)
+        prune(store, keep, committed)
     except CheckpointError as error:
         log.warning("old checkpoints could not be deleted: %s", error)

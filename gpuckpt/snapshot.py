@@ -94,7 +94,7 @@ def place(
     opened = {
         path: inner
         for path, inner in flat.opened.items()
-        if path in changed or any(path[: len(whole)] == whole for whole in objects)
+        if path in changed or any(path[:end] in objects for end in range(len(path)))
     }
 
     def new(path: Path, node: Any) -> Any:

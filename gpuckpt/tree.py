@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,20 +122,27 @@ def _walk_json(node: Json, path: Path, depth: int) -> Iterator[tuple[Path, Json]
         yield path, node
 
 
-def node_at(structure: Json, path: Path) -> Json | None:
-    """The node of a structure at `path`; None if there is none."""
-    kind, payload = split_node(structure, 0)
-    if kind == "object" and path:
-        return node_at(payload, path)
-    if not path:
-        return structure
-    if kind == "dict":
-        below = dict(_items(payload))
+def nodes_at(structure: Json, paths: Collection[Path]) -> dict[Path, Json]:
+    """The outermost node of a structure at each of `paths` that there is."""
+    found: dict[Path, Json] = {}
+    _nodes_at(structure, (), frozenset(paths), found, 0)
+    return found
+
+
+def _nodes_at(
+    node: Json, path: Path, paths: frozenset[Path], found: dict[Path, Json], depth: int
+) -> None:
+    kind, payload = split_node(node, depth)
+    if path in paths:
+        found.setdefault(path, node)
+    if kind == "object":
+        _nodes_at(payload, path, paths, found, depth + 1)
+    elif kind == "dict":
+        for key, child in _items(payload):
+            _nodes_at(child, (*path, key), paths, found, depth + 1)
     elif kind in ("list", "tuple"):
-        below = dict(enumerate(payload))
-    else:
-        return None
-    return node_at(below[path[0]], path[1:]) if path[0] in below else None
+        for at, child in enumerate(payload):
+            _nodes_at(child, (*path, at), paths, found, depth + 1)
 
 
 def split_node(node: Json, depth: int) -> tuple[str, Any]:

@@ -23,7 +23,7 @@
 // 270 instructions of a thread (132 SMs x 128 lanes x 1.7 GHz); it takes about 60 (digest 25, the
 // split 10 to 20, moves and addresses).  So no instruction mix should stop it, but latency could:
 // half of the threads that an SM can hold (64 registers a thread) have up to 64 KiB of
-// loads in flight, where 9 KiB cover 0.7 us; while eight threads run a leaf's chain (about 1 us), the
+// loads in flight, where 9 KiB cover 0.7 us; while a warp runs a leaf's chain (about 1 us), the
 // other blocks of the SM must fill in.  Fewer leaves than SMs don't fill the GPU: give it 16 MB or
 // more at a time.  Nothing of this has been measured on a GPU.
 #include "chunks.cuh"
@@ -138,7 +138,7 @@ filter_chunks(const Chunk *__restrict__ chunks, u64 rows, u64 leaves, u8 *__rest
       case 8: filter_leaf<8>(leaf, planes, chunk.stride, tile, sums); break;
     }
     __syncthreads();
-    if (threadIdx.x < LANES) finish_digest(sums, leaf.padded, digests + 2 * at);
+    if (threadIdx.x < 32) finish_digest(sums, leaf.padded, digests + 2 * at);
     __syncthreads();
   }
 }

@@ -6,8 +6,8 @@
 // References: join in gpuckpt/planes.py, fingerprint in gpuckpt/fingerprint.py.
 //
 // A warp takes 2 KiB at a time: four 16-byte loads a lane from the planes, through its own shared
-// memory into units of the chunk; these feed the digest and go out in four 16-byte stores.  Where the
-// tensor is misaligned they go through shared memory once more, so that the stores are aligned.
+// memory into units of the chunk; these feed the digest and go out in four 16-byte stores.  Where
+// the tensor is misaligned each lane gets the next one's unit by shuffles, so that these are aligned.
 // Only a chunk's last tile, if it isn't full, and the ends of tiles of a misaligned tensor are
 // moved bytewise.  Roofline and what could keep it from that: as filter.cu.
 #include "chunks.cuh"
@@ -64,33 +64,46 @@ template <> __device__ __forceinline__ uint4 join_unit<8>(u32 at, const uint4 *t
                     __byte_perm(pair[0], pair[1], 0x7632), __byte_perm(pair[2], pair[3], 0x7632));
 }
 
+// What lane `from` gives.
+__device__ __forceinline__ uint4 given(uint4 v, u32 from) {
+  return make_uint4(__shfl_sync(ALL, v.x, from), __shfl_sync(ALL, v.y, from),
+                    __shfl_sync(ALL, v.z, from), __shfl_sync(ALL, v.w, from));
+}
+
+// Writes a full tile to a misaligned address: 127 aligned units, of two lanes' bytes each, m bytes
+// before and 16 - m behind them.
+__device__ __forceinline__ void store_misaligned(const uint4 *v, u8 *__restrict__ to) {
+  const u32 lane = threadIdx.x % 32, m = (u32)(-(u64)to % UNIT);
+  uint4 *aligned = reinterpret_cast<uint4 *>(to + m) + lane;
+#pragma unroll
+  for (u32 u = 0; u < UNITS; ++u) {
+    const uint4 next = given(lane ? v[u] : v[(u + 1) % UNITS], (lane + 1) % 32);
+    if (u + 1 < UNITS || lane < 31) __stcs(aligned + u * 32, window(v[u], next, m));
+  }
+  const uint4 end = given(lane ? v[UNITS - 1] : v[0], lane < m ? 0 : 31);
+  const u32 low = lane & 4 ? end.y : end.x, high = lane & 4 ? end.w : end.z;
+  const u8 byte = (u8)((lane & 8 ? high : low) >> lane % 4 * 8);
+  if (lane < UNIT) __stcs(to + (lane < m ? lane : TILE - UNIT + lane), byte);
+}
+
 // Writes the first `count` bytes of the tile whose units the lanes hold.  May use `tile`.
 __device__ __forceinline__ void store_tile(const uint4 *v, u8 *__restrict__ to, u32 count,
                                            uint4 *__restrict__ tile) {
-  const u32 lane = threadIdx.x % 32, m = (u32)(-(u64)to % UNIT);  // bytes before a multiple of 16
-  if (m == 0 && count == TILE) {
-#pragma unroll
-    for (u32 u = 0; u < UNITS; ++u) __stcs(reinterpret_cast<uint4 *>(to) + u * 32 + lane, v[u]);
-    return;
-  }
-  __syncwarp(ALL);
-#pragma unroll
-  for (u32 u = 0; u < UNITS; ++u) tile[u * 32 + lane] = v[u];
-  __syncwarp(ALL);
-  const u8 *bytes = reinterpret_cast<const u8 *>(tile);
+  const u32 lane = threadIdx.x % 32;
   if (count < TILE) {
+    __syncwarp(ALL);
+#pragma unroll
+    for (u32 u = 0; u < UNITS; ++u) tile[u * 32 + lane] = v[u];
+    __syncwarp(ALL);
+    const u8 *bytes = reinterpret_cast<const u8 *>(tile);
 #pragma unroll 4
     for (u32 i = lane; i < count; i += 32) __stcs(to + i, bytes[i]);
-    return;
+  } else if ((u64)to % UNIT) {
+    store_misaligned(v, to);
+  } else {
+#pragma unroll
+    for (u32 u = 0; u < UNITS; ++u) __stcs(reinterpret_cast<uint4 *>(to) + u * 32 + lane, v[u]);
   }
-#pragma unroll 2
-  for (u32 u = 0; u < UNITS; ++u) {
-    const u32 at = u * 32 + lane;
-    if (at + 1 < TILE / UNIT)
-      __stcs(reinterpret_cast<uint4 *>(to + m) + at, window(tile[at], tile[at + 1], m));
-  }
-  const u32 end = lane < m ? lane : TILE - UNIT + lane;  // m bytes in front, 16 - m behind
-  if (lane < UNIT) __stcs(to + end, bytes[end]);
 }
 
 template <u32 WIDTH>
@@ -131,7 +144,7 @@ unfilter_chunks(const Chunk *__restrict__ chunks, u64 rows, u64 leaves,
       case 8: unfilter_leaf<8>(leaf, planes, chunk.stride, tile, sums); break;
     }
     __syncthreads();
-    if (threadIdx.x < LANES) finish_digest(sums, leaf.padded, digests + 2 * at);
+    if (threadIdx.x < 32) finish_digest(sums, leaf.padded, digests + 2 * at);
     __syncthreads();
   }
 }

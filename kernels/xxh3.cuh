@@ -3,8 +3,8 @@
 //
 // XXH3 adds 64-byte stripes to eight 64-bit accumulators and scrambles them after every 16 stripes
 // (1 KiB).  Only the scrambling is a chain: what 16 stripes add is a sum mod 2^64 that doesn't
-// depend on the accumulators.  So the warps make the leaf's 64 x 8 sums in any order, and eight
-// threads run the chain of at most 63 scrambles over them.
+// depend on the accumulators.  So the warps make the leaf's 64 x 8 sums in any order, and one
+// warp runs the chain of at most 63 scrambles over them.
 //
 // A leaf's length counts as a multiple of 256 (the reference appends zeros): its last stripe is
 // always a whole one, and no variant for short inputs comes into play.
@@ -90,22 +90,22 @@ __device__ __forceinline__ u64 big_endian(u64 x) {
   return (u64)low << 32 | high;
 }
 
-// Threads 0 to 7 of a block finish a leaf of `length` bytes, a multiple of 256, whose sums are
-// all there, and write its digest: 16 bytes, most significant first.  Changes the sums.
+// A block's first warp finishes a leaf of `length` bytes, a multiple of 256, whose sums are all
+// there, and writes its digest: 16 bytes, most significant first.  The sums are used up.
 __device__ __forceinline__ void finish_digest(u64 *__restrict__ sums, u32 length,
                                               u64 *__restrict__ digest) {
   const u32 blocks = (length + BLOCK - 1) / BLOCK, lane = threadIdx.x;
-  const u64 key = SECRET[16 + lane];
-  u64 acc = INITIAL[lane];
+  if (lane < LANES) {
+    const u64 key = SECRET[16 + lane];
+    u64 acc = INITIAL[lane];
 #pragma unroll 4
-  for (u32 b = 0; b + 1 < blocks; ++b) {
-    acc += sums[b * LANES + lane];
-    acc = (acc ^ acc >> 47 ^ key) * PRIME32_1;
+    for (u32 b = 0; b + 1 < blocks; ++b) {
+      acc += sums[b * LANES + lane];
+      acc = (acc ^ acc >> 47 ^ key) * PRIME32_1;
+    }
+    sums[lane] = acc + sums[(blocks - 1) * LANES + lane];
   }
-  const u64 end = acc + sums[(blocks - 1) * LANES + lane];
-  __syncwarp(0xff);
-  sums[lane] = end;
-  __syncwarp(0xff);
+  __syncwarp(ALL);
   if (lane == 0) digest[0] = big_endian(merged(sums, 117, ~(length * PRIME64_2)));
   if (lane == 1) digest[1] = big_endian(merged(sums, 11, length * PRIME64_1));
 }

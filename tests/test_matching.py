@@ -471,3 +471,51 @@ def test_a_damaged_chunk_never_reaches_an_array_that_is_not_filled_directly():
     with pytest.raises(gpuckpt.CorruptError, match="a in "):
         restore(store, {"a": target})
     assert bits(target) == bits(np.zeros(1000))
+
+
+def test_views_of_one_buffer_are_filled_if_the_checkpoint_agrees_and_refused_if_not(tmp_path):
+    def state(buffer: np.ndarray) -> dict:
+        return {"whole": buffer, "part": buffer[5:15], "odd": buffer[1::2], "even": buffer[::2]}
+
+    gpuckpt.save(tmp_path, state(np.arange(20.0)), 1)
+    separate = {name: array + len(name) for name, array in state(np.arange(20.0)).items()}
+    gpuckpt.save(tmp_path, separate, 2)
+    buffer = np.zeros(20)
+    with gpuckpt.Checkpointer(tmp_path) as ckpt:
+        ckpt.restore(state(buffer), 1)
+        assert buffer.tobytes() == np.arange(20.0).tobytes()
+        with pytest.raises(gpuckpt.MismatchError, match="shares memory with another array"):
+            ckpt.restore(state(buffer), 2)
+        apart = {"odd": buffer[1::2], "even": buffer[::2]}  # share a range, but no byte
+        ckpt.restore(apart, 2, names=["odd", "even"])
+        assert apart["odd"].tobytes() == separate["odd"].tobytes()
+        assert apart["even"].tobytes() == separate["even"].tobytes()
+
+
+def test_a_broadcast_target_is_replaced_since_it_cannot_hold_different_elements(tmp_path):
+    gpuckpt.save(tmp_path, {"w": np.arange(10.0)})
+    target = {"w": np.lib.stride_tricks.as_strided(np.zeros(1), (10,), (0,))}
+    with gpuckpt.Checkpointer(tmp_path) as ckpt:
+        ckpt.restore(target)
+    assert target["w"].tolist() == list(range(10))
+
+
+def test_many_renames_and_many_objects_find_their_counterparts(tmp_path):
+    class Box:
+        def __init__(self, value: float) -> None:
+            self.value = np.full(2, float(value))
+
+        def state_dict(self) -> dict:
+            return {"value": self.value}
+
+        def load_state_dict(self, state: dict) -> None:
+            self.value = state["value"]
+
+    gpuckpt.save(tmp_path, {f"l{at}": {"w": Box(at)} for at in range(1500)})
+    target = {f"l{at}": {"w": Box(0)} for at in range(1500)}
+    with gpuckpt.Checkpointer(tmp_path) as ckpt:
+        ckpt.restore(target)
+        assert [box["w"].value[0] for box in target.values()] == list(range(1500))
+        renamed = {f"m{at}": {"w": {"value": np.zeros(2)}} for at in range(1500)}
+        ckpt.restore(renamed, rename={f"l{at}": f"m{at}" for at in range(1500)})
+        assert renamed["m7"]["w"]["value"][0] == 7

@@ -43,6 +43,17 @@ class Tensor:
         return bool(self.array.flags.c_contiguous)
 
     @property
+    def span(self) -> tuple[int, int]:
+        """The addresses of its first byte, and of the byte after its last, in its device."""
+        array = self.array
+        first = array.ctypes.data if self.spec.device == "cpu" else array.data.ptr
+        last = first + array.itemsize
+        for n, stride in zip(array.shape, array.strides, strict=True):
+            first += min((n - 1) * stride, 0)
+            last += max((n - 1) * stride, 0)
+        return first, last
+
+    @property
     def where(self) -> tuple[object, ...]:
         """The same for two leaves exactly if they are one array."""
         if not self.spec.nbytes:
@@ -181,7 +192,10 @@ def _tensor(
         raise UnsupportedError(name, f"elements of type {array.dtype} can't be saved as bytes")
     device = "cpu" if isinstance(array, np.ndarray) else f"cuda:{array.device.id}"
     spec = Spec(name, dtype, tuple(array.shape), _axes(array), kind, device)
-    return Tensor(spec, array, owner, writable)
+    # Where an element of memory is there twice, filling it in place would keep the last of two.
+    pairs = zip(array.shape, array.strides, strict=True)
+    twice = bool(array.size) and any(n > 1 and not stride for n, stride in pairs)
+    return Tensor(spec, array, owner, writable and not twice)
 
 
 def _axes(array: Any) -> tuple[int, ...] | None:
