@@ -59,14 +59,29 @@ def open_step(store: Store, step: int | None = None) -> Manifest:
         NotFoundError: there is no such step, or none at all.
         CorruptError: its manifest isn't what was written.
     """
+    for last in (False, False, True):
+        try:
+            return _open(store, _choose(store, step))
+        except (NotFoundError, CorruptError):
+            # A writer may have deleted or replaced it just then: look again.
+            if last:
+                raise
+    raise AssertionError
+
+
+def _choose(store: Store, step: int | None) -> int:
     found = steps(store)
     if step is None:
         if not found:
             raise NotFoundError(f"{store.root}: there is no committed checkpoint")
-        step = found[-1]
-    elif step not in found:
+        return found[-1]
+    if step not in found:
         near = ", ".join(map(str, found[-10:])) or "none"
         raise NotFoundError(f"{store.root}: step {step} isn't there; committed steps: {near}")
+    return step
+
+
+def _open(store: Store, step: int) -> Manifest:
     name = layout.manifest_name(step)
     where = f"{store.root}/{name}"
     manifest = unpack_manifest(read_all(store, name), where)

@@ -232,7 +232,7 @@ def without_drop_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     wait = CudaTransfer.wait
 
     def wait_in_workers(self: Any) -> Any:
-        waits = threading.current_thread().name != "gpuckpt-save"
+        waits = threading.current_thread().name.startswith("gpuckpt-work")
         return wait(self) if waits else self._data
 
     monkeypatch.setattr(CudaTransfer, "wait", wait_in_workers)
