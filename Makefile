@@ -7,7 +7,8 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
 # Real CuPy over a stand-in for CUDA's driver: see tests/cuda_on_cpu/README.md.
 CUDA_PACKAGES := cupy-cuda13x==14.2.0 "nvidia-cuda-nvrtc==13.5.*" "nvidia-cuda-runtime==13.5.*" \
-  "nvidia-cuda-crt==13.5.*" "nvidia-cuda-profiler-api==13.5.*" "cython>=3.2,<3.3" setuptools
+  "nvidia-cuda-crt==13.5.*" "nvidia-cuda-profiler-api==13.5.*" \
+  "nvidia-cuda-nvdisasm==13.5.*" "cython>=3.2,<3.3" setuptools
 
 .PHONY: demo test test-cpu test-cuda bench check fmt clean
 
@@ -36,9 +37,10 @@ $(VENV)/.cuda: $(VENV)/.dev tests/cuda_on_cpu/build.py
 test: test-cpu test-cuda  ## every test that this machine can run
 
 test-cpu: $(VENV)/.dev
-	$(PY) -m pytest --ignore tests/cuda
+	$(PY) -m pytest --ignore tests/cuda --ignore tests/kernels
 
 test-cuda: $(VENV)/.cuda  ## the CUDA tests with real CuPy over a stand-in for the driver
+	$(PY) -m pytest tests/kernels
 	$(PY) -m tests.cuda_on_cpu.run || [ $$? -eq 3 ]
 
 bench: $(VENV)/.dev  ## measure here, beside this machine's limits

@@ -49,6 +49,12 @@ class Slot:
         default_factory=lambda: zstandard.ZstdDecompressor(max_window_size=1 << 27)
     )
 
+    def part(self, offset: int, nbytes: int) -> Slot:
+        """Room for one small chunk of several that share the slot, one after the other."""
+        end = offset + nbytes
+        raw, planes, coded = (area[offset:end] for area in (self.raw, self.planes, self.coded))
+        return Slot(raw, planes, coded, self.compressor, self.decompressor)
+
 
 class Arena:
     """A fixed number of slots over one piece of host memory."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from gpuckpt.dtypes import to_numpy
 from gpuckpt.spec import Chunk, Spec
+
+ALIGNMENT = 64
 
 
 def plan_chunks(specs: Sequence[Spec], *, chunk_nbytes: int) -> Iterator[Chunk]:
@@ -18,3 +20,27 @@ def plan_chunks(specs: Sequence[Spec], *, chunk_nbytes: int) -> Iterator[Chunk]:
         longest = max(chunk_nbytes // itemsize, 1) * itemsize
         for start in range(0, spec.nbytes, longest):
             yield Chunk(tensor, start, min(longest, spec.nbytes - start))
+
+
+def batch_chunks(chunks: Iterable[Chunk], *, batch_nbytes: int) -> Iterator[list[Chunk]]:
+    """Put chunks that follow each other together, as many as fit `batch_nbytes`.
+
+    Thousands of small tensors then cost a few rounds through the stages, not
+    thousands.  One chunk that is larger makes a batch of its own.
+    """
+    batch: list[Chunk] = []
+    room = batch_nbytes
+    for chunk in chunks:
+        nbytes = aligned(chunk.nbytes)
+        if batch and nbytes > room:
+            yield batch
+            batch, room = [], batch_nbytes
+        batch.append(chunk)
+        room -= nbytes
+    if batch:
+        yield batch
+
+
+def aligned(nbytes: int) -> int:
+    """`nbytes`, rounded up so that what follows begins on a cache line."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT

@@ -17,9 +17,10 @@ from gpuckpt.errors import CorruptError, MismatchError
 from gpuckpt.fingerprint import checksum, fingerprint
 from gpuckpt.manifest import TensorEntry
 from gpuckpt.ordered import ordered_map
+from gpuckpt.plan import batch_chunks
 from gpuckpt.resources import Resources
 from gpuckpt.segments import read
-from gpuckpt.spec import ChunkEntry
+from gpuckpt.spec import Chunk, ChunkEntry
 from gpuckpt.staging import room_in, upload
 from gpuckpt.stores import Store
 
@@ -37,12 +38,16 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
-    """One chunk of a job, and a slot to work in."""
+class _Batch:
+    """Some chunks of some jobs, and a slot to work in, for one after the other."""
 
-    job: Job
-    chunk: ChunkEntry
+    chunks: tuple[tuple[Job, ChunkEntry], ...]
     slot: Slot
+
+    @property
+    def nbytes(self) -> int:
+        """Raw bytes of its chunks."""
+        return sum(chunk.nbytes for _, chunk in self.chunks)
 
 
 def restore_tensors(
@@ -78,17 +83,17 @@ def _restore_all(
 ) -> None:
     """Every chunk of every job, until it is `stopped`."""
 
-    def work(piece: _Piece) -> _Piece:
-        _restore(piece, resources.devices)
-        return piece
+    def work(batch: _Batch) -> _Batch:
+        for job, chunk in batch.chunks:
+            _restore(job, chunk, batch.slot, resources.devices)
+        return batch
 
-    def drop(piece: _Piece) -> None:
-        arena.give(piece.slot)
+    def drop(batch: _Batch) -> None:
+        arena.give(batch.slot)
 
-    pieces = _pieces(jobs, arena)
-    for piece in ordered_map(work, pieces, workers=resources.workers, drop=drop):
-        arena.give(piece.slot)
-        progress(piece.chunk.nbytes)
+    for batch in ordered_map(work, _batches(jobs, arena), workers=resources.workers, drop=drop):
+        arena.give(batch.slot)
+        progress(batch.nbytes)
         if stopped.is_set():
             return
     for job, target in overlapping(jobs):
@@ -144,14 +149,15 @@ def check_chunk(job: Job, chunk: ChunkEntry, slot: Slot) -> Bytes:
     return _read_checked(job, chunk, slot, slot.raw[: chunk.nbytes])
 
 
-def _pieces(jobs: Sequence[Job], arena: Arena) -> Iterator[_Piece]:
-    for job in jobs:
-        for chunk in job.entry.chunks:
-            yield _Piece(job, chunk, arena.take())
+def _batches(jobs: Sequence[Job], arena: Arena) -> Iterator[_Batch]:
+    """Chunks in the order of the jobs, small ones together."""
+    every = [(job, chunk) for job in jobs for chunk in job.entry.chunks]
+    chunks = (Chunk(at, 0, chunk.nbytes) for at, (_, chunk) in enumerate(every))
+    for batch in batch_chunks(chunks, batch_nbytes=arena.chunk_nbytes):
+        yield _Batch(tuple(every[chunk.tensor] for chunk in batch), arena.take())
 
 
-def _restore(piece: _Piece, devices: Devices) -> None:
-    job, chunk, slot = piece.job, piece.chunk, piece.slot
+def _restore(job: Job, chunk: ChunkEntry, slot: Slot, devices: Devices) -> None:
     first, *others = job.targets
     room = room_in(first.array, chunk.start, chunk.nbytes)
     raw = _read_checked(job, chunk, slot, slot.raw[: chunk.nbytes] if room is None else room)

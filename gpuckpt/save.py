@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from gpuckpt import layout
 from gpuckpt.coding import Choice, Encoded, choose_by_entropy, choose_nothing, encode
@@ -17,11 +17,11 @@ from gpuckpt.fingerprint import checksum, fingerprint
 from gpuckpt.inventory import Snapshot
 from gpuckpt.manifest import Manifest, TensorEntry
 from gpuckpt.ordered import ordered_map
-from gpuckpt.plan import plan_chunks
+from gpuckpt.plan import batch_chunks, plan_chunks
 from gpuckpt.resources import Resources
 from gpuckpt.segments import Writer
-from gpuckpt.spec import ChunkEntry, Extent, Spec
-from gpuckpt.staging import Staged, stage
+from gpuckpt.spec import Chunk, ChunkEntry, Extent, Spec
+from gpuckpt.staging import Bytes, Staged, StagedChunk, give_back, stage
 from gpuckpt.stats import Stats
 from gpuckpt.stores import Store
 
@@ -30,8 +30,6 @@ CODECS: dict[str, Choice] = {
     "raw": choose_nothing,
     "zstd": lambda _, width: [True] * width,
 }
-
-log = logging.getLogger("gpuckpt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +44,21 @@ class Header:
 
 
 @dataclass(frozen=True, slots=True)
-class _Coded:
+class _CodedChunk:
     """A chunk ready to be written."""
 
-    staged: Staged
+    chunk: Chunk
     encoded: Encoded
     fingerprint: str
     checksum: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Coded:
+    """Chunks ready to be written, and what that took."""
+
+    staged: Staged
+    chunks: tuple[_CodedChunk, ...]
     seconds: float
     cpu_seconds: float
 
@@ -122,70 +128,66 @@ def _write_chunks(
     arena = resources.arena({spec.device for spec in specs}, largest)
     stats.host_nbytes = arena.nbytes
     rows: list[list[ChunkEntry]] = [[] for _ in specs]
-    staged = stage(snapshot, chunks, resources.devices, arena)
+    batches = batch_chunks(chunks, batch_nbytes=arena.chunk_nbytes)
+    staged = stage(snapshot, batches, resources.devices, arena)
     work = _encoder(specs, choose, _countdown(len(chunks), snapshot.release))
-
-    def drop(item: Staged) -> None:
-        try:
-            item.transfer.wait()  # else a copy could still arrive in the slot's next chunk
-        except BaseException as error:
-            log.debug("a chunk was dropped: %s", error)  # why it was dropped is raised elsewhere
-        finally:
-            arena.give(item.slot)
-
+    drop = partial(give_back, arena=arena)
     for coded in ordered_map(work, staged, workers=resources.workers, drop=drop):
         try:
             begun = time.perf_counter()
-            extent = writer.write(coded.encoded.parts)
+            extents = writer.write(one.encoded.parts for one in coded.chunks)
             stats.write_seconds += time.perf_counter() - begun
         finally:
             arena.give(coded.staged.slot)
-        rows[coded.staged.chunk.tensor].append(_entry(coded, extent))
+        for one, extent in zip(coded.chunks, extents, strict=True):
+            rows[one.chunk.tensor].append(_entry(one, extent))
+            stats.encoded_nbytes += extent.length
         stats.encode_seconds += coded.seconds
         stats.cpu_seconds += coded.cpu_seconds
-        stats.encoded_nbytes += extent.length
     stats.chunks = len(chunks)
     return rows
 
 
 def _encoder(
-    specs: Sequence[Spec], choose: Choice, staged: Callable[[], None]
+    specs: Sequence[Spec], choose: Choice, staged: Callable[[int], None]
 ) -> Callable[[Staged], _Coded]:
-    """Encode one staged chunk; `staged` is called after each copy to the host."""
+    """Encode a batch; `staged` is told of how many chunks the copies to the host were made."""
 
-    def work(item: Staged) -> _Coded:
-        raw = item.transfer.wait()
-        staged()
-        begun, cpu = time.perf_counter(), time.thread_time()
-        value = fingerprint(raw.data)
+    def one(item: StagedChunk, raw: Bytes) -> _CodedChunk:
         encoded = encode(raw, specs[item.chunk.tensor].width, item.slot, choose)
-        check = checksum(encoded.parts)
+        value, check = fingerprint(raw.data), checksum(encoded.parts)
+        return _CodedChunk(item.chunk, encoded, value, check)
+
+    def work(batch: Staged) -> _Coded:
+        raws = [item.transfer.wait() for item in batch.chunks]
+        staged(len(raws))
+        begun, cpu = time.perf_counter(), time.thread_time()
+        chunks = tuple(one(item, raw) for item, raw in zip(batch.chunks, raws, strict=True))
         elapsed, used = time.perf_counter() - begun, time.thread_time() - cpu
-        return _Coded(item, encoded, value, check, elapsed, used)
+        return _Coded(batch, chunks, elapsed, used)
 
     return work
 
 
-def _countdown(count: int, finish: Callable[[], None]) -> Callable[[], None]:
-    """Call `finish` once the returned function has been called `count` times, by any threads."""
+def _countdown(count: int, finish: Callable[[], None]) -> Callable[[int], None]:
+    """Call `finish` once the returned function was told of `count` in all, by any threads."""
     lock, left = threading.Lock(), count
 
-    def one_less() -> None:
+    def fewer(done: int) -> None:
         nonlocal left
         with lock:
-            left -= 1
+            left -= done
             last = left == 0
         if last:
             finish()
 
-    return one_less
+    return fewer
 
 
-def _entry(coded: _Coded, extent: Extent) -> ChunkEntry:
-    chunk = coded.staged.chunk
+def _entry(coded: _CodedChunk, extent: Extent) -> ChunkEntry:
     return ChunkEntry(
-        start=chunk.start,
-        nbytes=chunk.nbytes,
+        start=coded.chunk.start,
+        nbytes=coded.chunk.nbytes,
         extent=extent,
         fingerprint=coded.fingerprint,
         checksum=coded.checksum,

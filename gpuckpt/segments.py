@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import zstandard
@@ -30,20 +30,32 @@ class Writer:
         """`name` gives the file name of the first, second, … segment."""
         self._store, self._name, self._segment_nbytes = store, name, segment_nbytes
         self._open: list[tuple[str, Appender]] = []
-        self.sync_seconds = 0.0
 
     @property
     def names(self) -> list[str]:
         """The segments begun so far."""
         return [name for name, _ in self._open]
 
-    def write(self, parts: Sequence[memoryview]) -> Extent:
-        """Append a chunk; its parts' memory is the caller's again on return."""
-        length = sum(part.nbytes for part in parts)
-        name, file = self._segment(length)
-        extent = Extent(name, file.offset, length)
-        file.append(parts)
-        return extent
+    def write(self, chunks: Iterable[Sequence[memoryview]]) -> list[Extent]:
+        """Append chunks, each in parts, by as few writes as can be; where they lie.
+
+        The parts' memory is the caller's again on return.
+        """
+        extents: list[Extent] = []
+        waiting: list[memoryview] = []
+        ahead = 0  # bytes that wait
+        for parts in chunks:
+            length = sum(part.nbytes for part in parts)
+            if not self._fits(ahead + length):
+                self._append(waiting)
+                waiting, ahead = [], 0
+                self._begin()
+            name, file = self._open[-1]
+            extents.append(Extent(name, file.offset + ahead, length))
+            waiting += parts
+            ahead += length
+        self._append(waiting)
+        return extents
 
     def finish(self, tensors: Sequence[TensorEntry], step: int) -> None:
         """Give each segment its index and make its contents durable (their names aren't yet)."""
@@ -63,16 +75,22 @@ class Writer:
                 with contextlib.suppress(CheckpointError):
                     undo()
 
-    def _segment(self, length: int) -> tuple[str, Appender]:
-        if self._open:
-            name, file = self._open[-1]
-            if file.offset == layout.HEADER.size or file.offset + length <= self._segment_nbytes:
-                return name, file
+    def _fits(self, nbytes: int) -> bool:
+        """Whether the last segment has room for so much more; an empty one has for anything."""
+        if not self._open:
+            return False
+        offset = self._open[-1][1].offset
+        return offset + nbytes <= self._segment_nbytes or offset == layout.HEADER.size
+
+    def _begin(self) -> None:
         name = self._name(len(self._open))
         file = self._store.create(name)
         self._open.append((name, file))
         file.append([layout.pack_header()])
-        return name, file
+
+    def _append(self, parts: Sequence[memoryview]) -> None:
+        if parts:
+            self._open[-1][1].append(parts)
 
 
 def read(store: Store, extent: Extent, room: memoryview) -> None:

@@ -66,7 +66,7 @@ def decode_value(data: Json) -> Any:
 
 
 def _encode_str(value: str) -> Json:
-    if not any("\ud800" <= character <= "\udfff" for character in value):
+    if value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value):
         return value
     return {"str": _text(value.encode("utf-8", "surrogatepass"))}
 

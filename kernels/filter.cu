@@ -7,25 +7,26 @@
 //            gets nbytes / width bytes; what lies between planes stays as it is
 //   digests  two words a leaf: the 16 bytes of its XXH3-128 digest, most significant first
 //
-// Tensors may begin at any address.  Nothing but the rows' bytes is read and nothing else written;
-// the areas don't overlap, and nobody changes them meanwhile.  Launch: 256 threads a block, any
-// grid; best is a block a leaf.  No row may be empty of meaning: nbytes is a multiple of width.
-// References: split in gpuckpt/planes.py, fingerprint in gpuckpt/fingerprint.py; the fingerprint's
-// root, over digests and length, is the host's.  Inverse: unfilter.cu.
+// Tensors may begin at any address, and nbytes is a multiple of width.  Nothing but the rows' bytes
+// is read and nothing else written; the areas don't overlap, and nobody changes them meanwhile.
+// Launch: 256 threads a block, any grid; best is a block a leaf.
+// References: split in gpuckpt/planes.py, fingerprint in gpuckpt/fingerprint.py, whose root, over
+// digests and length, is the host's.  Inverse: unfilter.cu.
 //
 // A warp takes 2 KiB at a time: four 16-byte loads a lane, which feed the digest from registers and
 // go through the warp's own shared memory into planes; then four 16-byte stores.  A misaligned
-// tensor costs a second load of the same line for each, out of the first-level cache.  Only the
-// ends of a chunk that don't fill a tile, or begin or end off a multiple of 16, are moved bytewise.
+// tensor costs a second load of the same lines, out of the first-level cache.  Only a chunk's last
+// tile, if it isn't full, and of a misaligned tensor the first and last are moved bytewise.
 //
-// Roofline: each byte is read once and written once; per leaf 48 bytes of table and 16 of digest
-// are added.  At an H100's 3.35 TB/s that is 0.60 ms a GB, 39 ns a leaf.  A 16-byte unit may then cost
-// 270 instructions of a thread (132 SMs x 128 lanes x 1.7 GHz); it takes about 60 (digest 25, the
-// split 10 to 20, moves and addresses).  So no instruction mix should stop it, but latency could:
-// half of the threads that an SM can hold (64 registers a thread) have up to 64 KiB of
-// loads in flight, where 9 KiB cover 0.7 us; while a warp runs a leaf's chain (about 1 us), the
-// other blocks of the SM must fill in.  Fewer leaves than SMs don't fill the GPU: give it 16 MB or
-// more at a time.  Nothing of this has been measured on a GPU.
+// Roofline: each byte is read once and written once; 48 bytes of table and 16 of digest come to a
+// leaf.  At an H100's 3.35 TB/s that is 0.60 ms a GB, or 39 ns a leaf.  A unit of 16 bytes may then
+// cost some 270 instructions of a thread (132 SMs x 128 lanes x 1.7 GHz); it takes fewer than 150,
+// in sm_90's machine code with the paths counted that aren't taken.  So it isn't the instructions
+// that could stop it, but latency:
+// 64 registers a thread leave half of an SM's threads, 1024, which have up to 64 KiB of loads in
+// flight where 9 KiB would cover 0.7 us; and while one warp runs a leaf's chain (about 1 us), the
+// SM's three other blocks must fill in.  Fewer than some 500 leaves (32 MB) don't fill the GPU.
+// All this is arithmetic: nothing has been measured on a GPU yet.
 #include "chunks.cuh"
 #include "xxh3.cuh"
 
@@ -46,7 +47,8 @@ __device__ __forceinline__ void load_tile(const Leaf &leaf, u32 at, uint4 *__res
   } else {
     u8 *bytes = reinterpret_cast<u8 *>(tile);
 #pragma unroll 8
-    for (u32 i = lane; i < TILE; i += 32) bytes[i] = at + i < leaf.length ? __ldcs(tensor + at + i) : 0;
+    for (u32 i = lane; i < TILE; i += 32)
+      bytes[i] = at + i < leaf.length ? __ldcs(tensor + at + i) : 0;
     __syncwarp(ALL);
 #pragma unroll
     for (u32 u = 0; u < UNITS; ++u) v[u] = tile[u * 32 + lane];

@@ -7,7 +7,8 @@
 //
 // A warp takes 2 KiB at a time: four 16-byte loads a lane from the planes, through its own shared
 // memory into units of the chunk; these feed the digest and go out in four 16-byte stores.  Where
-// the tensor is misaligned each lane gets the next one's unit by shuffles, so that these are aligned.
+// the tensor is misaligned each lane gets the next one's unit by shuffles, so that stores are
+// aligned.
 // Only a chunk's last tile, if it isn't full, and the ends of tiles of a misaligned tensor are
 // moved bytewise.  Roofline and what could keep it from that: as filter.cu.
 #include "chunks.cuh"

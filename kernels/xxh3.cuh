@@ -1,5 +1,6 @@
 // XXH3-128 (seed 0, default secret) of leaves, for filter.cu and unfilter.cu; written from
-// https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md.  Reference: gpuckpt/fingerprint.py.
+// https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md.
+// Reference: gpuckpt/fingerprint.py.
 //
 // XXH3 adds 64-byte stripes to eight 64-bit accumulators and scrambles them after every 16 stripes
 // (1 KiB).  Only the scrambling is a chain: what 16 stripes add is a sum mod 2^64 that doesn't

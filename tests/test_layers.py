@@ -36,12 +36,12 @@ from gpuckpt.errors import (
 from gpuckpt.fingerprint import checksum, checksum128, fingerprint
 from gpuckpt.manifest import Manifest, TensorEntry, pack_manifest, unpack_manifest
 from gpuckpt.ordered import ordered_map
-from gpuckpt.plan import plan_chunks
+from gpuckpt.plan import aligned, batch_chunks, plan_chunks
 from gpuckpt.planes import join, split
 from gpuckpt.save import CODECS
 from gpuckpt.sizes import format_nbytes, parse_nbytes, parse_seconds
 from gpuckpt.snapshot import capture, place, take_inventory
-from gpuckpt.spec import ChunkEntry, Extent, Plane, Spec
+from gpuckpt.spec import Chunk, ChunkEntry, Extent, Plane, Spec
 from gpuckpt.staging import stage, upload
 from gpuckpt.stores import Store, read_all, write_all
 from gpuckpt.stores.local import LocalStore
@@ -370,12 +370,15 @@ def test_what_is_staged_can_be_uploaded_again_chunk_by_chunk(originals, mode, ch
     targets = [np.zeros_like(tensor.array) for tensor in inventory.tensors]
     chunks = list(plan_chunks(inventory.specs, chunk_nbytes=chunk_nbytes))
     covered = [0] * len(targets)
-    for staged in stage(snapshot, chunks, devices, arena):
-        chunk = staged.chunk
-        assert chunk.start == covered[chunk.tensor]
-        assert 0 < chunk.nbytes <= chunk_nbytes
-        covered[chunk.tensor] += chunk.nbytes
-        upload(staged.transfer.wait(), targets[chunk.tensor], chunk.start, devices["cpu"])
+    batches = batch_chunks(chunks, batch_nbytes=arena.chunk_nbytes)
+    for staged in stage(snapshot, batches, devices, arena):
+        raws = [one.transfer.wait() for one in staged.chunks]  # none lies upon another
+        for one, raw in zip(staged.chunks, raws, strict=True):
+            chunk = one.chunk
+            assert chunk.start == covered[chunk.tensor]
+            assert 0 < chunk.nbytes <= chunk_nbytes
+            covered[chunk.tensor] += chunk.nbytes
+            upload(raw, targets[chunk.tensor], chunk.start, devices["cpu"])
         arena.give(staged.slot)
     assert covered == [spec.nbytes for spec in inventory.specs]
     assert all(same(target, t.array) for target, t in zip(targets, inventory.tensors, strict=True))
@@ -391,9 +394,11 @@ def test_a_copy_is_the_state_at_its_moment_whatever_is_done_to_it_afterwards():
     snapshot = capture(inventory, devices, mode="copy", host_room_nbytes=1 << 30)
     for array in state.values():
         array[...] = 0
-    for staged in stage(snapshot, plan_chunks(inventory.specs, chunk_nbytes=CHUNK), devices, arena):
-        name = inventory.specs[staged.chunk.tensor].name
-        assert staged.transfer.wait().tobytes() == wanted[name].tobytes()
+    chunks = plan_chunks(inventory.specs, chunk_nbytes=CHUNK)
+    for staged in stage(snapshot, batch_chunks(chunks, batch_nbytes=CHUNK), devices, arena):
+        for one in staged.chunks:
+            name = inventory.specs[one.chunk.tensor].name
+            assert one.transfer.wait().tobytes() == wanted[name].tobytes()
         arena.give(staged.slot)
 
 
@@ -435,7 +440,7 @@ def entries_for(state: dict, writer: segments.Writer, chunk_nbytes: int) -> list
         raw = np.empty(chunk.nbytes, np.uint8)
         gather(tensor.array, chunk.start, raw)
         cut = chunk.nbytes // 2
-        extent = writer.write([raw[:cut].data, raw[cut:].data])
+        (extent,) = writer.write([[raw[:cut].data, raw[cut:].data]])
         planes = (Plane("raw", chunk.nbytes),)
         values = (fingerprint(raw.data), checksum([raw.data]))
         rows[chunk.tensor].append(ChunkEntry(chunk.start, chunk.nbytes, extent, *values, planes))
@@ -515,7 +520,7 @@ def test_an_abandoned_writer_leaves_nothing(tmp_path: Path):
     store = LocalStore(tmp_path)
     writer = new_writer(store, 100)
     for _ in range(3):
-        writer.write([memoryview(bytes(90))])
+        writer.write([[memoryview(bytes(90))]])
     assert len(store.names()) == 3
     writer.abandon()
     assert store.names() == []
@@ -581,7 +586,7 @@ def manifests(draw: st.DrawFn, state: object = None) -> Manifest:
     writer = new_writer(store, draw(st.integers(100, 3000)))
     rows: list[list[ChunkEntry]] = [[] for _ in inventory.tensors]
     for chunk in plan_chunks(inventory.specs, chunk_nbytes=128):
-        extent = writer.write([memoryview(bytes(chunk.nbytes))])
+        (extent,) = writer.write([[memoryview(bytes(chunk.nbytes))]])
         planes = (Plane("raw", chunk.nbytes),)
         rows[chunk.tensor].append(
             ChunkEntry(chunk.start, chunk.nbytes, extent, "0" * 32, "1" * 16, planes)
@@ -983,3 +988,17 @@ def test_a_plan_covers_every_byte_once_and_cuts_no_element(array):
             assert 0 < chunk.nbytes <= max(chunk_nbytes, array.itemsize)
             end += chunk.nbytes
         assert end == array.nbytes
+
+
+@given(st.lists(st.integers(1, 300), max_size=40), st.integers(64, 500))
+def test_batches_keep_every_chunk_in_order_and_fit_a_slot(sizes, batch_nbytes):
+    chunks = [Chunk(at, 0, nbytes) for at, nbytes in enumerate(sizes)]
+
+    batches = list(batch_chunks(chunks, batch_nbytes=batch_nbytes))
+
+    assert [chunk for batch in batches for chunk in batch] == chunks
+    for batch in batches:
+        assert len(batch) == 1 or sum(aligned(c.nbytes) for c in batch) <= batch_nbytes
+    for one, following in itertools.pairwise(batches):
+        together = sum(aligned(chunk.nbytes) for chunk in (*one, following[0]))
+        assert together > batch_nbytes, "no batch is cut short"
