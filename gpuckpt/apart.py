@@ -11,6 +11,7 @@ here, by calls that are whole in C and flags that are read before them.
 from __future__ import annotations
 
 import _thread
+import threading
 import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -73,22 +74,25 @@ class Flag:
 
 
 class Apart(Generic[R]):
-    """A function's call in a thread of its own, which signals don't reach.
+    """A function's call in a thread of its own, which signals don't reach."""
 
-    The thread isn't waited for when the interpreter exits: who starts one must
-    see to that where it matters.
-    """
+    def __init__(
+        self, work: Callable[[], R], refused: Callable[[BaseException], object] = lambda _: None
+    ) -> None:
+        """Doesn't begin yet: keep this where you'll find it, then `start`.
 
-    def __init__(self, work: Callable[[], R]) -> None:
-        """Doesn't begin yet: keep this where you'll find it, then `start`."""
-        self._work = work
+        `refused` is called, apart, if no thread can be had for `work`.
+        """
+        self._work, self._refused = work, refused
         self._result: R
         self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="gpuckpt", daemon=False)
         self.ended = Flag()
 
     def start(self) -> None:
-        """Begin; call it once."""
-        _thread.start_new_thread(self._run, ())
+        """Begin; call it once.  If no thread can be had, `result` says so."""
+        # `Thread.start` waits for the thread by an event, so that is done apart as well.
+        _thread.start_new_thread(self._launch, ())
 
     def result(self) -> R:
         """What the function returned or raised, once it has `ended`."""
@@ -96,6 +100,14 @@ class Apart(Generic[R]):
         if self._failure is not None:
             raise self._failure
         return self._result
+
+    def _launch(self) -> None:
+        try:
+            self._thread.start()
+        except BaseException as error:
+            self._failure = error
+            self._refused(error)
+            self.ended.set()
 
     def _run(self) -> None:
         try:

@@ -21,15 +21,14 @@ class BackgroundSave:
         self.snapshot, self.pending = snapshot, pending
         self.manifest: Manifest | None = None
         self._write, self._root = write, root
-        self._apart = Apart(self._run)
+        self._apart = Apart(self._run, self._fail)
 
     def start(self) -> None:
         """Begin; call it once.  If no thread can be had, it fails here and now."""
         try:
             self._apart.start()
         except RuntimeError as error:
-            self.snapshot.release()
-            self.pending.finish(None, error)
+            self._fail(error)
             self._apart.ended.set()
             raise
 
@@ -57,3 +56,7 @@ class BackgroundSave:
         stats.background_seconds = time.perf_counter() - begun
         stats.cpu_seconds += time.thread_time() - cpu
         self.pending.finish(result, failure)
+
+    def _fail(self, failure: BaseException) -> None:
+        self.snapshot.release()
+        self.pending.finish(None, failure)

@@ -22,8 +22,10 @@ def plan_chunks(specs: Sequence[Spec], *, chunk_nbytes: int) -> Iterator[Chunk]:
             yield Chunk(tensor, start, min(longest, spec.nbytes - start))
 
 
-def batch_chunks(chunks: Iterable[Chunk], *, batch_nbytes: int) -> Iterator[list[Chunk]]:
-    """Put chunks that follow each other together, as many as fit `batch_nbytes`.
+def batch_chunks(
+    chunks: Iterable[Chunk], *, batch_nbytes: int, most: int = 1 << 20
+) -> Iterator[list[Chunk]]:
+    """Put chunks that follow each other together, as many as fit `batch_nbytes`, `most` of them.
 
     Thousands of small tensors then cost a few rounds through the stages, not
     thousands.  One chunk that is larger makes a batch of its own.
@@ -32,7 +34,7 @@ def batch_chunks(chunks: Iterable[Chunk], *, batch_nbytes: int) -> Iterator[list
     room = batch_nbytes
     for chunk in chunks:
         nbytes = aligned(chunk.nbytes)
-        if batch and nbytes > room:
+        if batch and (nbytes > room or len(batch) == most):
             yield batch
             batch, room = [], batch_nbytes
         batch.append(chunk)

@@ -27,6 +27,9 @@ from gpuckpt.stores import Store
 Bytes = npt.NDArray[np.uint8]
 Progress = Callable[[int], None]
 
+# Small chunks that one worker takes at a time: each is a read, and reads may be slow.
+READS_TOGETHER = 32
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -85,7 +88,8 @@ def _restore_all(
 
     def work(batch: _Batch) -> _Batch:
         for job, chunk in batch.chunks:
-            _restore(job, chunk, batch.slot, resources.devices)
+            if not stopped.is_set():
+                _restore(job, chunk, batch.slot, resources.devices)
         return batch
 
     def drop(batch: _Batch) -> None:
@@ -153,7 +157,7 @@ def _batches(jobs: Sequence[Job], arena: Arena) -> Iterator[_Batch]:
     """Chunks in the order of the jobs, small ones together."""
     every = [(job, chunk) for job in jobs for chunk in job.entry.chunks]
     chunks = (Chunk(at, 0, chunk.nbytes) for at, (_, chunk) in enumerate(every))
-    for batch in batch_chunks(chunks, batch_nbytes=arena.chunk_nbytes):
+    for batch in batch_chunks(chunks, batch_nbytes=arena.chunk_nbytes, most=READS_TOGETHER):
         yield _Batch(tuple(every[chunk.tensor] for chunk in batch), arena.take())
 
 
