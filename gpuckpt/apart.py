@@ -87,12 +87,37 @@ class Apart(Generic[R]):
         self._result: R
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="gpuckpt", daemon=False)
+        self._claimed = _thread.allocate_lock()
+        self._asked = False
         self.ended = Flag()
 
     def start(self) -> None:
-        """Begin; call it once.  If no thread can be had, `result` says so."""
+        """Begin, once however often it is called.  If no thread can be had, `result` says so."""
         # `Thread.start` waits for the thread by an event, so that is done apart as well.
         _thread.start_new_thread(self._launch, ())
+
+    def run(self, interrupted: Callable[[], object] = lambda: None) -> R:
+        """Begin, wait it out, and return what the function returned.
+
+        An interrupt is raised when the function has ended; `interrupted` is
+        called at the first one, to end it soon.
+        """
+        first: BaseException | None = None
+        while not self.ended.is_set():
+            try:
+                if not self._asked:
+                    self.start()
+                    self._asked = True
+                self.ended.wait()
+            except RuntimeError:
+                raise  # no thread can be had
+            except BaseException as error:
+                if first is None:
+                    first = error
+                    interrupted()
+        if first is not None:
+            raise first
+        return self.result()
 
     def result(self) -> R:
         """What the function returned or raised, once it has `ended`."""
@@ -102,6 +127,8 @@ class Apart(Generic[R]):
         return self._result
 
     def _launch(self) -> None:
+        if not self._claimed.acquire(blocking=False):
+            return
         try:
             self._thread.start()
         except BaseException as error:

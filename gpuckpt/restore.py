@@ -73,9 +73,7 @@ def restore_tensors(
     stopped = Flag()
     apart = Apart(lambda: _restore_all(jobs, resources, arena, progress, stopped))
     try:
-        apart.start()
-        apart.ended.wait_out(stopped.set)
-        apart.result()
+        apart.run(stopped.set)
     finally:
         for name in names:
             resources.devices[name].finish_uploads()

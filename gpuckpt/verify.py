@@ -50,9 +50,7 @@ def verify_step(
     except CheckpointError as error:
         return [Damage("", f"the manifest of step {step}", 0, str(error))]
     apart = Apart(lambda: list(_verify_chunks(store, manifest, resources, progress)))
-    apart.start()
-    apart.ended.wait()
-    damage = apart.result()
+    damage = apart.run()
     for name in manifest.segments:
         try:
             read_index(store, name)
