@@ -113,7 +113,7 @@ def emulate_kernels(*, check: bool) -> None:
             if self.method != "cubin":
                 return compiled
             names = tuple(self.name_expressions or ())
-            library = cuemu.library_of(
+            library = cuemu.host_library_of(
                 self.src,
                 self.name,
                 check=check,

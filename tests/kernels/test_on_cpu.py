@@ -32,7 +32,9 @@ def library(name: str, *, check: bool = False, change: Callable[[str], str] = st
     except build.MissingError as error:
         pytest.skip(f"the emulator builds kernels: {error}")
     text = change(kernels.source(name))
-    return cuemu.Lib(cuemu.library_of(text, f"{name}.cu", check=check, options=kernels.OPTIONS))
+    return cuemu.Lib(
+        cuemu.host_library_of(text, f"{name}.cu", check=check, options=kernels.OPTIONS)
+    )
 
 
 @pytest.fixture(scope="module")

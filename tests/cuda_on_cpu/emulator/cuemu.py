@@ -130,7 +130,7 @@ def compile_library(
     return library
 
 
-def library_of(
+def host_library_of(
     text: str,
     name: str = "kernels.cu",
     *,
