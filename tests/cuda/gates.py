@@ -15,6 +15,15 @@ class Gate:
         self._timer.start()
         stream.launch_host_func(lambda _: self._opened.wait(30), None)
 
+    @property
+    def is_open(self) -> bool:
+        return self._opened.is_set()
+
+    def open(self) -> None:
+        """Open it now, once it has been seen that nobody waited for it."""
+        self._timer.cancel()
+        self._opened.set()
+
     def join(self) -> None:
         self._timer.join()
 

@@ -149,12 +149,13 @@ def test_freezing_does_not_wait_for_the_callers_stream(device, standin_settings)
     device.reserve(4096)
     cp.cuda.Device().synchronize()
     with stream:
-        gate = Gate(stream)
+        gate = Gate(stream, seconds=20)
         array += 1
         frozen = device.freeze([array], copy=True)
         frozen.order_update()
         array += 1
-        assert not gate._opened.is_set()
+        assert not gate.is_open
+    gate.open()
     slot = device.host_memory(1000)
     assert set(device.download(frozen.arrays[0], 0, slot).wait()) == {1}
     stream.synchronize()
@@ -170,13 +171,14 @@ def test_order_update_does_not_make_the_host_wait_once_downloads_are_given(
     array, slot = cp.zeros(1000, np.uint8), device.host_memory(1000)
     cp.cuda.Device().synchronize()
     with stream:
-        gate = Gate(stream)
+        gate = Gate(stream, seconds=20)
         frozen = device.freeze([array], copy=False)
         transfer = device.download(frozen.arrays[0], 0, slot)
         frozen.end_downloads()
         frozen.order_update()
         array += 1
-        assert not gate._opened.is_set()
+        assert not gate.is_open
+    gate.open()
     assert set(transfer.wait()) == {0}
     stream.synchronize()
     assert set(array.get()) == {1}
