@@ -55,16 +55,7 @@ class Flag:
 
         `interrupted` is called at the first one: to make the wait a short one.
         """
-        first: BaseException | None = None
-        while not self._set:
-            try:
-                self.wait()
-            except BaseException as error:
-                if first is None:
-                    first = error
-                    interrupted()
-        if first is not None:
-            raise first
+        _outlast(self.wait, self, interrupted)
 
     def _open(self) -> None:
         try:
@@ -81,7 +72,7 @@ class Apart(Generic[R]):
     ) -> None:
         """Doesn't begin yet: keep this where you'll find it, then `start`.
 
-        `refused` is called, apart, if no thread can be had for `work`.
+        `refused` is called if no thread can be had for `work`.
         """
         self._work, self._refused = work, refused
         self._result: R
@@ -94,7 +85,10 @@ class Apart(Generic[R]):
     def start(self) -> None:
         """Begin, once however often it is called.  If no thread can be had, `result` says so."""
         # `Thread.start` waits for the thread by an event, so that is done apart as well.
-        _thread.start_new_thread(self._launch, ())
+        try:
+            _thread.start_new_thread(self._launch, ())
+        except RuntimeError as error:
+            self._refuse(error)
 
     def run(self, interrupted: Callable[[], object] = lambda: None) -> R:
         """Begin, wait it out, and return what the function returned.
@@ -102,21 +96,7 @@ class Apart(Generic[R]):
         An interrupt is raised when the function has ended; `interrupted` is
         called at the first one, to end it soon.
         """
-        first: BaseException | None = None
-        while not self.ended.is_set():
-            try:
-                if not self._asked:
-                    self.start()
-                    self._asked = True
-                self.ended.wait()
-            except RuntimeError:
-                raise  # no thread can be had
-            except BaseException as error:
-                if first is None:
-                    first = error
-                    interrupted()
-        if first is not None:
-            raise first
+        _outlast(self._start_and_wait, self.ended, interrupted)
         return self.result()
 
     def result(self) -> R:
@@ -132,9 +112,18 @@ class Apart(Generic[R]):
         try:
             self._thread.start()
         except BaseException as error:
-            self._failure = error
-            self._refused(error)
-            self.ended.set()
+            self._refuse(error)
+
+    def _refuse(self, error: BaseException) -> None:
+        self._failure = error
+        self._refused(error)
+        self.ended.set()
+
+    def _start_and_wait(self) -> None:
+        if not self._asked:
+            self.start()
+            self._asked = True
+        self.ended.wait()
 
     def _run(self) -> None:
         try:
@@ -143,3 +132,17 @@ class Apart(Generic[R]):
             self._failure = error
         finally:
             self.ended.set()
+
+
+def _outlast(attempt: Callable[[], object], end: Flag, interrupted: Callable[[], object]) -> None:
+    """Attempt until `end` is set; an interrupt is raised then, and tells `interrupted` at once."""
+    first: BaseException | None = None
+    while not end.is_set():
+        try:
+            attempt()
+        except BaseException as error:
+            if first is None:
+                first = error
+                interrupted()
+    if first is not None:
+        raise first

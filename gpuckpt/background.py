@@ -24,13 +24,8 @@ class BackgroundSave:
         self._apart = Apart(self._run, self._fail)
 
     def start(self) -> None:
-        """Begin; call it once.  If no thread can be had, it fails here and now."""
-        try:
-            self._apart.start()
-        except RuntimeError as error:
-            self._fail(error)
-            self._apart.ended.set()
-            raise
+        """Begin; call it once.  If no thread can be had, that is how the save ends."""
+        self._apart.start()
 
     def join(self) -> None:
         """Wait until it has ended; an interrupt leaves it running."""

@@ -486,22 +486,22 @@ def test_a_second_writer_is_told_who_has_the_root(tmp_path: Path):
 
 
 OWNER = """
-    import os, sys, time
+    import os, sys
     import gpuckpt
     ckpt = gpuckpt.Checkpointer(sys.argv[1])
     ckpt.save(1, {"a": 1}).result()
     child = os.fork()
-    if not child:
-        time.sleep(60)
-        os._exit(0)
-    print(os.getpid(), child, flush=True)
-    time.sleep(60)
+    if child:
+        print(os.getpid(), child, flush=True)
+    sys.stdin.read()  # until the test lets go
+    os._exit(0)
 """
 
 
 def test_an_owner_that_was_killed_holds_nothing_though_a_child_of_it_lives_on(tmp_path: Path):
     command = [sys.executable, "-c", textwrap.dedent(OWNER), str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as owner:
         assert owner.stdout is not None
         pid, child = map(int, owner.stdout.readline().split())
         try:
