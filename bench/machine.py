@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -12,9 +14,10 @@ from typing import Any
 
 
 def machine(directory: Path) -> dict[str, Any]:
-    """The machine, the file system of `directory`, the versions, the commit, the date."""
+    """The machine, the file system of `directory`, versions, commit, date and command."""
     return {
         "date": time.strftime("%Y-%m-%d"),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),

@@ -15,6 +15,7 @@ from gpuckpt.errors import (
     MismatchError,
     NotFoundError,
     StorageError,
+    TornError,
     UnsupportedError,
 )
 from gpuckpt.pending import Checkpoint, Pending
@@ -44,6 +45,7 @@ __all__ = [
     "Report",
     "Stats",
     "StorageError",
+    "TornError",
     "UnsupportedError",
     "__version__",
     "load",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpuckpt.background import BackgroundSave
+from gpuckpt.census import take_inventory
 from gpuckpt.checkpointer import Root
 from gpuckpt.commit import open_step
 from gpuckpt.errors import CheckpointError, CorruptError, NotFoundError
@@ -14,10 +15,11 @@ from gpuckpt.loading import load_state
 from gpuckpt.manifest import Manifest
 from gpuckpt.options import make_header
 from gpuckpt.pending import Checkpoint, Pending
+from gpuckpt.remarks import remark, remarks_on
 from gpuckpt.resources import Resources
 from gpuckpt.retention import Keep, prune_quietly
 from gpuckpt.save import choice, save_snapshot
-from gpuckpt.snapshot import capture, take_inventory
+from gpuckpt.snapshot import Planner, capture
 from gpuckpt.sources import open_source
 from gpuckpt.stats import Stats
 from gpuckpt.stores import Store
@@ -52,8 +54,9 @@ def save(
     resources = Resources(memory)
     inventory = take_inventory(state)
     store = store if store is not None else LocalStore(root)
-    stats = Stats(step, raw_nbytes=inventory.nbytes, tensors=len(inventory.tensors))
-    snapshot = capture(inventory, resources.devices, mode="hold", host_room_nbytes=0)
+    stats = Stats(step, raw_nbytes=inventory.nbytes, tensors=len(inventory.specs))
+    plans = Planner(resources.chunk_nbytes, split=codec != "raw").plans(inventory.roster)
+    snapshot = capture(inventory, plans, resources.devices, mode="hold", host_room_nbytes=0)
 
     def write() -> Manifest:
         with store.lock():
@@ -63,6 +66,7 @@ def save(
                 previous=_newest(store),
                 stats=stats,
             )
+            stats.remarks = remarks_on(manifest, None)
             prune_quietly(store, keep, manifest)
         return manifest
 
@@ -70,7 +74,9 @@ def save(
     saving = BackgroundSave(snapshot, pending, write, store.root)
     saving.start()
     pending.committed.wait_out()
-    return pending.result()
+    checkpoint = pending.result()
+    remark(stats.remarks, stacklevel=3)
+    return checkpoint
 
 
 def _newest(store: Store) -> Manifest | None:

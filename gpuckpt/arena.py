@@ -10,6 +10,7 @@ import numpy.typing as npt
 import zstandard
 
 from gpuckpt.errors import InvalidError
+from gpuckpt.plan import area_nbytes
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -33,7 +34,7 @@ FEWEST_SLOTS = 2
 
 @dataclass(slots=True)
 class Slot:
-    """Room for one chunk: as it is, split into planes, and encoded.
+    """Room for one chunk, or some small ones: as it is, split into planes, and encoded.
 
     It has a compressor and a decompressor of its own, which hold some state
     between calls and serve one thread at a time.
@@ -50,7 +51,7 @@ class Slot:
     )
 
     def part(self, offset: int, nbytes: int) -> Slot:
-        """Room for one small chunk of several that share the slot, one after the other."""
+        """Room for one chunk of several that share the slot, one after the other."""
         end = offset + nbytes
         raw, planes, coded = (area[offset:end] for area in (self.raw, self.planes, self.coded))
         return Slot(raw, planes, coded, self.compressor, self.decompressor)
@@ -60,11 +61,12 @@ class Arena:
     """A fixed number of slots over one piece of host memory."""
 
     def __init__(self, memory: Bytes, chunk_nbytes: int) -> None:
-        """Cut `memory` into as many slots as fit; see `nbytes_for`."""
+        """Cut `memory` into as many slots as fit; see `arena_nbytes`."""
         self.chunk_nbytes = chunk_nbytes
+        self.area_nbytes = area_nbytes(chunk_nbytes)
         self.nbytes = memory.size
-        count = memory.size // (AREAS * chunk_nbytes)
-        areas = memory[: count * AREAS * chunk_nbytes].reshape(count, AREAS, chunk_nbytes)
+        count = memory.size // (AREAS * self.area_nbytes)
+        areas = memory[: count * AREAS * self.area_nbytes].reshape(count, AREAS, -1)
         self._free = [Slot(*areas[at]) for at in range(count)]
         self.count = count
         self._changed = threading.Condition()
@@ -88,7 +90,7 @@ def arena_nbytes(budget_nbytes: int, chunk_nbytes: int, workers: int) -> int:
     Raises:
         InvalidError: the budget is too small for the fewest slots.
     """
-    slot_nbytes = AREAS * chunk_nbytes
+    slot_nbytes = AREAS * area_nbytes(chunk_nbytes)
     useful = 2 * workers + FEWEST_SLOTS
     count = min(useful, budget_nbytes // slot_nbytes)
     if count < FEWEST_SLOTS:

@@ -19,7 +19,6 @@ class BackgroundSave:
     ) -> None:
         """Keep this where you'll find it, then `start` it."""
         self.snapshot, self.pending = snapshot, pending
-        self.manifest: Manifest | None = None
         self._write, self._root = write, root
         self._apart = Apart(self._run, self._fail)
 
@@ -41,8 +40,7 @@ class BackgroundSave:
         failure: BaseException | None = None
         begun, cpu = time.perf_counter(), time.thread_time()
         try:
-            self.manifest = self._write()
-            result = checkpoint_of(self.manifest, self._root)
+            result = checkpoint_of(self._write(), self._root)
         except BaseException as error:
             failure = error
         finally:

@@ -7,27 +7,29 @@ import contextlib
 import logging
 import os
 import time
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from gpuckpt import layout
 from gpuckpt.background import BackgroundSave
+from gpuckpt.census import Census
 from gpuckpt.commit import open_step, steps, sweep
 from gpuckpt.errors import CheckpointError, ClosedError, DeviceMemoryError
-from gpuckpt.inventory import Snapshot
+from gpuckpt.inventory import Inventory, Snapshot
 from gpuckpt.loading import restore_state
 from gpuckpt.manifest import Manifest
 from gpuckpt.matching import Rename
 from gpuckpt.meter import Meter
 from gpuckpt.options import Options, make_header
 from gpuckpt.pending import Checkpoint, Pending, checkpoint_of
+from gpuckpt.plan import Plan, largest_nbytes
+from gpuckpt.remarks import remark, remarks_on
 from gpuckpt.resources import Resources
 from gpuckpt.retention import Keep, prune_quietly
 from gpuckpt.save import Header, save_snapshot
 from gpuckpt.schedule import Every, Schedule
-from gpuckpt.snapshot import capture, copy_nbytes, take_inventory
+from gpuckpt.snapshot import Planner, capture
 from gpuckpt.stats import Stats
 from gpuckpt.stores import Store
 from gpuckpt.stores.local import LocalStore
@@ -76,6 +78,8 @@ class Checkpointer:
         """
         self._options = Options(codec, snapshot, when_busy, on_error)
         self._resources = Resources(memory, chunk_nbytes=chunk_nbytes)
+        self._census = Census()
+        self._planner = Planner(chunk_nbytes, split=codec != "raw")
         self._store = store if store is not None else LocalStore(root)
         self._schedule = Schedule(every) if every is not None else None
         self._keep = keep
@@ -256,25 +260,27 @@ class Checkpointer:
         stats = Stats(step)
         self._reap(wait=True)
         stats.wait_seconds = time.perf_counter() - begun
-        inventory = take_inventory(state)
-        stats.raw_nbytes, stats.tensors = inventory.nbytes, len(inventory.tensors)
-        host_room = self._resources.host_room_nbytes
+        inventory = self._census.take(state)
+        stats.raw_nbytes, stats.tensors = inventory.nbytes, len(inventory.specs)
         snapshot = capture(
             inventory,
+            self._planned(inventory),
             self._resources.devices,
             mode=self._options.snapshot,
-            host_room_nbytes=host_room,
+            host_room_nbytes=self._resources.host_room_nbytes,
         )
+        del inventory  # and with it its references to the state's arrays
         stats.mode = snapshot.mode
         pending = Pending(stats, snapshot.staged)
         self._save = BackgroundSave(
             snapshot, pending, lambda: self._write(snapshot, header, stats), self._store.root
         )
         self._save.start()
-        if snapshot.mode == "copy" or not self._updates_seen:
-            # A copy is ordered right here; a loop that announces no updates
-            # can't be trusted to wait for live memory to be read.
+        if snapshot.mode == "copy":
             snapshot.order_update()
+        elif not self._updates_seen:
+            # A loop that announces no updates would change what is being read.
+            snapshot.staged.wait_out()
         self._updates_seen = False
         if self._schedule is not None:
             self._schedule.saved()
@@ -292,7 +298,9 @@ class Checkpointer:
             previous=self._previous,
             stats=stats,
         )
+        stats.remarks = remarks_on(manifest, self._previous)
         prune_quietly(self._store, self._keep, manifest)
+        self._previous = manifest  # here, so that the loop needn't take the one before apart
         return manifest
 
     def _reap(self, *, wait: bool) -> None:
@@ -307,22 +315,27 @@ class Checkpointer:
         if self._schedule is not None:
             self._schedule.cost(stats.stall_seconds + stats.slowdown_seconds)
         if failure is None:
-            self._previous = save.manifest
+            remark(stats.remarks, stacklevel=5)
         elif self._options.on_error == "raise" or not isinstance(failure, Exception):
             raise failure
         else:
-            message = f"step {save.pending.step} was not saved: {failure}"
-            log.warning(message)
-            warnings.warn(message, RuntimeWarning, stacklevel=4)
+            remark([f"step {save.pending.step} was not saved: {failure}"], stacklevel=5)
+
+    def _planned(self, inventory: Inventory) -> Mapping[str, Plan]:
+        """Plans for the state, and the slots that its chunks will need."""
+        plans = self._planner.plans(inventory.roster)
+        self._resources.arena(plans, largest_nbytes(plans))
+        return plans
 
     def _reserve(self, state: Any) -> None:
-        if self._schedule is None or self._options.snapshot == "hold":
+        if self._schedule is None:
             return
-        inventory = take_inventory(state)
-        for name in inventory.by_device():
-            device, nbytes = self._resources.devices[name], copy_nbytes(inventory, name)
-            room = self._resources.host_room_nbytes if name == "cpu" else device.room()
-            if nbytes <= room:
+        for name, plan in self._planned(self._census.take(state)).items():
+            if self._options.snapshot == "hold":
+                continue
+            device = self._resources.devices[name]
+            nbytes, host_room = device.copy_nbytes(plan), self._resources.host_room_nbytes
+            if nbytes <= host_room if name == "cpu" else device.has_room(nbytes):
                 with contextlib.suppress(DeviceMemoryError):
                     device.reserve(nbytes)
 

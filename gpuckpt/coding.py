@@ -18,7 +18,7 @@ from gpuckpt.planes import join, split
 from gpuckpt.spec import Plane
 
 Bytes = npt.NDArray[np.uint8]
-Choice = Callable[[Bytes, int], Sequence[bool]]
+Choice = Callable[[Sequence[Bytes]], Sequence[bool]]
 
 # A plane is compressed if a sample promises less than this share of its bytes,
 # and kept compressed if the frame is smaller than this share.
@@ -36,80 +36,107 @@ class Encoded:
     parts: tuple[memoryview, ...]
 
 
-def encode(raw: Bytes, width: int, slot: Slot, choose: Choice) -> Encoded:
-    """Encode `raw`, elements of `width` planes; `choose` says which planes to try to compress.
+def encode(given: Sequence[Bytes], width: int, slot: Slot, choose: Choice) -> Encoded:
+    """Encode a chunk of elements of `width` bytes; `choose` says which planes to compress.
 
-    Uses the slot's `planes` and `coded`; `raw` may be the slot's or not, and
-    stays the owner of what is not compressed.
+    `given` are its planes, or its raw bytes alone.  Uses the slot's `coded`
+    and what else of the slot `given` doesn't lie in: `planes` for raw bytes,
+    `raw` for planes.  `given` stays the owner of what is not compressed.
     """
-    tries = choose(raw, width)
-    if not any(tries):
-        return Encoded((Plane("raw", raw.size),), (raw.data,))
-    planes = [raw] if width == 1 else split(raw, width, slot.planes)
+    whole = given[0] if len(given) == 1 else None
+    tries = choose(given if whole is None else _columns(whole, width))
+    if any(tries):
+        planes = given if whole is None else _split(whole, width, slot)
+        encoded = _encode_planes(planes, tries, slot)
+        if any(plane.codec != "raw" for plane in encoded.planes):
+            return encoded
+    if whole is None:
+        whole = slot.raw[: sum(plane.size for plane in given)]
+        join(given, whole)
+    return Encoded((Plane("raw", whole.size),), (whole.data,))
+
+
+def decode(
+    coded: Bytes, planes: Sequence[Plane], slot: Slot, rooms: Sequence[Bytes], where: str
+) -> None:
+    """Decode the bytes that `planes` describe into `rooms`: undoes `encode`.
+
+    Into a room for each plane or, if there is only one room, joined; then
+    uses the slot's `planes`.
+
+    Raises:
+        CorruptError: a frame isn't what the plane's length and its room
+            promise; nothing is allocated for it.
+    """
+    if len(rooms) == len(planes):
+        _decode_planes(coded, planes, slot, rooms, where)
+        return
+    (out,) = rooms
+    parts = list(slot.planes[: out.size].reshape(len(planes), -1))
+    _decode_planes(coded, planes, slot, parts, where)
+    join(parts, out)
+
+
+def choose_nothing(planes: Sequence[Bytes]) -> Sequence[bool]:
+    """Leave every plane as it is."""
+    return [False] * len(planes)
+
+
+def choose_all(planes: Sequence[Bytes]) -> Sequence[bool]:
+    """Try every plane."""
+    return [True] * len(planes)
+
+
+def choose_by_entropy(planes: Sequence[Bytes]) -> Sequence[bool]:
+    """Try the planes whose sampled order-0 entropy promises a worthwhile gain."""
+    if sum(plane.size for plane in planes) < FEWEST_NBYTES:
+        return [False] * len(planes)
+    return [sample_entropy(plane) < 8 * WORTHWHILE for plane in planes]
+
+
+def sample_entropy(plane: Bytes) -> float:
+    """Bits per byte of a plane (which may be strided), from a sample at even distances.
+
+    With Miller and Madow's correction for a sample's bias ("Note on the bias
+    of information estimates", 1955), which at 4,096 of 256 symbols is 0.04 bits.
+    """
+    sample = plane[:: max(plane.size // SAMPLE, 1)]
+    count = sample.size
+    counts = np.bincount(sample, minlength=256)
+    counts = counts[counts > 0]
+    bits = np.log2(count) - float(counts @ np.log2(counts)) / count
+    return float(bits + (len(counts) - 1) / (2 * count) * np.log2(np.e))
+
+
+def _columns(raw: Bytes, width: int) -> list[Bytes]:
+    """Byte k of every element, where it lies."""
+    elements = raw.reshape(-1, width)
+    return [elements[:, k] for k in range(width)]
+
+
+def _split(raw: Bytes, width: int, slot: Slot) -> Sequence[Bytes]:
+    return [raw] if width == 1 else split(raw, width, slot.planes)
+
+
+def _encode_planes(planes: Sequence[Bytes], tries: Sequence[bool], slot: Slot) -> Encoded:
     coded, parts, entries = slot.coded, [], []
     for plane, worth_trying in zip(planes, tries, strict=True):
         length = _compress(plane, coded, slot.compressor) if worth_trying else 0
         entries.append(Plane("zstd", length) if length else Plane("raw", plane.size))
         parts.append(coded[:length].data if length else plane.data)
         coded = coded[length:]
-    if all(entry.codec == "raw" for entry in entries):
-        return Encoded((Plane("raw", raw.size),), (raw.data,))
     return Encoded(tuple(entries), tuple(parts))
 
 
-def decode(coded: Bytes, planes: Sequence[Plane], slot: Slot, out: Bytes, where: str) -> None:
-    """Decode the bytes that `planes` describe into `out`: undoes `encode`.
-
-    Uses the slot's `planes`.
-
-    Raises:
-        CorruptError: a frame isn't what the plane's length and `out` promise;
-            nothing is allocated for it.
-    """
-    count = out.size // len(planes)
-    whole, decoded, offset = len(planes) == 1, [], 0
-    for k, plane in enumerate(planes):
-        part = coded[offset : offset + plane.length]
-        offset += plane.length
+def _decode_planes(
+    coded: Bytes, planes: Sequence[Plane], slot: Slot, rooms: Sequence[Bytes], where: str
+) -> None:
+    for plane, room in zip(planes, rooms, strict=True):
+        part, coded = coded[: plane.length], coded[plane.length :]
         if plane.codec == "zstd":
-            room = out if whole else slot.planes[k * count : (k + 1) * count]
             _decompress(part, room, slot.decompressor, where)
-            part = room
-        decoded.append(part)
-    if not whole:
-        join(decoded, out)
-    elif decoded[0] is not out:
-        np.copyto(out, decoded[0])
-
-
-def choose_nothing(raw: Bytes, width: int) -> Sequence[bool]:  # noqa: ARG001
-    """Leave every plane as it is."""
-    return [False] * width
-
-
-def choose_by_entropy(raw: Bytes, width: int) -> Sequence[bool]:
-    """Try the planes whose sampled order-0 entropy promises a worthwhile gain."""
-    if raw.size < FEWEST_NBYTES:
-        return [False] * width
-    return [bits < 8 * WORTHWHILE for bits in sample_entropy(raw, width)]
-
-
-def sample_entropy(raw: Bytes, width: int) -> list[float]:
-    """Bits per byte of each plane, from a strided sample of its elements.
-
-    With Miller and Madow's correction for a sample's bias ("Note on the bias
-    of information estimates", 1955), which at 4,096 of 256 symbols is 0.04 bits.
-    """
-    elements = raw.reshape(-1, width)
-    sample = elements[:: max(len(elements) // SAMPLE, 1)]
-    count = len(sample)
-    entropies = []
-    for k in range(width):
-        counts = np.bincount(sample[:, k], minlength=256)
-        counts = counts[counts > 0]
-        bits = np.log2(count) - float(counts @ np.log2(counts)) / count
-        entropies.append(float(bits + (len(counts) - 1) / (2 * count) * np.log2(np.e)))
-    return entropies
+        else:
+            np.copyto(room, part)
 
 
 def _compress(plane: Bytes, room: Bytes, compressor: zstandard.ZstdCompressor) -> int:

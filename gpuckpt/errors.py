@@ -5,6 +5,7 @@ CheckpointError
 ├── UnsupportedError  (a TypeError)     a leaf can't be saved           → leave it out, convert it
 ├── NotFoundError     (a LookupError)   no such step, tensor or device  → ask for another
 ├── MismatchError     (a ValueError)    names, shapes, dtypes don't fit → fix the target
+├── TornError         (a RuntimeError)  the state changed while saved   → order updates after it
 ├── CorruptError                        bytes aren't what was written   → use an older step
 ├── FormatError                         written by a newer gpuckpt      → upgrade
 ├── StorageError      (an OSError)      the storage refused             → free space, retry
@@ -30,6 +31,7 @@ __all__ = [
     "MismatchError",
     "NotFoundError",
     "StorageError",
+    "TornError",
     "UnsupportedError",
 ]
 
@@ -83,6 +85,18 @@ class MismatchError(CheckpointError, ValueError):
         super().__init__("\n".join([subject, *lines, hint]))
         self.missing, self.unexpected = tuple(missing), tuple(unexpected)
         self.mismatched = tuple(mismatched)
+
+
+class TornError(CheckpointError, RuntimeError):
+    """A tensor changed while it was read where it is; no checkpoint was made."""
+
+    def __init__(self, name: str) -> None:
+        """`name` is the tensor's full path in the state."""
+        super().__init__(
+            f"{name} changed while it was being saved; make every change of the state inside "
+            "`with checkpointer.update():`, or pass snapshot='copy'"
+        )
+        self.name = name
 
 
 class CorruptError(CheckpointError):

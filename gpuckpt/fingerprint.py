@@ -20,6 +20,11 @@ LEAF_UNIT_NBYTES = 256
 
 def fingerprint(raw: memoryview) -> str:
     """128 bits, as hex, of a chunk's raw bytes (uint8, contiguous)."""
+    return root(leaf_digests(raw), raw.nbytes)
+
+
+def leaf_digests(raw: memoryview) -> bytes:
+    """16 bytes for each leaf of a chunk's raw bytes: what a GPU takes by itself."""
     nbytes = raw.nbytes
     whole = nbytes - nbytes % LEAF_NBYTES
     digest = xxhash.xxh3_128_digest
@@ -27,7 +32,12 @@ def fingerprint(raw: memoryview) -> str:
     if whole < nbytes:
         tail = raw[whole:].tobytes()
         leaves.append(digest(tail + bytes(-len(tail) % LEAF_UNIT_NBYTES)))
-    return xxhash.xxh3_128_hexdigest(b"".join(leaves) + nbytes.to_bytes(8, "little"))
+    return b"".join(leaves)
+
+
+def root(digests: bytes, nbytes: int) -> str:
+    """The fingerprint of a chunk of `nbytes` whose leaves have these digests."""
+    return xxhash.xxh3_128_hexdigest(digests + nbytes.to_bytes(8, "little"))
 
 
 def checksum(parts: Iterable[memoryview | bytes]) -> str:

@@ -3,59 +3,123 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from gpuckpt.apart import Flag
-from gpuckpt.arrays import Tensor
 from gpuckpt.devices import Frozen
+from gpuckpt.plan import Plan
 from gpuckpt.spec import Spec
 from gpuckpt.values import Json
 
 
-@dataclass(frozen=True, slots=True)
-class Inventory:
-    """What a state consists of: its structure, and its tensors, each array once."""
+@dataclass(frozen=True, eq=False)
+class Roster:
+    """What stays the same from save to save: structure, shapes, dtypes and devices.
 
-    structure: Json
-    tensors: tuple[Tensor, ...]
+    Compared by identity: as long as nothing of it changes, a `Census` gives
+    the same one, so that what follows from it can be kept beside it.
+
+    `template` is the structure; its plain values are those of the moment when
+    it was made.  `specs` has each array once, however many names it has;
+    `strides` are in bytes, one tuple for each of them.
+    """
+
+    template: Json
+    specs: tuple[Spec, ...]
+    strides: tuple[tuple[int, ...], ...]
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(spec.nbytes for spec in self.specs)
+
+    @cached_property
+    def by_device(self) -> dict[str, list[int]]:
+        """The positions of each device's tensors; not to be changed."""
+        found: dict[str, list[int]] = {}
+        for position, spec in enumerate(self.specs):
+            found.setdefault(spec.device, []).append(position)
+        return found
+
+    @cached_property
+    def _open(self) -> frozenset[int]:
+        """The nodes of the template that are plain values or have some inside, by identity."""
+        found: set[int] = set()
+        _find_open(self.template, found)
+        return frozenset(found)
+
+    def filled(self, values: Sequence[Json]) -> Json:
+        """The template with `values` in its places; it shares all else with the template."""
+        return _filled(self.template, iter(values), self._open) if values else self.template
+
+
+@dataclass(frozen=True, eq=False)
+class Inventory:
+    """What a state consists of at one moment.
+
+    `addresses` are those of element [0, …, 0] of each of `specs`, in its
+    device's memory (0 if it has no element), and `owners` keep this memory
+    alive, whatever becomes of the state's leaves.  `values` are the plain
+    values, encoded, in the structure's order.
+    """
+
+    roster: Roster
+    addresses: npt.NDArray[np.uint64]
+    owners: list[Any]
+    values: tuple[Json, ...]
 
     @property
-    def specs(self) -> list[Spec]:
-        """The tensors' specs."""
-        return [tensor.spec for tensor in self.tensors]
+    def structure(self) -> Json:
+        """The state's structure with its plain values; made anew whenever it is asked for."""
+        return self.roster.filled(self.values)
+
+    @property
+    def specs(self) -> tuple[Spec, ...]:
+        """The tensors' specs, each array once."""
+        return self.roster.specs
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(tensor.spec.nbytes for tensor in self.tensors)
+        return self.roster.nbytes
 
     def by_device(self) -> dict[str, list[int]]:
-        """The positions of each device's tensors."""
-        found: dict[str, list[int]] = {}
-        for position, tensor in enumerate(self.tensors):
-            found.setdefault(tensor.spec.device, []).append(position)
-        return found
+        """The positions of each device's tensors; not to be changed."""
+        return self.roster.by_device
 
 
 @dataclass(slots=True)
 class Snapshot:
     """A state's tensors as they were at one moment, until `release`.
 
-    `sources` has for each of `specs` what its device's `download` takes; the
-    state's own arrays are held by `frozen` alone, and no longer than needed.
-    `staged` is set once nothing of the state is read any more, which was
-    `staged_seconds` after the snapshot began.
+    `plans` and `frozen` are by device; the state's own arrays are held by
+    `frozen` alone, and no longer than needed.  `staged` is set once nothing of
+    the state is read any more, which was `staged_seconds` after the snapshot
+    began.
     """
 
-    structure: Json
-    specs: list[Spec]
-    mode: str
-    sources: list[Any] = field(default_factory=list)
+    inventory: Inventory
+    plans: Mapping[str, Plan]
     frozen: dict[str, Frozen] = field(default_factory=dict)
     staged: Flag = field(default_factory=Flag)
     staged_seconds: float = 0.0
     begun: float = field(default_factory=time.perf_counter)
+
+    @property
+    def live(self) -> list[str]:
+        """The devices on which the caller's own memory is read."""
+        return [name for name, frozen in self.frozen.items() if frozen.live]
+
+    @property
+    def mode(self) -> str:
+        """`hold` if the caller's own memory is read anywhere, else `copy`."""
+        return "hold" if self.live else "copy"
 
     def order_update(self) -> None:
         """Order what the caller does next after all reads of the state's live memory."""
@@ -67,7 +131,7 @@ class Snapshot:
         """Wait until copies have been made; then what they were made from may go."""
         for frozen in self.frozen.values():
             frozen.settle()
-        if self.mode == "copy":
+        if not self.live:
             self._set_staged()
 
     def end_downloads(self) -> None:
@@ -81,10 +145,46 @@ class Snapshot:
             for frozen in self.frozen.values():
                 frozen.release()
         finally:
-            self.sources.clear()
             self._set_staged()
 
     def _set_staged(self) -> None:
         if not self.staged.is_set():
             self.staged_seconds = time.perf_counter() - self.begun
             self.staged.set()
+
+
+def _find_open(node: Json, found: set[int]) -> bool:
+    """Collect the nodes that are plain values or have some inside: all, not only the first."""
+    ((kind, payload),) = node.items()
+    if kind == "object":
+        inside = _find_open(payload, found)
+    elif kind == "dict":
+        inside = sum(_find_open(child, found) for _, child in payload) > 0
+    elif kind in ("list", "tuple"):
+        inside = sum(_find_open(child, found) for child in payload) > 0
+    else:
+        inside = kind == "value"
+    if inside:
+        found.add(id(node))
+    return inside
+
+
+def _filled(node: Json, values: Iterator[Json], inside: frozenset[int]) -> Json:
+    """A node that has plain values, with the next of `values` for each of them."""
+    ((kind, payload),) = node.items()
+    if kind == "value":
+        return {"value": next(values)}
+    if kind == "object":
+        return {"object": _filled(payload, values, inside)}
+    if kind == "dict":
+        return {
+            "dict": [
+                [key, _filled(child, values, inside)] if id(child) in inside else [key, child]
+                for key, child in payload
+            ]
+        }
+    return {
+        kind: [
+            _filled(child, values, inside) if id(child) in inside else child for child in payload
+        ]
+    }

@@ -19,11 +19,12 @@ from gpuckpt.matching import (
     match,
     select,
 )
+from gpuckpt.names import names_of
 from gpuckpt.resources import Resources
 from gpuckpt.restore import Job, Progress, restore_tensors
 from gpuckpt.snapshot import place
 from gpuckpt.stores import Store
-from gpuckpt.tree import Flat, Mark, Path, flatten, from_json, names_of, walk_json
+from gpuckpt.tree import Flat, Mark, Path, flatten, from_json, walk_json
 
 
 def load_state(

@@ -18,6 +18,7 @@ from gpuckpt.dtypes import to_numpy
 from gpuckpt.errors import CorruptError, FormatError
 from gpuckpt.fingerprint import checksum128
 from gpuckpt.spec import ChunkEntry, Extent, Plane, Spec
+from gpuckpt.statistics import Statistics
 from gpuckpt.tree import walk_json
 from gpuckpt.values import Json
 
@@ -34,12 +35,15 @@ _BEGINNING = re.compile(rb'\{"gpuckpt":([0-9]{1,9}),')
 class TensorEntry:
     """A tensor of a checkpoint: its spec, its chunks in order, and its version.
 
-    The version is the step at which its bytes last changed.
+    The version is the step at which its bytes last changed.  Statistics are
+    those of all its elements, None of other types than floats and where
+    nobody counted.
     """
 
     spec: Spec
     chunks: tuple[ChunkEntry, ...]
     version: int
+    statistics: Statistics | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +142,7 @@ def pack_tensors(tensors: Sequence[TensorEntry], segments: Sequence[str]) -> lis
             "device": entry.spec.device,
             "version": entry.version,
             "chunks": [_pack_chunk(chunk, positions) for chunk in entry.chunks],
+            **_pack_statistics(entry.statistics),
         }
         for entry in tensors
     ]
@@ -151,6 +156,25 @@ def unpack_tensors(
     `whole` asks for every byte of each tensor to be there, once.
     """
     return tuple(_unpack_tensor(row, segments, whole=whole) for row in rows)
+
+
+def notable(tensors: Sequence[TensorEntry]) -> str | None:
+    """What a user should hear about: NaNs and infinities; None if there are none.
+
+    A phrase to follow "step 300 holds ": "values that aren't finite: model.w
+    (12 NaN, 3 inf of 4096)", with three tensors at most and the number of the
+    others.
+    """
+    found = [
+        f"{entry.spec.name} ({entry.statistics.not_finite} of {_numbers(entry.spec)})"
+        for entry in tensors
+        if entry.statistics is not None and entry.statistics.not_finite
+    ]
+    if not found:
+        return None
+    more = len(found) - 3
+    rest = f" and {more} more tensor{'s' if more > 1 else ''}" if more > 0 else ""
+    return f"values that aren't finite: {', '.join(found[:3])}{rest}"
 
 
 def _checked_body(data: bytes, where: str) -> dict[str, Any]:
@@ -201,6 +225,31 @@ def _pack_chunk(chunk: ChunkEntry, positions: dict[str, int]) -> list[Json]:
     ]
 
 
+def _pack_statistics(statistics: Statistics | None) -> dict[str, Json]:
+    if statistics is None:
+        return {}
+    counts = int(statistics.nans), int(statistics.infs)
+    return {"statistics": [*counts, _number(statistics.squares)]}
+
+
+def _unpack_statistics(row: Json, spec: Spec) -> Statistics | None:
+    if "statistics" not in row:
+        return None
+    nans, infs, squares = row["statistics"]
+    if _count(nans) + _count(infs) > _numbers(spec):
+        raise ValueError(f"{spec.name}: {nans} NaNs and {infs} infinities of {_numbers(spec)}")
+    if squares == "inf":
+        return Statistics(nans, infs, math.inf)
+    if type(squares) not in (int, float) or not 0 <= squares < math.inf:
+        raise ValueError(f"{spec.name}: {squares!r} isn't a sum of squares")
+    return Statistics(nans, infs, float(squares))
+
+
+def _numbers(spec: Spec) -> int:
+    """How many numbers a tensor's elements are: two each, if they are complex."""
+    return math.prod(spec.shape) * (2 if to_numpy(spec.dtype).kind == "c" else 1)
+
+
 def _unpack_tensor(row: Json, segments: Sequence[str], *, whole: bool) -> TensorEntry:
     axes = row["axes"]
     shape = tuple(_count(extent) for extent in row["shape"])
@@ -214,7 +263,7 @@ def _unpack_tensor(row: Json, segments: Sequence[str], *, whole: bool) -> Tensor
         raise ValueError(f"{spec.name}: a shape of {shape} is too large to be one")
     chunks = tuple(_unpack_chunk(chunk, segments) for chunk in row["chunks"])
     _check_chunks(spec, chunks, whole=whole)
-    return TensorEntry(spec, chunks, _count(row["version"]))
+    return TensorEntry(spec, chunks, _count(row["version"]), _unpack_statistics(row, spec))
 
 
 def _unpack_chunk(row: Json, segments: Sequence[str]) -> ChunkEntry:

@@ -12,6 +12,7 @@ from gpuckpt.arrays import Tensor, finish, look, make
 from gpuckpt.devices import Devices
 from gpuckpt.errors import InvalidError, MismatchError, NotFoundError
 from gpuckpt.manifest import Manifest
+from gpuckpt.names import names_of
 from gpuckpt.tree import (
     Flat,
     Leaf,
@@ -19,7 +20,6 @@ from gpuckpt.tree import (
     Path,
     from_json,
     is_object,
-    names_of,
     nodes_at,
     walk_json,
 )

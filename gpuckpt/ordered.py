@@ -33,6 +33,23 @@ def ordered_map(
         line.stop()
 
 
+def alternated(lines: Iterable[Iterator[T]]) -> Iterator[T]:
+    """One item from each in turn, until all have ended; those that haven't are closed."""
+    left = list(lines)
+    try:
+        while left:
+            for line in tuple(left):
+                try:
+                    item = next(line)
+                except StopIteration:
+                    left.remove(line)
+                    continue
+                yield item
+    finally:
+        for line in left:
+            _close(line)
+
+
 class _Task(Generic[T, R]):
     """An item, and a place for what becomes of it."""
 

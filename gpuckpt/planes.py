@@ -5,6 +5,8 @@ numpy's version is the reference: whatever else splits gives the same bytes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -21,7 +23,7 @@ def split(raw: Bytes, width: int, out: Bytes) -> list[Bytes]:
     return list(planes)
 
 
-def join(planes: list[Bytes], out: Bytes) -> None:
+def join(planes: Sequence[Bytes], out: Bytes) -> None:
     """Put elements together again: undoes `split`.  `width` of uint8[n] → uint8[n·width]."""
     elements = out.reshape(-1, len(planes))
     for k, plane in enumerate(planes):

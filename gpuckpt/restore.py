@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -12,17 +14,19 @@ from gpuckpt.apart import Apart, Flag
 from gpuckpt.arena import Arena, Slot
 from gpuckpt.arrays import Tensor
 from gpuckpt.coding import decode
-from gpuckpt.devices import Devices
+from gpuckpt.devices import Device, Devices, Piece, Transfer
 from gpuckpt.errors import CorruptError, MismatchError
 from gpuckpt.fingerprint import checksum, fingerprint
 from gpuckpt.manifest import TensorEntry
-from gpuckpt.ordered import ordered_map
-from gpuckpt.plan import batch_chunks
+from gpuckpt.ordered import alternated, ordered_map
+from gpuckpt.plan import Plan, batch_chunks, is_dense, staged_nbytes
 from gpuckpt.resources import Resources
 from gpuckpt.segments import read
 from gpuckpt.spec import Chunk, ChunkEntry
-from gpuckpt.staging import room_in, upload
+from gpuckpt.staging import upload
 from gpuckpt.stores import Store
+
+log = logging.getLogger("gpuckpt")
 
 Bytes = npt.NDArray[np.uint8]
 Progress = Callable[[int], None]
@@ -40,12 +44,14 @@ class Job:
     targets: tuple[Tensor, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Batch:
-    """Some chunks of some jobs, and a slot to work in, for one after the other."""
+    """Some chunks of some jobs, all for one device, a slot to work in, and what has been begun."""
 
+    device: str
     chunks: tuple[tuple[Job, ChunkEntry], ...]
     slot: Slot
+    transfer: Transfer[Sequence[Sequence[str]]] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -63,15 +69,15 @@ def restore_tensors(
 
     Raises:
         CorruptError: some bytes aren't what was written.  Targets may have
-            been filled in part, and hold no chunk that failed its check but
-            where it was decoded in place.
+            been filled in part, with these bytes too.
     """
-    names = {target.spec.device for job in jobs for target in job.targets}
+    shares = _by_device(jobs)
+    names = list(shares)
     arena = resources.arena(names, largest_chunk(job.entry for job in jobs))
-    for name in names:
-        resources.devices[name].begin_uploads()
     stopped = Flag()
-    apart = Apart(lambda: _restore_all(jobs, resources, arena, progress, stopped))
+    apart = Apart(lambda: _restore_all(shares, resources, arena, progress, stopped))
+    for name in names:
+        resources.devices[name].begin_uploads(arena.chunk_nbytes)
     try:
         apart.run(stopped.set)
     finally:
@@ -79,26 +85,44 @@ def restore_tensors(
             resources.devices[name].finish_uploads()
 
 
+def _by_device(jobs: Sequence[Job]) -> dict[str, list[Job]]:
+    """The jobs, each with the targets that lie on one device."""
+    shares: dict[str, list[Job]] = {}
+    for job in jobs:
+        for device in dict.fromkeys(target.spec.device for target in job.targets):
+            targets = tuple(one for one in job.targets if one.spec.device == device)
+            shares.setdefault(device, []).append(replace(job, targets=targets))
+    return shares
+
+
 def _restore_all(
-    jobs: Sequence[Job], resources: Resources, arena: Arena, progress: Progress, stopped: Flag
+    shares: Mapping[str, Sequence[Job]],
+    resources: Resources,
+    arena: Arena,
+    progress: Progress,
+    stopped: Flag,
 ) -> None:
     """Every chunk of every job, until it is `stopped`."""
+    overlaps = overlapping([job for share in shares.values() for job in share])
+    shared = frozenset(id(job) for job, _ in overlaps)
 
     def work(batch: _Batch) -> _Batch:
-        for job, chunk in batch.chunks:
-            if not stopped.is_set():
-                _restore(job, chunk, batch.slot, resources.devices)
+        if not stopped.is_set():
+            batch.transfer = _begin(batch, resources.devices[batch.device], shared)
         return batch
 
-    def drop(batch: _Batch) -> None:
-        arena.give(batch.slot)
-
-    for batch in ordered_map(work, _batches(jobs, arena), workers=resources.workers, drop=drop):
-        arena.give(batch.slot)
+    drop = partial(_drop, arena=arena)
+    batches = _batches(shares, arena)
+    for batch in ordered_map(work, batches, workers=resources.workers, drop=drop):
+        try:
+            if batch.transfer is not None:
+                _check(batch, batch.transfer.wait())
+        finally:
+            arena.give(batch.slot)
         progress(batch.nbytes)
         if stopped.is_set():
             return
-    for job, target in overlapping(jobs):
+    for job, target in overlaps:
         _check_filled(job, target, resources.devices, arena)
 
 
@@ -122,18 +146,27 @@ def overlapping(jobs: Sequence[Job]) -> list[tuple[Job, Tensor]]:
 
 def _check_filled(job: Job, target: Tensor, devices: Devices, arena: Arena) -> None:
     """See that a target still has its own bytes, and not those of one that shares its memory."""
+    spec, chunks = target.spec, job.entry.chunks
+    rereads = tuple((Chunk(0, chunk.start, chunk.nbytes),) for chunk in chunks)
+    strided = frozenset(() if is_dense(spec, target.strides) else (0,))
+    plan = Plan(
+        *(spec.device, [spec], [target.strides], (0,), (), rereads, strided),
+        split=False,
+        chunk_nbytes=arena.chunk_nbytes,
+    )
+    addresses = np.array([target.address], np.uint64)
+    frozen = devices[spec.device].freeze(plan, addresses, [target.owner], copy=False)
     slot = arena.take()
     try:
-        for chunk in job.entry.chunks:
-            device, room = devices[target.spec.device], slot.raw[: chunk.nbytes]
-            raw = device.download(target.array, chunk.start, room).wait()
-            if fingerprint(raw.data) != chunk.fingerprint:
+        for at, chunk in enumerate(chunks):
+            if frozen.reread(at, slot).wait() != [chunk.fingerprint]:
                 raise MismatchError(
-                    f"{target.spec.name} shares memory with another array of the state, and the "
+                    f"{spec.name} shares memory with another array of the state, and the "
                     "checkpoint has other bytes for each; the state has been filled with a mixture",
                     hint="give them memory of their own, or restore one of them by names=",
                 )
     finally:
+        frozen.release()
         arena.give(slot)
 
 
@@ -148,32 +181,80 @@ def check_chunk(job: Job, chunk: ChunkEntry, slot: Slot) -> Bytes:
     Raises:
         CorruptError: names tensor, file and offset.
     """
-    return _read_checked(job, chunk, slot, slot.raw[: chunk.nbytes])
+    room = slot.raw[: chunk.nbytes]
+    _read(job, chunk, slot, [room])
+    _compare(job, chunk, [fingerprint(room.data)])
+    return room
 
 
-def _batches(jobs: Sequence[Job], arena: Arena) -> Iterator[_Batch]:
-    """Chunks in the order of the jobs, small ones together."""
+def _batches(shares: Mapping[str, Sequence[Job]], arena: Arena) -> Iterator[_Batch]:
+    """Chunks in the order of the jobs, small ones together, the devices in turn."""
+    return alternated(_share_batches(device, jobs, arena) for device, jobs in shares.items())
+
+
+def _share_batches(device: str, jobs: Sequence[Job], arena: Arena) -> Iterator[_Batch]:
     every = [(job, chunk) for job in jobs for chunk in job.entry.chunks]
+
+    def cost(chunk: Chunk) -> int:
+        job, entry = every[chunk.tensor]
+        return staged_nbytes(chunk.nbytes, len(entry.planes), strided=True) * len(job.targets)
+
     chunks = (Chunk(at, 0, chunk.nbytes) for at, (_, chunk) in enumerate(every))
-    for batch in batch_chunks(chunks, batch_nbytes=arena.chunk_nbytes, most=READS_TOGETHER):
-        yield _Batch(tuple(every[chunk.tensor] for chunk in batch), arena.take())
+    area = arena.area_nbytes
+    for batch in batch_chunks(chunks, cost, batch_nbytes=area, most=READS_TOGETHER):
+        yield _Batch(device, tuple(every[chunk.tensor] for chunk in batch), arena.take())
 
 
-def _restore(job: Job, chunk: ChunkEntry, slot: Slot, devices: Devices) -> None:
-    first, *others = job.targets
-    room = room_in(first.array, chunk.start, chunk.nbytes)
-    raw = _read_checked(job, chunk, slot, slot.raw[: chunk.nbytes] if room is None else room)
-    for target in others if room is not None else job.targets:
-        upload(raw, target.array, chunk.start, devices[target.spec.device])
+def _begin(
+    batch: _Batch, device: Device, shared: frozenset[int]
+) -> Transfer[Sequence[Sequence[str]]]:
+    """Read and decode a batch's chunks, and begin to upload them.
+
+    `shared` are the jobs, by identity, whose targets share memory with others.
+    """
+    pieces = [
+        Piece(chunk.nbytes, len(chunk.planes), chunk.start, job.targets, id(job) in shared)
+        for job, chunk in batch.chunks
+    ]
+    uploading = upload(pieces, device, batch.slot)
+    for (job, chunk), rooms in zip(batch.chunks, uploading.rooms, strict=True):
+        _read(job, chunk, batch.slot, rooms)
+    return uploading.start()
 
 
-def _read_checked(job: Job, chunk: ChunkEntry, slot: Slot, room: Bytes) -> Bytes:
-    where = f"{job.entry.spec.name} in {job.store.root}/{chunk.extent}"
+def _drop(batch: _Batch, arena: Arena) -> None:
+    """Give a slot back whose result nobody wants, once nothing reads it any more."""
+    try:
+        if batch.transfer is not None:
+            batch.transfer.wait()
+    except BaseException as error:
+        log.debug("chunks were dropped: %s", error)  # why they were is raised elsewhere
+    finally:
+        arena.give(batch.slot)
+
+
+def _check(batch: _Batch, found: Sequence[Sequence[str]]) -> None:
+    for (job, chunk), fingerprints in zip(batch.chunks, found, strict=True):
+        _compare(job, chunk, fingerprints)
+
+
+def _compare(job: Job, chunk: ChunkEntry, fingerprints: Sequence[str]) -> None:
+    if any(found != chunk.fingerprint for found in fingerprints):
+        raise CorruptError(
+            _where(job, chunk), "the fingerprint of the decoded bytes isn't the manifest's"
+        )
+
+
+def _read(job: Job, chunk: ChunkEntry, slot: Slot, rooms: Sequence[Bytes]) -> None:
+    """Read a chunk and decode it into its rooms."""
     coded = slot.coded[: chunk.extent.length]
     read(job.store, chunk.extent, coded.data)
     if checksum([coded.data]) != chunk.checksum:
-        raise CorruptError(where, "the checksum of the bytes on disk isn't the manifest's")
-    decode(coded, chunk.planes, slot, room, where)
-    if fingerprint(room.data) != chunk.fingerprint:
-        raise CorruptError(where, "the fingerprint of the decoded bytes isn't the manifest's")
-    return room
+        raise CorruptError(
+            _where(job, chunk), "the checksum of the bytes on disk isn't the manifest's"
+        )
+    decode(coded, chunk.planes, slot, rooms, _where(job, chunk))
+
+
+def _where(job: Job, chunk: ChunkEntry) -> str:
+    return f"{job.entry.spec.name} in {job.store.root}/{chunk.extent}"

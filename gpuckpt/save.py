@@ -10,25 +10,29 @@ from dataclasses import dataclass
 from functools import partial
 
 from gpuckpt import layout
-from gpuckpt.coding import Choice, Encoded, choose_by_entropy, choose_nothing, encode
+from gpuckpt.arena import Slot
+from gpuckpt.coding import Choice, choose_all, choose_by_entropy, choose_nothing, encode
 from gpuckpt.commit import commit
+from gpuckpt.devices import Arrived
 from gpuckpt.errors import InvalidError
 from gpuckpt.fingerprint import checksum, fingerprint
 from gpuckpt.inventory import Snapshot
-from gpuckpt.manifest import Manifest, TensorEntry
+from gpuckpt.manifest import Manifest
 from gpuckpt.ordered import ordered_map
-from gpuckpt.plan import batch_chunks, plan_chunks
+from gpuckpt.plan import largest_nbytes
 from gpuckpt.resources import Resources
+from gpuckpt.rows import CodedChunk, Rows
 from gpuckpt.segments import Writer
-from gpuckpt.spec import Chunk, ChunkEntry, Extent, Spec
-from gpuckpt.staging import Bytes, Staged, StagedChunk, give_back, stage
+from gpuckpt.spec import Chunk, Spec
+from gpuckpt.staging import Reread, Staged, give_back, stage
+from gpuckpt.statistics import statistics_of
 from gpuckpt.stats import Stats
 from gpuckpt.stores import Store
 
 CODECS: dict[str, Choice] = {
     "auto": choose_by_entropy,
     "raw": choose_nothing,
-    "zstd": lambda _, width: [True] * width,
+    "zstd": choose_all,
 }
 
 
@@ -44,23 +48,21 @@ class Header:
 
 
 @dataclass(frozen=True, slots=True)
-class _CodedChunk:
-    """A chunk ready to be written."""
-
-    chunk: Chunk
-    encoded: Encoded
-    fingerprint: str
-    checksum: str
-
-
-@dataclass(frozen=True, slots=True)
 class _Coded:
     """Chunks ready to be written, and what that took."""
 
     staged: Staged
-    chunks: tuple[_CodedChunk, ...]
+    chunks: tuple[CodedChunk, ...]
     seconds: float
     cpu_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Again:
+    """Fingerprints of chunks that were read a second time."""
+
+    staged: Reread
+    fingerprints: Sequence[str]
 
 
 def save_snapshot(
@@ -87,12 +89,12 @@ def save_snapshot(
     )
     try:
         rows = _write_chunks(snapshot, writer, resources, choice(codec), stats)
-        tensors = _entries(snapshot.specs, rows, header.step, previous)
+        tensors = rows.entries(header.step, previous)
         begun = time.perf_counter()
         writer.finish(tensors, header.step)
         manifest = Manifest(
             step=header.step,
-            structure=snapshot.structure,
+            structure=snapshot.inventory.structure,
             tensors=tensors,
             epoch=header.epoch,
             metrics=header.metrics,
@@ -120,101 +122,77 @@ def choice(codec: str) -> Choice:
 
 def _write_chunks(
     snapshot: Snapshot, writer: Writer, resources: Resources, choose: Choice, stats: Stats
-) -> list[list[ChunkEntry]]:
-    """Bring every chunk of a snapshot to the disk; its entries, by tensor."""
-    specs = snapshot.specs
-    chunks = list(plan_chunks(specs, chunk_nbytes=resources.chunk_nbytes))
-    largest = max((chunk.nbytes for chunk in chunks), default=0)
-    arena = resources.arena({spec.device for spec in specs}, largest)
+) -> Rows:
+    """Bring every chunk of a snapshot to the disk."""
+    arena = resources.arena(snapshot.plans, largest_nbytes(snapshot.plans))
     stats.host_nbytes = arena.nbytes
-    rows: list[list[ChunkEntry]] = [[] for _ in specs]
-    batches = batch_chunks(chunks, batch_nbytes=arena.chunk_nbytes)
-    staged = stage(snapshot, batches, resources.devices, arena)
-    work = _encoder(specs, choose, _countdown(len(chunks), snapshot.release))
+    stats.copy_nbytes = sum(resources.devices[name].kept_nbytes for name in snapshot.plans)
+    rows = Rows(snapshot.inventory.specs)
+    reads = sum(len(plan.batches) for plan in snapshot.plans.values())
+    reads += sum(len(snapshot.plans[name].rereads) for name in snapshot.live)
+    work = _worker(choose, _countdown(reads, snapshot.release))
     drop = partial(give_back, arena=arena)
-    for coded in ordered_map(work, staged, workers=resources.workers, drop=drop):
+    staged = stage(snapshot, arena)
+    for done in ordered_map(work, staged, workers=resources.workers, drop=drop):
         try:
+            if isinstance(done, _Again):
+                rows.compare(done.staged.chunks, done.fingerprints)
+                continue
             begun = time.perf_counter()
-            extents = writer.write(one.encoded.parts for one in coded.chunks)
+            extents = writer.write(one.encoded.parts for one in done.chunks)
             stats.write_seconds += time.perf_counter() - begun
         finally:
-            arena.give(coded.staged.slot)
-        for one, extent in zip(coded.chunks, extents, strict=True):
-            rows[one.chunk.tensor].append(_entry(one, extent))
-            stats.encoded_nbytes += extent.length
-        stats.encode_seconds += coded.seconds
-        stats.cpu_seconds += coded.cpu_seconds
-    stats.chunks = len(chunks)
+            arena.give(done.staged.slot)
+        for one, extent in zip(done.chunks, extents, strict=True):
+            rows.add(one, extent)
+        stats.chunks += len(extents)
+        stats.encoded_nbytes += sum(extent.length for extent in extents)
+        stats.encode_seconds += done.seconds
+        stats.cpu_seconds += done.cpu_seconds
     return rows
 
 
-def _encoder(
-    specs: Sequence[Spec], choose: Choice, staged: Callable[[int], None]
-) -> Callable[[Staged], _Coded]:
-    """Encode a batch; `staged` is told of how many chunks the copies to the host were made."""
+def _worker(
+    choose: Choice, staged: Callable[[], None]
+) -> Callable[[Staged | Reread], _Coded | _Again]:
+    """Encode a batch, or read one again; `staged` is told when each has come to the host."""
 
-    def one(item: StagedChunk, raw: Bytes) -> _CodedChunk:
-        encoded = encode(raw, specs[item.chunk.tensor].width, item.slot, choose)
-        value, check = fingerprint(raw.data), checksum(encoded.parts)
-        return _CodedChunk(item.chunk, encoded, value, check)
+    def one(chunk: Chunk, arrived: Arrived, spec: Spec, part: Slot) -> CodedChunk:
+        encoded = encode(arrived.planes, spec.width, part, choose)
+        known, statistics = arrived.fingerprint, arrived.statistics
+        if known is None:
+            (raw,) = arrived.planes
+            known, statistics = fingerprint(raw.data), statistics_of(raw, spec.dtype)
+        return CodedChunk(chunk, encoded, known, checksum(encoded.parts), statistics)
 
-    def work(batch: Staged) -> _Coded:
-        raws = [item.transfer.wait() for item in batch.chunks]
-        staged(len(raws))
-        begun, cpu = time.perf_counter(), time.thread_time()
-        chunks = tuple(one(item, raw) for item, raw in zip(batch.chunks, raws, strict=True))
+    def work(batch: Staged | Reread) -> _Coded | _Again:
+        if isinstance(batch, Reread):
+            again = _Again(batch, batch.transfer.wait())
+            staged()
+            return again
+        every = batch.transfer.wait()
+        staged()
+        begun, cpu, specs = time.perf_counter(), time.thread_time(), batch.plan.specs
+        chunks = tuple(
+            one(chunk, arrived, specs[chunk.tensor], part)
+            for chunk, arrived, part in zip(batch.chunks, every, batch.parts, strict=True)
+        )
         elapsed, used = time.perf_counter() - begun, time.thread_time() - cpu
         return _Coded(batch, chunks, elapsed, used)
 
     return work
 
 
-def _countdown(count: int, finish: Callable[[], None]) -> Callable[[int], None]:
-    """Call `finish` once the returned function was told of `count` in all, by any threads."""
+def _countdown(count: int, finish: Callable[[], None]) -> Callable[[], None]:
+    """Call `finish` once the returned function was called `count` times, by any threads."""
     lock, left = threading.Lock(), count
 
-    def fewer(done: int) -> None:
+    def fewer() -> None:
         nonlocal left
         with lock:
-            left -= done
+            left -= 1
             last = left == 0
         if last:
             finish()
 
     return fewer
-
-
-def _entry(coded: _CodedChunk, extent: Extent) -> ChunkEntry:
-    return ChunkEntry(
-        start=coded.chunk.start,
-        nbytes=coded.chunk.nbytes,
-        extent=extent,
-        fingerprint=coded.fingerprint,
-        checksum=coded.checksum,
-        planes=coded.encoded.planes,
-    )
-
-
-def _entries(
-    specs: Sequence[Spec],
-    rows: Sequence[Sequence[ChunkEntry]],
-    step: int,
-    previous: Manifest | None,
-) -> tuple[TensorEntry, ...]:
-    """The manifest's rows, each with the step at which its tensor's bytes last changed."""
-    before = {entry.spec.name: entry for entry in previous.tensors} if previous else {}
-    entries = []
-    for spec, chunks in zip(specs, rows, strict=True):
-        entry = TensorEntry(spec, tuple(chunks), step)
-        old = before.get(spec.name)
-        if old is not None and same_bytes(old, entry):
-            entry = TensorEntry(spec, tuple(chunks), min(old.version, step))
-        entries.append(entry)
-    return tuple(entries)
-
-
-def same_bytes(one: TensorEntry, other: TensorEntry) -> bool:
-    """Whether two entries' fingerprints say that they hold the same elements."""
-    return (one.spec.dtype, one.spec.shape) == (other.spec.dtype, other.spec.shape) and [
-        (c.start, c.nbytes, c.fingerprint) for c in one.chunks
-    ] == [(c.start, c.nbytes, c.fingerprint) for c in other.chunks]

@@ -2,45 +2,50 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from gpuckpt.arrays import Tensor, look
+import numpy as np
+import numpy.typing as npt
+
 from gpuckpt.devices import Device, Devices, Frozen
-from gpuckpt.errors import DeviceMemoryError, InvalidError, UnsupportedError
-from gpuckpt.inventory import Inventory, Snapshot
-from gpuckpt.spec import Spec
-from gpuckpt.tree import Flat, Path, flatten, rebuild
-from gpuckpt.values import Json, NotPlainError, encode_value
+from gpuckpt.errors import DeviceMemoryError, InvalidError
+from gpuckpt.inventory import Inventory, Roster, Snapshot
+from gpuckpt.plan import Plan, make_plans
+from gpuckpt.tree import Flat, Path, rebuild
 
 MODES = ("auto", "copy", "hold")
-ALIGNMENT = 512  # the most that a device aligns copies to
 
 
-def take_inventory(state: Any) -> Inventory:
-    """List the state's leaves, and see that each can be saved; copies and changes nothing.
+class Planner:
+    """Plans for a state's tensors, kept while the roster stays the same."""
 
-    Raises:
-        UnsupportedError: a leaf can't be saved; it names the leaf and says why.
-    """
-    flat = flatten(state)
-    tensors: list[Tensor] = []
-    positions: dict[tuple[object, ...], int] = {}
-    for leaf, name in zip(flat.leaves, flat.names, strict=True):
-        tensor = look(leaf.leaf, name)
-        if tensor is None:
-            leaf.node["value"] = _value(leaf.leaf, name)
-            continue
-        position = positions.setdefault(tensor.where, len(tensors))
-        if position == len(tensors):
-            tensors.append(tensor)
-        leaf.node["tensor"] = position
-    return Inventory(flat.structure, tuple(tensors))
+    def __init__(self, chunk_nbytes: int, *, split: bool = True) -> None:
+        """`split` says whether planes are wanted: not if nothing will be compressed."""
+        self._chunk_nbytes, self._split = chunk_nbytes, split
+        self._roster: Roster | None = None
+        self._plans: Mapping[str, Plan] = {}
+
+    def plans(self, roster: Roster) -> Mapping[str, Plan]:
+        """A plan for each device."""
+        if roster is not self._roster:
+            self._plans = make_plans(
+                *(roster.specs, roster.strides, roster.by_device),
+                chunk_nbytes=self._chunk_nbytes,
+                split=self._split,
+            )
+            self._roster = roster
+        return self._plans
 
 
 def capture(
-    inventory: Inventory, devices: Devices, *, mode: str, host_room_nbytes: int
+    inventory: Inventory,
+    plans: Mapping[str, Plan],
+    devices: Devices,
+    *,
+    mode: str,
+    host_room_nbytes: int,
 ) -> Snapshot:
     """Freeze the state at this moment of each device's current stream.
 
@@ -54,26 +59,18 @@ def capture(
     """
     if mode not in MODES:
         raise InvalidError(f"snapshot is one of {', '.join(MODES)}; got {mode!r}")
-    snapshot = Snapshot(inventory.structure, inventory.specs, "copy")
-    snapshot.sources = [None] * len(inventory.tensors)
+    snapshot = Snapshot(replace(inventory, owners=[]), plans)
     try:
-        for name, positions in inventory.by_device().items():
-            tensors = [inventory.tensors[position] for position in positions]
-            room = host_room_nbytes if name == "cpu" else devices[name].room()
-            frozen, copied = _freeze(tensors, devices[name], mode, room)
-            snapshot.frozen[name] = frozen
-            snapshot.mode = snapshot.mode if copied else "hold"
-            for position, source in zip(positions, frozen.arrays, strict=True):
-                snapshot.sources[position] = source
+        for name, plan in plans.items():
+            copy = _is_copied(plan, devices[name], mode, host_room_nbytes)
+            owners = [inventory.owners[tensor] for tensor in plan.tensors]
+            snapshot.frozen[name] = _freeze(
+                plan, inventory.addresses, owners, devices[name], copy=copy, may_hold=mode == "auto"
+            )
     except BaseException:
         snapshot.release()
         raise
     return snapshot
-
-
-def copy_nbytes(inventory: Inventory, device: str) -> int:
-    """Bytes that a copy of one device's tensors takes."""
-    return _copy_nbytes(spec for spec in inventory.specs if spec.device == device)
 
 
 def place(
@@ -105,37 +102,33 @@ def place(
     return rebuild(state, new, opened)
 
 
-def _value(leaf: Any, name: str) -> Json:
-    try:
-        return encode_value(leaf)
-    except NotPlainError as error:
-        raise UnsupportedError(
-            name,
-            f"{error} can't be saved; a leaf is an array, a plain value (int, float, complex, "
-            "str, bytes, bool, None), or has state_dict and load_state_dict",
-        ) from None
+def _is_copied(plan: Plan, device: Device, mode: str, host_room_nbytes: int) -> bool:
+    """Whether one device's tensors are to be copied."""
+    if mode == "hold":
+        return False
+    nbytes = device.copy_nbytes(plan)
+    fits = nbytes <= host_room_nbytes if device.name == "cpu" else True
+    if mode == "copy" and not fits:
+        raise InvalidError(
+            f"snapshot='copy' needs {nbytes} bytes for host tensors, and memory= leaves "
+            f"{host_room_nbytes}; raise memory, or pass snapshot='hold'"
+        )
+    return mode == "copy" or (fits and device.has_room(nbytes))
 
 
 def _freeze(
-    tensors: Sequence[Tensor], device: Device, mode: str, room_nbytes: int
-) -> tuple[Frozen, bool]:
-    """Freeze one device's tensors, and whether by a copy."""
-    arrays = [tensor.array for tensor in tensors]
-    nbytes = _copy_nbytes(tensor.spec for tensor in tensors)
-    if mode == "copy" and device.name == "cpu" and nbytes > room_nbytes:
-        raise InvalidError(
-            f"snapshot='copy' needs {nbytes} bytes for host tensors, and memory= leaves "
-            f"{room_nbytes}; raise memory, or pass snapshot='hold'"
-        )
-    if mode == "copy":
-        return device.freeze(arrays, copy=True), True
-    if mode == "auto" and nbytes <= room_nbytes:
+    plan: Plan,
+    addresses: npt.NDArray[np.uint64],
+    owners: Sequence[object],
+    device: Device,
+    *,
+    copy: bool,
+    may_hold: bool,
+) -> Frozen:
+    try:
+        return device.freeze(plan, addresses, owners, copy=copy)
+    except DeviceMemoryError:
         # What is free isn't always free in one piece.
-        with contextlib.suppress(DeviceMemoryError):
-            return device.freeze(arrays, copy=True), True
-    return device.freeze(arrays, copy=False), False
-
-
-def _copy_nbytes(specs: Iterable[Spec]) -> int:
-    """Bytes of copies, each rounded up to what a device aligns them to."""
-    return sum(-(-spec.nbytes // ALIGNMENT) * ALIGNMENT for spec in specs)
+        if not (copy and may_hold):
+            raise
+    return device.freeze(plan, addresses, owners, copy=False)

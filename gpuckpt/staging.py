@@ -2,97 +2,99 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from gpuckpt.arena import Arena, Slot
-from gpuckpt.devices import Device, Devices, Transfer
+from gpuckpt.devices import Arrived, Device, Frozen, Piece, Transfer, Upload
 from gpuckpt.inventory import Snapshot
-from gpuckpt.plan import aligned
+from gpuckpt.ordered import alternated
+from gpuckpt.plan import Plan, aligned
 from gpuckpt.spec import Chunk
-
-Bytes = npt.NDArray[np.uint8]
 
 log = logging.getLogger("gpuckpt")
 
 
 @dataclass(frozen=True, slots=True)
-class StagedChunk:
-    """A chunk whose copy to the host has begun: wait for `transfer`."""
+class Staged:
+    """Chunks on their way to a slot: wait for `transfer`, and `give` the slot back after it."""
 
-    chunk: Chunk
+    plan: Plan
+    chunks: tuple[Chunk, ...]
     slot: Slot
-    transfer: Transfer
+    transfer: Transfer[Sequence[Arrived]]
+
+    @property
+    def parts(self) -> Iterator[Slot]:
+        """Each chunk's own part of the slot."""
+        offset = 0
+        for chunk in self.chunks:
+            yield self.slot.part(offset, chunk.nbytes)
+            offset += aligned(chunk.nbytes)
 
 
 @dataclass(frozen=True, slots=True)
-class Staged:
-    """Chunks that share a slot: `give` it back once all their transfers were waited for."""
+class Reread:
+    """Fingerprints, taken once more, of chunks whose memory may have changed meanwhile."""
 
+    chunks: tuple[Chunk, ...]
     slot: Slot
-    chunks: tuple[StagedChunk, ...]
+    transfer: Transfer[Sequence[str]]
 
 
-def stage(
-    snapshot: Snapshot, batches: Iterable[Sequence[Chunk]], devices: Devices, arena: Arena
-) -> Iterator[Staged]:
-    """Begin to copy each batch of a snapshot's chunks to a slot of the arena, in order.
+def stage(snapshot: Snapshot, arena: Arena) -> Iterator[Staged | Reread]:
+    """Begin to bring each batch of a snapshot's chunks to a slot of the arena.
 
-    Waits for a free slot, never for a copy, but first for the snapshot's own.
+    Each device's in order, the devices in turn.  After them, what was read
+    where the caller has it is looked at again.  Waits for a free slot, never
+    for a copy, but first for the snapshot's own.
     """
     try:
         snapshot.settle()
-        for batch in batches:
-            slot = arena.take()
-            begun: list[StagedChunk] = []
-            try:
-                for part, chunk in zip(_parts(slot, batch), batch, strict=True):
-                    begun.append(StagedChunk(chunk, part, _begin(snapshot, chunk, part, devices)))
-            except BaseException:
-                give_back(Staged(slot, tuple(begun)), arena)
-                raise
-            yield Staged(slot, tuple(begun))
+        yield from alternated(
+            _stage(frozen, snapshot.plans[name], arena) for name, frozen in snapshot.frozen.items()
+        )
     finally:
         snapshot.end_downloads()
 
 
-def give_back(staged: Staged, arena: Arena) -> None:
-    """Give the slot of chunks that nobody wants back, once no copy can arrive in it any more."""
+def _stage(frozen: Frozen, plan: Plan, arena: Arena) -> Iterator[Staged | Reread]:
+    """One device's share."""
+    for at, chunks in enumerate(plan.batches):
+        slot = arena.take()
+        with _given_back(slot, arena):
+            transfer = frozen.download(at, slot)
+        yield Staged(plan, chunks, slot, transfer)
+    for at, chunks in enumerate(plan.rereads if frozen.live else ()):
+        slot = arena.take()
+        with _given_back(slot, arena):
+            again = frozen.reread(at, slot)
+        yield Reread(chunks, slot, again)
+    frozen.end_downloads()
+
+
+def give_back(staged: Staged | Reread, arena: Arena) -> None:
+    """Give the slot of chunks that nobody wants back, once nothing can arrive in it any more."""
     try:
-        for one in staged.chunks:
-            one.transfer.wait()
+        staged.transfer.wait()
     except BaseException as error:
         log.debug("chunks were dropped: %s", error)  # why they were is raised elsewhere
     finally:
         arena.give(staged.slot)
 
 
-def _parts(slot: Slot, batch: Sequence[Chunk]) -> Iterator[Slot]:
-    offset = 0
-    for chunk in batch:
-        yield slot.part(offset, chunk.nbytes)
-        offset += aligned(chunk.nbytes)
+def upload(pieces: Sequence[Piece], device: Device, slot: Slot) -> Upload:
+    """Make ready to bring chunks to their places, by way of a slot: undoes `stage`."""
+    return device.upload(pieces, slot)
 
 
-def _begin(snapshot: Snapshot, chunk: Chunk, part: Slot, devices: Devices) -> Transfer:
-    assert part.raw.size == chunk.nbytes, (part.raw.size, chunk)
-    device = devices[snapshot.specs[chunk.tensor].device]
-    return device.download(snapshot.sources[chunk.tensor], chunk.start, part.raw)
-
-
-def room_in(array: Any, start: int, nbytes: int) -> Bytes | None:
-    """The bytes of a chunk's place in `array`, if it is plain host memory; else None."""
-    if not isinstance(array, np.ndarray) or not array.flags.c_contiguous:
-        return None
-    flat: Bytes = array.reshape(-1).view(np.uint8)
-    return flat[start : start + nbytes]
-
-
-def upload(data: Bytes, array: Any, start: int, device: Device) -> None:
-    """Copy a chunk's bytes to their place in `array`, and wait until they are there."""
-    device.upload(data, array, start).wait()
+@contextlib.contextmanager
+def _given_back(slot: Slot, arena: Arena) -> Iterator[None]:
+    """If nothing can be begun, nobody else gives the slot back."""
+    try:
+        yield
+    except BaseException:
+        arena.give(slot)
+        raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -18,7 +18,9 @@ class Stats:
     durable.  `encode_seconds` and `cpu_seconds` are sums over threads;
     `write_seconds` and `commit_seconds` (syncs and manifest) are not.
     `raw_nbytes` is the state in memory, `encoded_nbytes` its chunks on disk,
-    `host_nbytes` the arena.
+    `host_nbytes` the arena, `copy_nbytes` what the devices keep for copies and
+    for chunks on their way.  `remarks` are sentences about what was saved: values
+    that aren't finite, a state that hasn't changed.
     """
 
     step: int
@@ -37,6 +39,8 @@ class Stats:
     tensors: int = 0
     chunks: int = 0
     host_nbytes: int = 0
+    copy_nbytes: int = 0
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def ratio(self) -> float:

@@ -1,4 +1,4 @@
-"""The state as a tree: its structure as JSON, its leaves as a list of names.
+"""The state as a tree: its structure as JSON, its leaves as a list.
 
 A node of the structure is a JSON object with one key: `dict`, `list`, `tuple`,
 `object` (something with `state_dict`), `tensor` (a number) or `value`.
@@ -6,13 +6,12 @@ A node of the structure is a JSON object with one key: `dict`, `list`, `tuple`,
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from gpuckpt.errors import FormatError, UnsupportedError
+from gpuckpt.names import names_of, plain_name
 from gpuckpt.values import Json, NotPlainError, decode_value, encode_value
 
 DEPTH_LIMIT = 100
@@ -30,6 +29,22 @@ class Leaf:
 
 
 @dataclass(frozen=True, slots=True)
+class Level:
+    """All that lies equally deep in a state, in the order in which `flatten` comes by.
+
+    `nodes` are containers, objects and leaves; `leaves` has the leaves'
+    positions among all of the state.  `lengths` and `keys` are those of the
+    containers: how many nodes of the next level each has, and the keys of all
+    mappings one after the other.
+    """
+
+    nodes: list[Any] = field(default_factory=list)
+    leaves: list[int] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    keys: list[Any] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
 class Flat:
     """A state taken apart.
 
@@ -40,6 +55,7 @@ class Flat:
     structure: Json
     leaves: list[Leaf]
     opened: dict[Path, Any]
+    levels: list[Level]
 
     @property
     def names(self) -> list[str]:
@@ -54,15 +70,17 @@ class Mark:
     tensor: int
 
 
-def flatten(state: Any) -> Flat:
+def flatten(state: Any, asked: Sequence[tuple[Any, Any]] = ()) -> Flat:
     """Take `state` apart into its structure and its leaves, objects by their `state_dict`.
+
+    `asked` has objects that were asked already, each with its answer.
 
     Raises:
         UnsupportedError: a container that contains itself or is nested too
             deep, or a key that can't be saved.
     """
-    walk = _Walk()
-    return Flat(walk.node(state, (), ()), walk.found, walk.opened)
+    walk = _Walk(asked)
+    return Flat(walk.node(state, (), ()), walk.found, walk.opened, walk.levels)
 
 
 class _Walk:
@@ -72,32 +90,62 @@ class _Walk:
     alive until Python's cyclic collector comes by.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, asked: Sequence[tuple[Any, Any]]) -> None:
         self.found: list[Leaf] = []
         self.opened: dict[Path, Any] = {}
+        self.levels: list[Level] = []
+        self._asked: dict[int, list[Any]] = {}
+        for node, answer in asked:
+            self._asked.setdefault(id(node), []).append(answer)
 
     def node(self, node: Any, path: Path, above: tuple[int, ...]) -> Json:
         if not is_object(node) and not isinstance(node, Mapping | list | tuple):
-            self.found.append(Leaf(path, node, {}))
-            return self.found[-1].node
+            return self._leaf(node, path, len(above))
         if id(node) in above:
             raise UnsupportedError(plain_name(path), "a container that contains itself")
         if len(above) >= DEPTH_LIMIT:
             raise UnsupportedError(plain_name(path), f"nested deeper than {DEPTH_LIMIT} levels")
+        level = self._level(len(above))
+        level.nodes.append(node)
         above = (*above, id(node))
         if is_object(node):
-            self.opened[path] = node.state_dict()
-            return {"object": self.node(self.opened[path], path, above)}
+            level.lengths.append(1)
+            self.opened[path] = inner = self._ask(node)
+            return {"object": self.node(inner, path, above)}
         if isinstance(node, Mapping):
-            items = [[_key(k, path), self.node(v, (*path, k), above)] for k, v in node.items()]
-            return {"dict": items}
+            items = list(node.items())
+            level.lengths.append(len(items))
+            level.keys.extend(key for key, _ in items)
+            return {"dict": [[_key(k, path), self.node(v, (*path, k), above)] for k, v in items]}
+        children = list(node)
+        level.lengths.append(len(children))
         kind = "tuple" if isinstance(node, tuple) else "list"
-        return {kind: [self.node(child, (*path, at), above) for at, child in enumerate(node)]}
+        return {kind: [self.node(child, (*path, at), above) for at, child in enumerate(children)]}
+
+    def _leaf(self, node: Any, path: Path, depth: int) -> Json:
+        level = self._level(depth)
+        level.nodes.append(node)
+        level.leaves.append(len(self.found))
+        self.found.append(Leaf(path, node, {}))
+        return self.found[-1].node
+
+    def _level(self, depth: int) -> Level:
+        if depth == len(self.levels):
+            self.levels.append(Level())
+        return self.levels[depth]
+
+    def _ask(self, node: Any) -> Any:
+        answers = self._asked.get(id(node))
+        return answers.pop(0) if answers else node.state_dict()
 
 
 def is_object(node: object) -> bool:
     """Whether `node` keeps its own state behind `state_dict` and `load_state_dict`."""
-    kind = type(node)
+    return has_state(type(node))
+
+
+def has_state(kind: type) -> bool:
+    """Whether objects of this type do."""
     return callable(getattr(kind, "state_dict", None)) and callable(
         getattr(kind, "load_state_dict", None)
     )
@@ -154,48 +202,6 @@ def split_node(node: Json, depth: int) -> tuple[str, Any]:
     if kind != "value" and not isinstance(payload, expected.get(kind, ())):
         raise FormatError(f"a node of a state's structure can't be {kind!r} here")
     return kind, payload
-
-
-def names_of(paths: list[Path]) -> list[str]:
-    """A name for each path, no two the same.
-
-    A name is the path's keys with dots between them.  Where two paths would
-    share one (`{"a.b": …, "a": {"b": …}}`, or the keys 0 and "0"), each of
-    these is written exactly instead: `["a.b"]`, `["a"]["b"]`.  Keys that differ
-    and are written alike (two NaNs) are numbered, from the second on: `…#2`.
-    """
-    names = [plain_name(path) for path in paths]
-    exact: list[str] | None = None
-    while len(set(names)) < len(names):
-        exact = exact or _numbered([exact_name(path) for path in paths])
-        seen = Counter(names)
-        names = [own if seen[name] > 1 else name for own, name in zip(exact, names, strict=True)]
-    return names
-
-
-def plain_name(path: Path) -> str:
-    """The path's keys with dots between them; keys that are no strings as JSON."""
-    return ".".join(key if isinstance(key, str) else _json(key) for key in path)
-
-
-def exact_name(path: Path) -> str:
-    """The path's keys as JSON, each in brackets."""
-    return "".join(f"[{_json(key)}]" for key in path)
-
-
-def _json(key: Any) -> str:
-    """A key in words that don't depend on the version of Python or numpy, as its repr would."""
-    return json.dumps(encode_value(key), separators=(",", ":"))
-
-
-def _numbered(names: list[str]) -> list[str]:
-    """Names with `#2`, `#3`, … at the second, third, … of those that are equal."""
-    seen: Counter[str] = Counter()
-    numbered = []
-    for name in names:
-        seen[name] += 1
-        numbered.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-    return numbered
 
 
 def _items(payload: list[Json]) -> list[tuple[Any, Json]]:

@@ -31,6 +31,11 @@ class NotPlainError(Exception):
     """The value is none of those that can be written; the message says what it is."""
 
 
+def is_plain(kind: type) -> bool:
+    """Whether values of exactly this type are plain ones, most of which can be written."""
+    return (kind in _ENCODERS and kind is not tuple) or issubclass(kind, np.generic)
+
+
 def encode_value(value: object) -> Json:
     """Write one plain value as JSON.
 

@@ -1,8 +1,14 @@
 // unfilter_chunks: join planes into chunks and take the digests of what was written, in one pass.
 //
-// The inverse of filter.cu, with its arguments, its table and its launch: here the planes are read
-// and the tensors written.  A row's tensor may begin at any address.  The digests are of the joined
-// bytes as they go to the tensor: equal to filter_chunks' exactly if the chunks are.
+// The inverse of filter.cu, with its table and its launch: here the planes are read and the tensors
+// written.  Of a row, summaries, expected, values and kind aren't looked at.
+//
+//   chunks, rows, leaves, staged    as filter.cu has them; several rows may have the same planes
+//   digests  two words a leaf, of all rows: the 16 bytes of its XXH3-128 digest, most significant
+//            first, of the bytes as they go to the tensor
+//
+// A row's tensor and base may begin at any address.  The base may be the tensor itself: each of its
+// bytes is read before it is written, by the same warp.  Else it overlaps nothing that is written.
 // References: join in gpuckpt/planes.py, fingerprint in gpuckpt/fingerprint.py.
 //
 // A warp takes 2 KiB at a time: four 16-byte loads a lane from the planes, through its own shared
@@ -10,9 +16,12 @@
 // the tensor is misaligned each lane gets the next one's unit by shuffles, so that stores are
 // aligned.
 // Only a chunk's last tile, if it isn't full, and the ends of tiles of a misaligned tensor are
-// moved bytewise.  Roofline and what could keep it from that: as filter.cu.
+// moved bytewise.  Roofline and what could keep it from that: as filter.cu, less the statistics.
+#include "table.cuh"
 #include "chunks.cuh"
 #include "xxh3.cuh"
+#include "block.cuh"
+#include "delta.cuh"
 
 // Reads a tile's planes, of `count` bytes each, into `tile`; zeros after them.
 template <u32 WIDTH>
@@ -92,7 +101,6 @@ __device__ __forceinline__ void store_tile(const uint4 *v, u8 *__restrict__ to, 
                                            uint4 *__restrict__ tile) {
   const u32 lane = threadIdx.x % 32;
   if (count < TILE) {
-    __syncwarp(ALL);
 #pragma unroll
     for (u32 u = 0; u < UNITS; ++u) tile[u * 32 + lane] = v[u];
     __syncwarp(ALL);
@@ -107,45 +115,52 @@ __device__ __forceinline__ void store_tile(const uint4 *v, u8 *__restrict__ to, 
   }
 }
 
+// A tile out of its planes.  Uses `tile`, whose earlier contents are done with.
 template <u32 WIDTH>
-__device__ __forceinline__ void unfilter_leaf(const Leaf &leaf, const u8 *__restrict__ planes,
-                                              u64 stride, uint4 *__restrict__ tile,
-                                              u64 *__restrict__ sums) {
-  const u32 lane = threadIdx.x % 32;
-  const Keys keys = keys_of(lane);
-  const u8 *from = planes + leaf.begin / WIDTH;
-  u8 *tensor = reinterpret_cast<u8 *>(leaf.tensor);
-  for (u32 at = threadIdx.x / 32 * TILE; at < leaf.padded; at += WARPS * TILE) {
-    const u32 left = leaf.length - at, count = left < TILE ? left : TILE;
-    load_planes<WIDTH>(from + at / WIDTH, stride, count / WIDTH, tile);
-    __syncwarp(ALL);
-    uint4 v[UNITS];
+__device__ __forceinline__ void take_planes(const u8 *__restrict__ planes, u64 begin, u64 stride,
+                                            u32 count, uint4 *__restrict__ tile, uint4 *v) {
+  load_planes<WIDTH>(planes + begin / WIDTH, stride, count / WIDTH, tile);
+  __syncwarp(ALL);
 #pragma unroll
-    for (u32 u = 0; u < UNITS; ++u) v[u] = join_unit<WIDTH>(u * 32 + lane, tile);
-    digest_tile(v, keys, at / STRIPE, leaf.padded / STRIPE - 1, sums);
-    store_tile(v, tensor + at, count, tile);
-    __syncwarp(ALL);
+  for (u32 u = 0; u < UNITS; ++u) v[u] = join_unit<WIDTH>(u * 32 + threadIdx.x % 32, tile);
+  __syncwarp(ALL);
+}
+
+// A warp's tiles of a leaf.
+__device__ __forceinline__ void unfilter_tiles(Block &block, const u8 *__restrict__ staged) {
+  uint4 *tile = block.tile();
+  const Chunk &row = block.row;
+  const Leaf &leaf = block.leaf;
+  for (u32 in = threadIdx.x / 32 * TILE; in < leaf.padded; in += WARPS * TILE) {
+    const u64 begin = leaf.begin + in;
+    const u32 count = bytes_of(leaf, in);
+    const u8 *planes = staged + row.planes;
+    uint4 v[UNITS];
+    switch (row.width) {
+      case 1: take_planes<1>(planes, begin, row.stride, count, tile, v); break;
+      case 2: take_planes<2>(planes, begin, row.stride, count, tile, v); break;
+      case 4: take_planes<4>(planes, begin, row.stride, count, tile, v); break;
+      case 8: take_planes<8>(planes, begin, row.stride, count, tile, v); break;
+    }
+    if (row.base)
+      shift_tile<true>(reinterpret_cast<const u8 *>(row.base + begin), count, row.width, tile, v);
+    digest_tile(v, block.keys, in / STRIPE, leaf.padded / STRIPE - 1, block.sums);
+    store_tile(v, reinterpret_cast<u8 *>(row.tensor + begin), count, tile);
   }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 4)
 unfilter_chunks(const Chunk *__restrict__ chunks, u64 rows, u64 leaves,
                 const u8 *__restrict__ staged, u64 *__restrict__ digests) {
-  __shared__ uint4 tiles[WARPS][TILE / UNIT];
-  __shared__ u64 sums[LEAF / BLOCK * LANES];
-  uint4 *tile = tiles[threadIdx.x / 32];
-  for (u64 at = blockIdx.x; at < leaves; at += gridDim.x) {
-    const Chunk chunk = chunks[row_of(chunks, rows, at)];
-    const Leaf leaf = leaf_of(chunk, at);
-    const u8 *planes = staged + chunk.planes;
-    switch (chunk.width) {
-      case 1: unfilter_leaf<1>(leaf, planes, chunk.stride, tile, sums); break;
-      case 2: unfilter_leaf<2>(leaf, planes, chunk.stride, tile, sums); break;
-      case 4: unfilter_leaf<4>(leaf, planes, chunk.stride, tile, sums); break;
-      case 8: unfilter_leaf<8>(leaf, planes, chunk.stride, tile, sums); break;
-    }
+  __shared__ Block block;
+  begin_block(block);
+  for (u64 at = blockIdx.x; at < leaves;) {
+    begin_leaf(block, chunks, rows, at);
+    unfilter_tiles(block, staged);
+    const Leaf &leaf = block.leaf;
     __syncthreads();
-    if (threadIdx.x < 32) finish_digest(sums, leaf.padded, digests + 2 * at);
+    if (threadIdx.x < 32) write_digest(block.sums, block.keys, leaf.padded, digests + 2 * leaf.number);
+    at = block.leaf.number + gridDim.x;
     __syncthreads();
   }
 }

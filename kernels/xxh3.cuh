@@ -1,4 +1,4 @@
-// XXH3-128 (seed 0, default secret) of leaves, for filter.cu and unfilter.cu; written from
+// XXH3-128 (seed 0, default secret) of leaves, for the kernels of chunks; written from
 // https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md.
 // Reference: gpuckpt/fingerprint.py.
 //
@@ -27,39 +27,33 @@ __constant__ const u64 INITIAL[LANES] = {
     PRIME32_3, PRIME64_1, PRIME64_2, PRIME64_3, PRIME64_4, PRIME32_2, PRIME64_5, PRIME32_1,
 };
 
-// Eight bytes of the secret, from any offset below 184.
-__device__ __forceinline__ u64 secret(u32 offset) {
-  const u32 at = offset / 8, bits = offset % 8 * 8;
-  return bits ? SECRET[at] >> bits | SECRET[at + 1] << (64 - bits) : SECRET[at];
+// Eight bytes of the secret's copy, from an offset below 184 that isn't a multiple of 8.
+__device__ __forceinline__ u64 across(const u64 *__restrict__ keys, u32 offset) {
+  const u32 bits = offset % 8 * 8;
+  return keys[offset / 8] >> bits | keys[offset / 8 + 1] << (64 - bits);
 }
 
 __device__ __forceinline__ u64 product(u64 word) { return (word & 0xffffffffu) * (word >> 32); }
 
-// The keys of this thread's units: even and odd ones lie in the first and last 8 stripes of a
-// block; a unit has the XXH3 lanes 2 (t mod 4) and the one after.
-struct Keys {
-  u64 of[2][2];
-};
-__device__ __forceinline__ Keys keys_of(u32 lane) {
-  const u32 at = lane / 4 + lane % 4 * 2;
-  return {{{SECRET[at], SECRET[at + 1]}, {SECRET[at + 8], SECRET[at + 9]}}};
-}
-
 // Adds up a tile, all lanes of a warp together.  v: this lane's units; stripe: the tile's first in
-// its leaf; last: the leaf's last stripe; sums: the leaf's, of its 64 blocks x 8 lanes.
-__device__ __forceinline__ void digest_tile(const uint4 *v, const Keys &keys, u32 stripe, u32 last,
-                                            u64 *__restrict__ sums) {
-  const u32 lane = threadIdx.x % 32;
+// its leaf; last: the leaf's last stripe; keys: a copy of the secret, which needs no registers
+// beyond this; sums: the leaf's, of its 64 blocks x 8 lanes.
+//
+// Even and odd units of a lane lie in the first and last 8 stripes of a block; a unit has the XXH3
+// lanes 2 (t mod 4) and the one after.
+__device__ __forceinline__ void digest_tile(const uint4 *v, const u64 *__restrict__ keys,
+                                            u32 stripe, u32 last, u64 *__restrict__ sums) {
+  const u32 lane = threadIdx.x % 32, key = lane / 4 + lane % 4 * 2;
   u64 sum[2][2] = {{0, 0}, {0, 0}};
 #pragma unroll
   for (u32 u = 0; u < UNITS; ++u) {
     const u64 a = (u64)v[u].y << 32 | v[u].x, b = (u64)v[u].w << 32 | v[u].z;
     const u32 mine = stripe + u * 8 + lane / 4;
-    u64 key_a = keys.of[u % 2][0], key_b = keys.of[u % 2][1];
+    u64 key_a = keys[key + u % 2 * 8], key_b = keys[key + u % 2 * 8 + 1];
     if (mine >= last) {  // only in a leaf's last tile
       if (mine > last) continue;
-      key_a = secret(121 + lane % 4 * 16);
-      key_b = secret(129 + lane % 4 * 16);
+      key_a = across(keys, 121 + lane % 4 * 16);
+      key_b = across(keys, 129 + lane % 4 * 16);
     }
     sum[u / 2][0] += b + product(a ^ key_a);
     sum[u / 2][1] += a + product(b ^ key_b);
@@ -76,10 +70,12 @@ __device__ __forceinline__ void digest_tile(const uint4 *v, const Keys &keys, u3
   if (!(lane & 4)) sums[(stripe / 16 + second) * LANES + lane % 4 * 2 + odd] = one;
 }
 
-__device__ __forceinline__ u64 merged(const u64 *__restrict__ acc, u32 offset, u64 start) {
+__device__ __forceinline__ u64 merged(const u64 *__restrict__ acc, const u64 *__restrict__ keys,
+                                      u32 offset, u64 start) {
   u64 hash = start;
   for (u32 i = 0; i < LANES; i += 2) {
-    const u64 a = acc[i] ^ secret(offset + 8 * i), b = acc[i + 1] ^ secret(offset + 8 * i + 8);
+    const u64 a = acc[i] ^ across(keys, offset + 8 * i);
+    const u64 b = acc[i + 1] ^ across(keys, offset + 8 * i + 8);
     hash += a * b ^ __umul64hi(a, b);
   }
   hash = (hash ^ hash >> 37) * PRIME_MX1;
@@ -92,21 +88,32 @@ __device__ __forceinline__ u64 big_endian(u64 x) {
 }
 
 // A block's first warp finishes a leaf of `length` bytes, a multiple of 256, whose sums are all
-// there, and writes its digest: 16 bytes, most significant first.  The sums are used up.
-__device__ __forceinline__ void finish_digest(u64 *__restrict__ sums, u32 length,
-                                              u64 *__restrict__ digest) {
+// there; they are used up.  Lanes 0 and 1 return the digest's words: its 16 bytes, most significant
+// first.
+__device__ __forceinline__ u64 finish_digest(u64 *__restrict__ sums,
+                                             const u64 *__restrict__ keys, u32 length) {
   const u32 blocks = (length + BLOCK - 1) / BLOCK, lane = threadIdx.x;
   if (lane < LANES) {
-    const u64 key = SECRET[16 + lane];
+    const u64 key = keys[16 + lane];
     u64 acc = INITIAL[lane];
+    const u64 *sum = sums + lane;
 #pragma unroll 4
-    for (u32 b = 0; b + 1 < blocks; ++b) {
-      acc += sums[b * LANES + lane];
+    for (u32 b = 1; b < blocks; ++b, sum += LANES) {
+      acc += *sum;
       acc = (acc ^ acc >> 47 ^ key) * PRIME32_1;
     }
-    sums[lane] = acc + sums[(blocks - 1) * LANES + lane];
+    sums[lane] = acc + *sum;
   }
   __syncwarp(ALL);
-  if (lane == 0) digest[0] = big_endian(merged(sums, 117, ~(length * PRIME64_2)));
-  if (lane == 1) digest[1] = big_endian(merged(sums, 11, length * PRIME64_1));
+  if (lane > 1) return 0;
+  const u64 start = lane ? length * PRIME64_1 : ~(length * PRIME64_2);
+  return big_endian(merged(sums, keys, lane ? 11 : 117, start));
+}
+
+// The same, written to where the leaf has its digest alone.
+__device__ __forceinline__ void write_digest(u64 *__restrict__ sums,
+                                             const u64 *__restrict__ keys, u32 length,
+                                             u64 *__restrict__ digest) {
+  const u64 word = finish_digest(sums, keys, length);
+  if (threadIdx.x < 2) digest[threadIdx.x] = word;
 }

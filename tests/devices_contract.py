@@ -1,184 +1,127 @@
-"""What every `Device` promises, as tests: each device's own test module inherits them."""
+"""What every `Device` promises of snapshots and memory: each device's tests inherit these.
+
+What it promises of uploads is in uploads_contract.py.
+"""
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import strategies as st
 
-from gpuckpt.devices import Device
+from tests.shares import OnDevice, checked, download, new_slot, prints_of, reread, share_of
+from tests.views import DTYPES, FILLED, VIEWS, bytes_of, numbers
 
-SHAPE = (6, 10, 14)
-# Views of an array of `SHAPE`: the same function makes them of numpy's and of cupy's arrays.
-VIEWS: dict[str, Callable[[Any], Any]] = {
-    "contiguous": lambda a: a,
-    "part": lambda a: a[2:5],
-    "transposed": lambda a: a.transpose(2, 0, 1),
-    "Fortran": lambda a: a.T,
-    "stepped": lambda a: a[::2, 1::3],
-    "reversed": lambda a: a[::-1, :, ::-1],
-    "column": lambda a: a[:, 3, 5],
-    "repeated": lambda a: np.broadcast_to(a[:, :1, :4], (6, 3, 4)),
-    "one element": lambda a: a[3:4, 2:3, 1:2],
-    "0-d": lambda a: a[3:4, 2:3, 1:2].reshape(()),
-    "empty": lambda a: a[:0],
-}
+copy_and_hold = pytest.mark.parametrize("copy", [True, False], ids=["copy", "hold"])
 
 
-def numbers(seed: int = 0, dtype: Any = np.float32, shape: tuple[int, ...] = SHAPE) -> Any:
-    """An array of random bits: NaNs with payloads, infinities, denormals and all."""
-    dtype = np.dtype(dtype)
-    bits = np.random.default_rng(seed).bytes(math.prod(shape) * dtype.itemsize)
-    return np.frombuffer(bits, dtype).reshape(shape).copy()
+class Owner:
+    """Somebody who keeps memory alive."""
 
 
-def bytes_of(array: Any) -> bytes:
-    """All bytes of a numpy array, in C order: the reference for everything here."""
-    data: bytes = array.tobytes(order="C")
-    return data
+class DeviceContract(OnDevice):
+    """Tests of any device's snapshots, and of the memory that it gives."""
 
-
-@dataclass(frozen=True)
-class Cut:
-    """A strided view to be cut out of a fresh array, and a run of its bytes."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    slices: tuple[slice, ...]
-    axes: tuple[int, ...]
-    start: int
-    nbytes: int
-
-    def view(self, base: Any) -> Any:
-        return base[(*self.slices, ...)].transpose(self.axes)
-
-
-@st.composite
-def cuts(draw: st.DrawFn) -> Cut:
-    """Any shape, steps of either sign, any order of axes, any run of whole elements."""
-    dtype = draw(st.sampled_from(["u1", "f2", "i4", "f8", "c16", "?"]))
-    shape = tuple(draw(st.lists(st.integers(0, 6), max_size=4)))
-    step = st.sampled_from([1, 1, 2, 3, -1, -2])
-    slices = []
-    for extent in shape:
-        lowest = draw(st.integers(0, extent))
-        piece = range(extent)[lowest:][:: draw(step)]
-        stop = piece.stop if piece.stop >= 0 else None
-        slices.append(slice(piece.start, stop, piece.step) if piece else slice(0, 0))
-    axes = tuple(draw(st.permutations(range(len(shape)))))
-    cut = Cut(dtype, shape, tuple(slices), axes, 0, 0)
-    elements = cut.view(np.empty(shape, dtype)).size
-    first = draw(st.integers(0, elements))
-    last = draw(st.integers(first, elements))
-    width = np.dtype(dtype).itemsize
-    return Cut(dtype, shape, tuple(slices), axes, first * width, (last - first) * width)
-
-
-class DeviceContract:
-    """Tests of any device; `device` is a fixture, `put` and `get` move whole arrays."""
-
-    def put(self, array: Any) -> Any:
-        """An array of this device's library with the same elements, in C order."""
-
-    def get(self, array: Any) -> Any:
-        """Its elements as a numpy array, once everything before on the caller's stream is done."""
-
-    def clear(self, array: Any) -> None:
-        """Set all elements to zero, on the caller's stream."""
-        array[...] = 0
-
-    def memory(self, device: Device, nbytes: int) -> Any:
-        slot = device.host_memory(nbytes)
-        slot[...] = 0x77
-        return slot
-
-    def download(self, device: Device, frozen: Any, start: int, nbytes: int) -> bytes:
-        slot = self.memory(device, nbytes)
-        data: bytes = device.download(frozen, start, slot).wait().tobytes()
-        return data
-
-    def upload(self, device: Device, data: bytes, array: Any, start: int) -> None:
-        source = self.memory(device, len(data))
-        source[...] = np.frombuffer(data, np.uint8)
-        device.begin_uploads()
-        device.upload(source, array, start).wait()
-        device.finish_uploads()
-
-    @pytest.mark.parametrize("copy", [True, False], ids=["copy", "hold"])
+    @copy_and_hold
+    @pytest.mark.parametrize("split", [True, False], ids=["planes", "whole"])
     @pytest.mark.parametrize("view", VIEWS)
-    def test_a_download_gives_the_bytes_in_c_order(self, device, view, copy):
+    def test_a_download_gives_the_bytes_in_c_order(self, device, view, split, copy):
         given = numbers()
-        frozen = device.freeze([VIEWS[view](self.put(given))], copy=copy)
-        expected = bytes_of(VIEWS[view](given))
-        assert self.download(device, frozen.arrays[0], 0, len(expected)) == expected
+        share = share_of(device, [VIEWS[view](self.put(given))], split=split)
+        frozen = share.freeze(device, copy=copy)
+        assert frozen.live is not copy
+        assert download(device, frozen, share.plan) == [bytes_of(VIEWS[view](given))]
         frozen.end_downloads()
         frozen.release()
 
-    @pytest.mark.parametrize("copy", [True, False], ids=["copy", "hold"])
-    @pytest.mark.parametrize("view", [name for name in VIEWS if name not in {"0-d", "empty"}])
-    def test_a_download_gives_any_run_of_elements(self, device, view, copy):
-        given = numbers()
-        frozen = device.freeze([VIEWS[view](self.put(given))], copy=copy)
-        expected = bytes_of(VIEWS[view](given))
-        count = len(expected) // 4
-        for first, last in [(0, count // 2), (count // 3, count), (count // 5, count // 5 + 1)]:
-            start, stop = 4 * first, 4 * last
-            part = self.download(device, frozen.arrays[0], start, stop - start)
-            assert part == expected[start:stop]
+    @copy_and_hold
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_a_download_gives_elements_of_any_type(self, device, dtype, copy):
+        given = [numbers(1, dtype, (41, 3)), numbers(2, dtype, (41, 3))]
+        arrays = [self.put(array) for array in given]
+        share = share_of(device, [arrays[0], arrays[1].T[:, ::2]], chunk_nbytes=100)
+        frozen = share.freeze(device, copy=copy)
+        expected = [bytes_of(given[0]), bytes_of(given[1].T[:, ::2])]
+        assert download(device, frozen, share.plan) == expected
         frozen.end_downloads()
         frozen.release()
 
-    @pytest.mark.parametrize("view", [name for name in VIEWS if name != "repeated"])
-    def test_an_upload_undoes_a_download(self, device, view):
-        target, expected = self.put(numbers(1)), numbers(1)
-        data = bytes_of(VIEWS[view](numbers(2)))
-        self.upload(device, data, VIEWS[view](target), 0)
-        VIEWS[view](expected)[...] = VIEWS[view](numbers(2))
-        assert bytes_of(self.get(target)) == bytes_of(expected)
-
-    @pytest.mark.parametrize("view", ["contiguous", "Fortran", "stepped", "reversed", "column"])
-    def test_an_upload_of_a_part_leaves_the_rest_alone(self, device, view):
-        target, expected = self.put(numbers(1)), numbers(1)
-        inside = VIEWS[view](expected)
-        flat = inside.ravel()
-        first, last = flat.size // 3, flat.size // 2
-        flat[first:last] = VIEWS[view](numbers(2)).ravel()[first:last]
-        inside[...] = flat.reshape(inside.shape)
-        self.upload(device, flat[first:last].tobytes(), VIEWS[view](target), 4 * first)
-        assert bytes_of(self.get(target)) == bytes_of(expected)
-
-    def test_many_arrays_keep_their_places(self, device):
-        given = [numbers(seed, np.uint16, (seed * 7 % 40,)) for seed in range(30)]
-        frozen = device.freeze([self.put(array) for array in given], copy=True)
-        assert len(frozen.arrays) == len(given)
-        for array, source in zip(given, frozen.arrays, strict=True):
-            assert self.download(device, source, 0, array.nbytes) == bytes_of(array)
+    @copy_and_hold
+    def test_many_arrays_keep_their_places(self, device, copy):
+        given = [
+            numbers(seed, "?Hfd"[seed % 4], (seed * 7 % 40, 1 + seed % 3)) for seed in range(60)
+        ]
+        arrays = [self.put(array) for array in given]
+        share = share_of(device, [array.T if array.size % 2 else array for array in arrays])
+        assert len(share.plan.batches) > 3
+        assert max(map(len, share.plan.batches)) > 1
+        frozen = share.freeze(device, copy=copy)
+        expected = [bytes_of(array.T if array.size % 2 else array) for array in given]
+        assert download(device, frozen, share.plan) == expected
+        frozen.end_downloads()
         frozen.release()
 
-    def test_freezing_nothing(self, device):
-        for copy in (True, False):
-            frozen = device.freeze([], copy=copy)
-            assert list(frozen.arrays) == []
-            frozen.settle()
+    @copy_and_hold
+    def test_arrays_that_share_their_memory_each_have_their_own_bytes(self, device, copy):
+        given = numbers()
+        array = self.put(given)
+        share = share_of(device, [view(array) for view in VIEWS.values()])
+        frozen = share.freeze(device, copy=copy)
+        expected = [bytes_of(view(given)) for view in VIEWS.values()]
+        assert download(device, frozen, share.plan) == expected
+        frozen.end_downloads()
+        frozen.release()
+
+    @copy_and_hold
+    def test_batches_may_be_under_way_together_and_waited_for_in_any_order(self, device, copy):
+        given = [numbers(seed, shape=(5, 40)) for seed in range(4)]
+        share = share_of(device, [self.put(array) for array in given])
+        plan = share.plan
+        frozen = share.freeze(device, copy=copy)
+        slots = [new_slot(device, plan.chunk_nbytes) for _ in plan.batches]
+        transfers = [frozen.download(at, slot) for at, slot in enumerate(slots)]
+        frozen.end_downloads()
+        found = {}
+        for at in reversed(range(len(transfers))):
+            for chunk, arrived in zip(plan.batches[at], transfers[at].wait(), strict=True):
+                found[chunk] = checked(plan, chunk, arrived)
+        assert b"".join(found[chunk] for chunk in share.chunks) == b"".join(map(bytes_of, given))
+        frozen.release()
+
+    @copy_and_hold
+    def test_a_plan_serves_again_for_arrays_that_lie_elsewhere(self, device, copy):
+        given = [[numbers(2 * at), numbers(2 * at + 1)] for at in range(3)]
+        shares = [share_of(device, [self.put(a), self.put(b).T]) for a, b in given]
+        plan = shares[0].plan
+        for share, (a, b) in zip(shares, given, strict=True):
+            assert share.plan.batches == plan.batches
+            frozen = replace(share, plan=plan).freeze(device, copy=copy)
+            assert download(device, frozen, plan) == [bytes_of(a), bytes_of(b.T)]
             frozen.end_downloads()
             frozen.release()
-            frozen.order_update()
+
+    @copy_and_hold
+    def test_freezing_nothing(self, device, copy):
+        share = share_of(device, [])
+        frozen = share.freeze(device, copy=copy)
+        assert share.plan.batches == share.plan.rereads == ()
+        frozen.settle()
+        frozen.end_downloads()
+        frozen.release()
+        frozen.order_update()
 
     @pytest.mark.parametrize("view", ["contiguous", "Fortran", "stepped"])
     def test_a_copy_stays_as_it_was_frozen(self, device, view):
         array = self.put(numbers())
-        frozen = device.freeze([VIEWS[view](array)], copy=True)
+        share = share_of(device, [VIEWS[view](array)])
+        frozen = share.freeze(device, copy=True)
         frozen.order_update()
         self.clear(array)
         frozen.settle()
-        expected = bytes_of(VIEWS[view](numbers()))
-        assert self.download(device, frozen.arrays[0], 0, len(expected)) == expected
+        assert download(device, frozen, share.plan) == [bytes_of(VIEWS[view](numbers()))]
         assert not self.get(array).any()
         frozen.release()
 
@@ -186,7 +129,9 @@ class DeviceContract:
     def test_an_update_comes_after_all_reads_of_what_is_held(self, device, view):
         array, expected = self.put(numbers()), bytes_of(VIEWS[view](numbers()))
         self.get(array)
-        frozen = device.freeze([VIEWS[view](array)], copy=False)
+        share = share_of(device, [VIEWS[view](array)])
+        plan = share.plan
+        frozen = share.freeze(device, copy=False)
 
         def update() -> None:
             frozen.order_update()
@@ -194,20 +139,24 @@ class DeviceContract:
 
         updater = threading.Thread(target=update)
         updater.start()
-        half = len(expected) // 8 * 4
-        slots = [self.memory(device, half), self.memory(device, len(expected) - half)]
-        source = frozen.arrays[0]
-        transfers = [device.download(source, 0, slots[0]), device.download(source, half, slots[1])]
+        assert download(device, frozen, plan) == [expected]
+        assert reread(device, frozen, plan) == prints_of(plan, [expected])
         frozen.end_downloads()
-        assert b"".join(transfer.wait().tobytes() for transfer in transfers) == expected
         frozen.release()
         updater.join(30)
         assert not updater.is_alive()
         assert not self.get(array).any()
 
     def test_releasing_lets_a_waiting_update_go_on(self, device):
-        frozen = device.freeze([self.put(numbers())], copy=False)
-        updater = threading.Thread(target=frozen.order_update)
+        array = self.put(numbers())
+        frozen = share_of(device, [array]).freeze(device, copy=False)
+
+        def update() -> None:
+            frozen.order_update()
+            self.clear(array)
+            self.get(array)
+
+        updater = threading.Thread(target=update)
         updater.start()
         updater.join(0.05)
         assert updater.is_alive()
@@ -215,13 +164,73 @@ class DeviceContract:
         frozen.release()
         updater.join(30)
         assert not updater.is_alive()
+        assert not self.get(array).any()
+
+    @pytest.mark.parametrize("view", FILLED)
+    def test_a_second_look_finds_what_has_changed_and_nothing_else(self, device, view):
+        given = [numbers(seed) for seed in range(3)]
+        arrays = [self.put(array) for array in given]
+        share = share_of(device, [VIEWS[view](array) for array in arrays])
+        plan = share.plan
+        frozen = share.freeze(device, copy=False)
+        before = prints_of(plan, [bytes_of(VIEWS[view](array)) for array in given])
+        download(device, frozen, plan)
+        assert reread(device, frozen, plan) == before
+        self.clear(arrays[1])
+        self.get(arrays[1])
+        after = reread(device, frozen, plan)
+        changed = {chunk for chunk, found in after.items() if found != before[chunk]}
+        assert changed == {chunk for chunk in share.chunks if chunk.tensor == 1}
+        given[1][...] = 0
+        assert after == prints_of(plan, [bytes_of(VIEWS[view](array)) for array in given])
+        frozen.end_downloads()
+        frozen.release()
+
+    def test_a_copy_lets_go_of_its_sources_once_it_is_made(self, device):
+        array, owner = self.put(numbers()), Owner()
+        known = weakref.ref(owner)
+        share = replace(share_of(device, [array]), owners=[owner])
+        frozen = share.freeze(device, copy=True)
+        share = replace(share, owners=[])
+        del owner
+        frozen.settle()
+        assert known() is None
+        assert download(device, frozen, share.plan) == [bytes_of(numbers())]
+        frozen.release()
+
+    def test_what_is_held_is_let_go_of_at_its_release_and_not_before(self, device):
+        array, owner = self.put(numbers()), Owner()
+        known = weakref.ref(owner)
+        share = replace(share_of(device, [array]), owners=[owner])
+        frozen = share.freeze(device, copy=False)
+        share = replace(share, owners=[])
+        del owner
+        frozen.settle()
+        assert download(device, frozen, share.plan) == [bytes_of(numbers())]
+        frozen.end_downloads()
+        assert known() is not None
+        frozen.release()
+        assert known() is None
 
     def test_the_next_copy_takes_the_same_memory(self, device):
-        for seed in range(4):
-            frozen = device.freeze([self.put(numbers(seed, shape=(5 + seed, 300)))], copy=True)
-            expected = bytes_of(numbers(seed, shape=(5 + seed, 300)))
-            assert self.download(device, frozen.arrays[0], 0, len(expected)) == expected
+        for seed in (3, 0, 2, 1):
+            given = [numbers(seed, shape=(5 + seed, 300)), numbers(seed + 4, "B", (seed, 7))]
+            share = share_of(device, [self.put(array) for array in given])
+            frozen = share.freeze(device, copy=True)
+            assert download(device, frozen, share.plan) == [bytes_of(array) for array in given]
             frozen.release()
+
+    def test_there_is_room_for_what_was_reserved(self, device):
+        share = share_of(device, [self.put(numbers())])
+        nbytes = device.copy_nbytes(share.plan)
+        assert nbytes >= numbers().nbytes
+        device.reserve(nbytes)
+        assert device.has_room(nbytes)
+        device.reserve(1)
+        assert device.has_room(nbytes)
+        frozen = share.freeze(device, copy=True)
+        assert device.has_room(nbytes)
+        frozen.release()
 
     @pytest.mark.parametrize("nbytes", [0, 1, 4095, 4096, 100_001])
     def test_host_memory_has_the_size_that_was_asked_for(self, device, nbytes):
@@ -239,10 +248,3 @@ class DeviceContract:
         for other in others:
             other[...] = 9
         assert (part == 3).all()
-
-    def test_reserved_memory_counts_as_room(self, device):
-        device.reserve(1 << 20)
-        before = device.room()
-        assert before >= 1 << 20
-        device.reserve(1 << 10)
-        assert device.room() >= 1 << 20

@@ -5,13 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gpuckpt.arrays import gather, scatter
+from gpuckpt.devices import Piece
 from gpuckpt.devices.cpu import CpuDevice
-from tests.devices_contract import Cut, DeviceContract, bytes_of, cuts, numbers
+from tests.devices_contract import DeviceContract
+from tests.shares import checked, download, new_slot, prints_of, reread, share_of, tensor_of, upload
+from tests.strategies import ITEM_NBYTES_MAX, arrays, same
+from tests.uploads_contract import UploadContract
+from tests.views import Cut, bytes_of, cuts, numbers
 
 
-class TestCpuDevice(DeviceContract):
+class TestCpuDevice(DeviceContract, UploadContract):
     @pytest.fixture
     def device(self):
         return CpuDevice()
@@ -21,6 +27,42 @@ class TestCpuDevice(DeviceContract):
 
     def get(self, array):
         return array
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(arrays(), max_size=6),
+    st.booleans(),
+    st.booleans(),
+    st.integers(ITEM_NBYTES_MAX, 400),
+)
+def test_what_is_downloaded_can_be_uploaded_again(originals, copy, split, chunk_nbytes):
+    device = CpuDevice()
+    share = share_of(device, originals, chunk_nbytes=chunk_nbytes, split=split)
+    frozen, plan = share.freeze(device, copy=copy), share.plan
+    targets = [np.zeros_like(array) for array in originals]
+    for at, chunks in enumerate(plan.batches):
+        arrived = frozen.download(at, new_slot(device, chunk_nbytes)).wait()
+        rows = list(zip(chunks, arrived, strict=True))
+        pieces = [
+            Piece(c.nbytes, len(one.planes), c.start, (tensor_of(targets[c.tensor]),))
+            for c, one in rows
+        ]
+        upload(device, pieces, [checked(plan, *row) for row in rows], chunk_nbytes)
+    assert all(same(one, other) for one, other in zip(targets, originals, strict=True))
+    frozen.release()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(arrays(), max_size=6), st.booleans(), st.integers(ITEM_NBYTES_MAX, 400))
+def test_a_second_look_sees_what_the_first_one_saw(originals, copy, chunk_nbytes):
+    device = CpuDevice()
+    share = share_of(device, originals, chunk_nbytes=chunk_nbytes)
+    frozen = share.freeze(device, copy=copy)
+    found = download(device, frozen, share.plan)
+    assert found == [bytes_of(array) for array in originals]
+    assert reread(device, frozen, share.plan) == prints_of(share.plan, found)
+    frozen.release()
 
 
 @given(cuts())

@@ -19,11 +19,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gpuckpt import layout, segments
-from gpuckpt.arena import Arena
-from gpuckpt.arrays import gather, look, scatter
-from gpuckpt.coding import decode, encode
+from gpuckpt.arena import AREAS, Arena
+from gpuckpt.arrays import Tensor, gather, host_view, look, scatter
+from gpuckpt.census import take_inventory
+from gpuckpt.coding import Encoded, decode, encode
 from gpuckpt.commit import commit, delete, open_step, steps, sweep
-from gpuckpt.devices import Devices
+from gpuckpt.devices import Device, Devices, Piece
 from gpuckpt.dtypes import name_of, to_numpy, width_of
 from gpuckpt.errors import (
     CheckpointError,
@@ -34,23 +35,24 @@ from gpuckpt.errors import (
     StorageError,
 )
 from gpuckpt.fingerprint import checksum, checksum128, fingerprint
+from gpuckpt.inventory import Inventory, Snapshot
 from gpuckpt.manifest import Manifest, TensorEntry, pack_manifest, unpack_manifest
+from gpuckpt.names import names_of
 from gpuckpt.ordered import ordered_map
-from gpuckpt.plan import aligned, batch_chunks, plan_chunks
+from gpuckpt.plan import area_nbytes, plan_chunks
 from gpuckpt.planes import join, split
 from gpuckpt.save import CODECS
 from gpuckpt.sizes import format_nbytes, parse_nbytes, parse_seconds
-from gpuckpt.snapshot import capture, place, take_inventory
+from gpuckpt.snapshot import Planner, capture, place
 from gpuckpt.spec import Chunk, ChunkEntry, Extent, Plane, Spec
-from gpuckpt.staging import stage, upload
+from gpuckpt.staging import Reread, Staged, stage, upload
 from gpuckpt.stores import Store, read_all, write_all
 from gpuckpt.stores.local import LocalStore
 from gpuckpt.stores.memory import MemoryStore
-from gpuckpt.tree import Mark, flatten, from_json, names_of, rebuild, walk_json
+from gpuckpt.tree import Mark, flatten, from_json, rebuild, walk_json
 from gpuckpt.values import NotPlainError, decode_value, encode_value
 from tests.strategies import (
     FIXED,
-    ITEM_NBYTES_MAX,
     PLAIN,
     SMALL,
     TIME,
@@ -70,8 +72,20 @@ def bytes_of(array: Array) -> Array:
     return np.frombuffer(array.tobytes(), np.uint8)
 
 
+def tensor_of(array: Array) -> Tensor:
+    tensor = look(array, "a")
+    assert tensor is not None
+    return tensor
+
+
 def new_arena(chunk_nbytes: int = CHUNK, count: int = 2) -> Arena:
-    return Arena(np.empty(3 * count * chunk_nbytes, np.uint8), chunk_nbytes)
+    return Arena(np.empty(AREAS * count * area_nbytes(chunk_nbytes), np.uint8), chunk_nbytes)
+
+
+def arrays_of(inventory: Inventory) -> list[Array]:
+    """Its tensors, seen where they lie."""
+    rows = zip(inventory.addresses.tolist(), inventory.specs, inventory.roster.strides, strict=True)
+    return [host_view(*row) for row in rows]
 
 
 # Values
@@ -285,17 +299,54 @@ def test_weights_are_encoded_and_decoded_again(codec, dtype):
 
 
 def check_coding(raw: Array, width: int, codec: str) -> int:
-    slot = new_arena().take()
-    encoded = encode(raw, width, slot, CODECS[codec])
+    encoded = encode([raw], width, new_arena().take(), CODECS[codec])
     coded = np.frombuffer(b"".join(encoded.parts), np.uint8)
     assert [part.nbytes for part in encoded.parts] == [plane.length for plane in encoded.planes]
     assert coded.size <= raw.size
     if codec == "raw":
         assert np.array_equal(coded, raw)
-    out = np.full_like(raw, 0xAA)
-    decode(coded, encoded.planes, new_arena().take(), out, "here")
-    assert np.array_equal(out, raw)
+    assert_decoded(coded, encoded, raw)
     return coded.size
+
+
+def assert_decoded(coded: Array, encoded: Encoded, raw: Array) -> None:
+    """Into one room for all, and into a room for each plane."""
+    out = np.full_like(raw, 0xAA)
+    decode(coded, encoded.planes, new_arena().take(), [out], "here")
+    assert np.array_equal(out, raw)
+    width = len(encoded.planes)
+    rooms = [np.full(raw.size // width, 0xAA, np.uint8) for _ in range(width)]
+    decode(coded, encoded.planes, new_arena().take(), rooms, "here")
+    for k, room in enumerate(rooms):
+        assert np.array_equal(room, raw[k::width])
+
+
+@settings(deadline=None)
+@given(
+    arrays(shape=st.sampled_from([(0,), (1,), (7,), (300,), (20, 20), (700,)])),
+    st.sampled_from(sorted(CODECS)),
+)
+def test_a_chunk_is_encoded_to_the_same_bytes_from_its_planes_as_from_raw(array, codec):
+    raw, width = bytes_of(array), width_of(str(name_of(array.dtype)))
+    planes = [plane.copy() for plane in split(raw, width, np.empty_like(raw))]
+    one = encode([raw], width, new_arena().take(), CODECS[codec])
+    other = encode(planes, width, new_arena().take(), CODECS[codec])
+    assert one.planes == other.planes
+    assert [bytes(part) for part in one.parts] == [bytes(part) for part in other.parts]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64", "uint8"])
+def test_weights_that_lie_in_a_slots_planes_are_encoded_without_harm_to_them(codec, dtype):
+    rng = np.random.default_rng(1)
+    raw = bytes_of((rng.standard_normal(4096) * 0.02).astype(to_numpy(dtype)))
+    width, slot = width_of(dtype), new_arena().take()
+    planes = split(raw, width, slot.planes)
+    encoded = encode(planes, width, slot, CODECS[codec])
+    again = encode([raw], width, new_arena().take(), CODECS[codec])
+    assert encoded.planes == again.planes
+    assert [bytes(part) for part in encoded.parts] == [bytes(part) for part in again.parts]
+    assert all(np.array_equal(plane, raw[k::width]) for k, plane in enumerate(planes))
 
 
 @settings(deadline=None)
@@ -303,13 +354,15 @@ def check_coding(raw: Array, width: int, codec: str) -> int:
 def test_a_damaged_frame_is_corrupt_and_no_other_error(data):
     raw = bytes_of(np.arange(2000, dtype=np.int32))
     slot = new_arena().take()
-    encoded = encode(raw, 4, slot, CODECS["zstd"])
+    encoded = encode([raw], 4, slot, CODECS["zstd"])
     coded = np.frombuffer(b"".join(encoded.parts), np.uint8).copy()
     at = data.draw(st.integers(0, coded.size - 1))
     coded[at] ^= data.draw(st.integers(1, 255))
-    out = np.empty_like(raw)
+    rooms = list(np.empty((data.draw(st.sampled_from((1, 4))), raw.size), np.uint8))
+    if len(rooms) == 4:
+        rooms = [room[: raw.size // 4] for room in rooms]
     try:
-        decode(coded, encoded.planes, slot, out, "here")
+        decode(coded, encoded.planes, slot, rooms, "here")
     except CorruptError as error:
         assert "here" in str(error)  # noqa: PT017
 
@@ -339,7 +392,7 @@ def test_gathered_bytes_are_those_of_c_order(array, data):
     first = data.draw(st.integers(0, array.size))
     count = data.draw(st.integers(0, array.size - first))
     out = np.full(count * itemsize, 0xAA, np.uint8)
-    gather(look(array, "a").array, first * itemsize, out)  # type: ignore[union-attr]
+    gather(tensor_of(array).array, first * itemsize, out)
     assert np.array_equal(out, raw[first * itemsize : (first + count) * itemsize])
 
 
@@ -361,27 +414,47 @@ def test_scattered_bytes_arrive_where_they_were_gathered_and_nowhere_else(array,
 # Staging, capture and place
 
 
+def snapshot_of(state: object, devices: Devices, mode: str, chunk_nbytes: int = CHUNK) -> Snapshot:
+    inventory = take_inventory(state)
+    plans = Planner(chunk_nbytes).plans(inventory.roster)
+    return capture(inventory, plans, devices, mode=mode, host_room_nbytes=1 << 30)
+
+
+def raw_chunks(staged: Staged) -> list[Array]:
+    """What has arrived from the host: chunks in one piece each."""
+    return [raw for arrived in staged.transfer.wait() for (raw,) in [arrived.planes]]
+
+
+def put_back(staged: Staged, targets: list[Tensor], device: Device, arena: Arena) -> None:
+    """Upload what was staged, by way of another slot."""
+    slot = arena.take()
+    pieces = [Piece(c.nbytes, 1, c.start, (targets[c.tensor],)) for c in staged.chunks]
+    uploading, raws = upload(pieces, device, slot), raw_chunks(staged)
+    for raw, (room,) in zip(raws, uploading.rooms, strict=True):
+        room[:] = raw
+    assert uploading.start().wait() == [[fingerprint(raw.data)] for raw in raws]
+    arena.give(slot)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(arrays(), max_size=4), st.sampled_from(("copy", "hold")), st.integers(64, 300))
 def test_what_is_staged_can_be_uploaded_again_chunk_by_chunk(originals, mode, chunk_nbytes):
     devices, arena = Devices(), new_arena(chunk_nbytes)
-    inventory = take_inventory(dict(enumerate(originals)))
-    snapshot = capture(inventory, devices, mode=mode, host_room_nbytes=1 << 30)
-    targets = [np.zeros_like(tensor.array) for tensor in inventory.tensors]
-    chunks = list(plan_chunks(inventory.specs, chunk_nbytes=chunk_nbytes))
-    covered = [0] * len(targets)
-    batches = batch_chunks(chunks, batch_nbytes=arena.chunk_nbytes)
-    for staged in stage(snapshot, batches, devices, arena):
-        raws = [one.transfer.wait() for one in staged.chunks]  # none lies upon another
-        for one, raw in zip(staged.chunks, raws, strict=True):
-            chunk = one.chunk
-            assert chunk.start == covered[chunk.tensor]
-            assert 0 < chunk.nbytes <= chunk_nbytes
-            covered[chunk.tensor] += chunk.nbytes
-            upload(raw, targets[chunk.tensor], chunk.start, devices["cpu"])
+    snapshot = snapshot_of(originals, devices, mode, chunk_nbytes)
+    given_ = arrays_of(take_inventory(originals))
+    targets = [tensor_of(np.zeros_like(array)) for array in given_]
+    seen: dict[type, list[Chunk]] = {Staged: [], Reread: []}
+    for staged in stage(snapshot, arena):
+        seen[type(staged)] += staged.chunks
+        if isinstance(staged, Staged):
+            put_back(staged, targets, devices["cpu"], arena)
+        else:
+            runs = [bytes_of(targets[c.tensor].array)[c.start :][: c.nbytes] for c in staged.chunks]
+            assert staged.transfer.wait() == [fingerprint(run.data) for run in runs]
         arena.give(staged.slot)
-    assert covered == [spec.nbytes for spec in inventory.specs]
-    assert all(same(target, t.array) for target, t in zip(targets, inventory.tensors, strict=True))
+    every = list(plan_chunks(snapshot.inventory.specs, chunk_nbytes=chunk_nbytes))
+    assert seen == {Staged: every, Reread: every if mode == "hold" else []}
+    assert all(same(one.array, other) for one, other in zip(targets, given_, strict=True))
     snapshot.release()
     assert snapshot.staged.is_set()
 
@@ -389,25 +462,46 @@ def test_what_is_staged_can_be_uploaded_again_chunk_by_chunk(originals, mode, ch
 def test_a_copy_is_the_state_at_its_moment_whatever_is_done_to_it_afterwards():
     state = {"w": np.arange(1000.0), "t": np.arange(12).reshape(3, 4).T}
     wanted = {name: array.copy() for name, array in state.items()}
-    devices, arena = Devices(), new_arena()
-    inventory = take_inventory(state)
-    snapshot = capture(inventory, devices, mode="copy", host_room_nbytes=1 << 30)
+    arena = new_arena()
+    snapshot = snapshot_of(state, Devices(), "copy")
     for array in state.values():
         array[...] = 0
-    chunks = plan_chunks(inventory.specs, chunk_nbytes=CHUNK)
-    for staged in stage(snapshot, batch_chunks(chunks, batch_nbytes=CHUNK), devices, arena):
-        for one in staged.chunks:
-            name = inventory.specs[one.chunk.tensor].name
-            assert one.transfer.wait().tobytes() == wanted[name].tobytes()
+    seen = []
+    for staged in stage(snapshot, arena):
+        assert isinstance(staged, Staged), "a copy isn't read again"
+        for chunk, raw in zip(staged.chunks, raw_chunks(staged), strict=True):
+            seen.append(snapshot.inventory.specs[chunk.tensor].name)
+            assert raw.tobytes() == wanted[seen[-1]].tobytes()
         arena.give(staged.slot)
+    assert seen == ["w", "t"]
+
+
+def test_what_is_held_is_looked_at_once_more_after_it_was_read():
+    state = {"w": np.arange(1000.0), "t": np.arange(12).reshape(3, 4).T}
+    arena = new_arena()
+    snapshot = snapshot_of(state, Devices(), "hold")
+    line = stage(snapshot, arena)
+    first = next(line)
+    assert isinstance(first, Staged)
+    before = [fingerprint(raw.data) for raw in raw_chunks(first)]
+    arena.give(first.slot)
+    state["t"][1, 1] += 1
+    (second,) = line
+    assert isinstance(second, Reread)
+    assert second.chunks == first.chunks
+    assert [one == other for one, other in zip(second.transfer.wait(), before, strict=True)] == [
+        True,
+        False,
+    ]
 
 
 def test_a_copy_that_has_no_room_is_refused_and_auto_then_holds():
     inventory = take_inventory({"w": np.zeros(1000)})
+    plans = Planner(CHUNK).plans(inventory.roster)
     with pytest.raises(InvalidError, match="snapshot"):
-        capture(inventory, Devices(), mode="copy", host_room_nbytes=7999)
+        capture(inventory, plans, Devices(), mode="copy", host_room_nbytes=7999)
     for room, mode in ((7999, "hold"), (1 << 20, "copy")):
-        snapshot = capture(inventory, Devices(), mode="auto", host_room_nbytes=room)
+        snapshot = capture(inventory, plans, Devices(), mode="auto", host_room_nbytes=room)
         assert snapshot.mode == mode
         snapshot.release()
 
@@ -434,11 +528,11 @@ def _last_written(state: object, values: list[int]) -> list[int]:
 
 def entries_for(state: dict, writer: segments.Writer, chunk_nbytes: int) -> list[TensorEntry]:
     inventory = take_inventory(state)
-    rows: list[list[ChunkEntry]] = [[] for _ in inventory.tensors]
+    tensors = arrays_of(inventory)
+    rows: list[list[ChunkEntry]] = [[] for _ in tensors]
     for chunk in plan_chunks(inventory.specs, chunk_nbytes=chunk_nbytes):
-        tensor = inventory.tensors[chunk.tensor]
         raw = np.empty(chunk.nbytes, np.uint8)
-        gather(tensor.array, chunk.start, raw)
+        gather(tensors[chunk.tensor], chunk.start, raw)
         cut = chunk.nbytes // 2
         (extent,) = writer.write([[raw[:cut].data, raw[cut:].data]])
         planes = (Plane("raw", chunk.nbytes),)
@@ -476,14 +570,11 @@ def test_what_was_written_to_segments_is_read_with_their_own_index_alone(
                 segments.read(store, chunk.extent, memoryview(room))
                 assert chunk.extent.segment == name
                 found[entry.spec.name][chunk.start] = bytes(room)
-    by_name = {
-        tensor.spec.name: tensor.array
-        for tensor in take_inventory(dict(enumerate(originals))).tensors
-    }
-    for entry in written:
+    every = arrays_of(take_inventory(dict(enumerate(originals))))
+    for entry, array in zip(written, every, strict=True):
         parts = found[entry.spec.name]
         whole = b"".join(parts[start] for start in sorted(parts))
-        assert whole == by_name[entry.spec.name].tobytes()
+        assert whole == array.tobytes()
 
 
 def one_segment() -> tuple[MemoryStore, str]:
@@ -584,7 +675,7 @@ def manifests(draw: st.DrawFn, state: object = None) -> Manifest:
     store = MemoryStore()
     inventory = take_inventory(state)
     writer = new_writer(store, draw(st.integers(100, 3000)))
-    rows: list[list[ChunkEntry]] = [[] for _ in inventory.tensors]
+    rows: list[list[ChunkEntry]] = [[] for _ in inventory.specs]
     for chunk in plan_chunks(inventory.specs, chunk_nbytes=128):
         (extent,) = writer.write([[memoryview(bytes(chunk.nbytes))]])
         planes = (Plane("raw", chunk.nbytes),)
@@ -964,7 +1055,7 @@ def test_an_arena_hands_out_each_slot_once():
     slots = [arena.take() for _ in range(3)]
     for number, slot in enumerate(slots):
         for area in (slot.raw, slot.planes, slot.coded):
-            assert area.size == 64
+            assert area.size == area_nbytes(64) > 64
             area[:] = number
     for number, slot in enumerate(slots):
         assert all((area == number).all() for area in (slot.raw, slot.planes, slot.coded))
@@ -975,29 +1066,3 @@ def test_an_arena_hands_out_each_slot_once():
     arena.give(random.choice(slots))
     waiting.join(5)
     assert not waiting.is_alive()
-
-
-@given(arrays())
-def test_a_plan_covers_every_byte_once_and_cuts_no_element(array):
-    spec = look(array, "a").spec  # type: ignore[union-attr]
-    for chunk_nbytes in (1, ITEM_NBYTES_MAX, 100, 1 << 20):
-        end = 0
-        for chunk in plan_chunks([spec], chunk_nbytes=chunk_nbytes):
-            assert (chunk.tensor, chunk.start, chunk.nbytes % array.itemsize) == (0, end, 0)
-            assert 0 < chunk.nbytes <= max(chunk_nbytes, array.itemsize)
-            end += chunk.nbytes
-        assert end == array.nbytes
-
-
-@given(st.lists(st.integers(1, 300), max_size=40), st.integers(64, 500))
-def test_batches_keep_every_chunk_in_order_and_fit_a_slot(sizes, batch_nbytes):
-    chunks = [Chunk(at, 0, nbytes) for at, nbytes in enumerate(sizes)]
-
-    batches = list(batch_chunks(chunks, batch_nbytes=batch_nbytes))
-
-    assert [chunk for batch in batches for chunk in batch] == chunks
-    for batch in batches:
-        assert len(batch) == 1 or sum(aligned(c.nbytes) for c in batch) <= batch_nbytes
-    for one, following in itertools.pairwise(batches):
-        together = sum(aligned(chunk.nbytes) for chunk in (*one, following[0]))
-        assert together > batch_nbytes, "no batch is cut short"

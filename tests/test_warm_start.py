@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, given, settings
 
 import gpuckpt
 from gpuckpt import layout
+from gpuckpt.census import take_inventory
 from gpuckpt.options import make_header
 from gpuckpt.resources import Resources
 from gpuckpt.save import save_snapshot
-from gpuckpt.snapshot import capture, take_inventory
+from gpuckpt.snapshot import Planner, capture
 from gpuckpt.stats import Stats
 from gpuckpt.stores.local import LocalStore
 from tests.strategies import arrays, same
@@ -79,7 +80,8 @@ def test_a_segment_alone_needs_no_manifest_but_has_tensors_only(root: Path, tmp_
 def in_segments(root: Path, state: Any, step: int, *, segment_nbytes: int) -> list[Path]:
     resources = Resources("1 MiB", chunk_nbytes=1024)
     inventory = take_inventory(state)
-    snapshot = capture(inventory, resources.devices, mode="hold", host_room_nbytes=0)
+    plans = Planner(1024, split=False).plans(inventory.roster)
+    snapshot = capture(inventory, plans, resources.devices, mode="hold", host_room_nbytes=0)
     save_snapshot(
         snapshot,
         make_header(step, None, None),

@@ -1,7 +1,33 @@
 """Arrays of any library, seen as numpy or cupy arrays over the same memory."""
 
 from gpuckpt.arrays.make import KINDS, finish, make
+from gpuckpt.arrays.probe import (
+    LIBRARIES,
+    Addresses,
+    Facts,
+    Library,
+    facts,
+    locate,
+    probed,
+)
 from gpuckpt.arrays.strided import gather, scatter
-from gpuckpt.arrays.view import Array, Tensor, look
+from gpuckpt.arrays.view import Array, Tensor, host_view, look
 
-__all__ = ["KINDS", "Array", "Tensor", "finish", "gather", "look", "make", "scatter"]
+__all__ = [
+    "KINDS",
+    "LIBRARIES",
+    "Addresses",
+    "Array",
+    "Facts",
+    "Library",
+    "Tensor",
+    "facts",
+    "finish",
+    "gather",
+    "host_view",
+    "locate",
+    "look",
+    "make",
+    "probed",
+    "scatter",
+]

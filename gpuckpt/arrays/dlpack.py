@@ -64,15 +64,20 @@ class Memory:
     owner: object
 
 
-def look(producer: Any) -> Memory | str:
-    """The memory behind `producer`, or a reason why it can't be looked at."""
-    device_type, device_id = producer.__dlpack_device__()
-    if device_type not in (CPU, CUDA, CUDA_HOST, CUDA_MANAGED):
-        return f"it lies on a device of DLPack type {device_type}, neither host nor CUDA"
-    on_host = device_type in (CPU, CUDA_HOST)
+def look(producer: Any, *, ordered: bool = True) -> Memory | str:
+    """The memory behind `producer`, or a reason why it can't be looked at.
+
+    If it is `ordered`, the producer orders CuPy's current stream after what it
+    has given to streams of its own.
+    """
     try:
-        # -1: no synchronisation, which is for the snapshot's own stream to do.
-        capsule = producer.__dlpack__() if on_host else producer.__dlpack__(stream=-1)
+        device_type, device_id = producer.__dlpack_device__()
+        if device_type not in (CPU, CUDA, CUDA_HOST, CUDA_MANAGED):
+            return f"it lies on a device of DLPack type {device_type}, neither host nor CUDA"
+        on_host = device_type in (CPU, CUDA_HOST)
+        # -1: no order.
+        stream = {} if on_host else {"stream": _current_stream(device_id) if ordered else -1}
+        capsule = producer.__dlpack__(**stream)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         return f"its memory can't be looked at through DLPack ({error})"
     tensor = _tensor_of(capsule)
@@ -91,6 +96,14 @@ def look(producer: Any) -> Memory | str:
         None if on_host else device_id,
         (producer, capsule),
     )
+
+
+def _current_stream(device_id: int) -> int:
+    """CuPy's, by DLPack's number: the legacy default stream is 1."""
+    import cupy
+
+    with cupy.cuda.Device(device_id):
+        return int(cupy.cuda.get_current_stream().ptr) or 1
 
 
 def _tensor_of(capsule: object) -> _Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     Array = npt.NDArray[np.generic] | cupy.ndarray
 else:
     Array = object
+
+_MEMORY = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)(
+    ("PyMemoryView_FromMemory", ctypes.pythonapi)
+)
+_READABLE, _WRITABLE = 0x100, 0x200
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +49,24 @@ class Tensor:
         return bool(self.array.flags.c_contiguous)
 
     @property
+    def address(self) -> int:
+        """Where element [0, …, 0] lies in its device's memory; 0 if there is none."""
+        if not self.spec.nbytes:
+            return 0
+        array = self.array
+        return int(array.ctypes.data if self.spec.device == "cpu" else array.data.ptr)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Bytes from one element to the next, along each axis."""
+        return tuple(self.array.strides)
+
+    @property
     def span(self) -> tuple[int, int]:
         """The addresses of its first byte, and of the byte after its last, in its device."""
-        array = self.array
-        first = array.ctypes.data if self.spec.device == "cpu" else array.data.ptr
-        last = first + array.itemsize
-        for n, stride in zip(array.shape, array.strides, strict=True):
+        first = self.address
+        last = first + self.array.itemsize
+        for n, stride in zip(self.spec.shape, self.array.strides, strict=True):
             first += min((n - 1) * stride, 0)
             last += max((n - 1) * stride, 0)
         return first, last
@@ -58,9 +76,12 @@ class Tensor:
         """The same for two leaves exactly if they are one array."""
         if not self.spec.nbytes:
             return ("empty", id(self.owner))
-        interface = self.array
-        address = interface.data.ptr if self.spec.device != "cpu" else interface.ctypes.data
-        return (self.spec.device, address, interface.strides, self.spec.shape, self.spec.dtype)
+        return (self.address, *self.layout)
+
+    @property
+    def layout(self) -> tuple[object, ...]:
+        """All of `where` but the address."""
+        return (self.spec.device, self.strides, self.spec.shape, self.spec.dtype)
 
 
 def look(leaf: Any, name: str) -> Tensor | None:
@@ -77,11 +98,12 @@ def look(leaf: Any, name: str) -> Tensor | None:
         return None  # a plain value, though it speaks the protocols of arrays
     kind = _kind(leaf)
     if kind == "torch":
-        leaf = leaf.detach()
+        leaf = _detached(leaf, name)
     if kind == "cupy":
         return _look_cupy(leaf, leaf, name, writable=True)
     if hasattr(leaf, "__dlpack_device__") and kind != "numba":
-        seen = dlpack.look(leaf)
+        # The device itself looks at torch's streams; of others' it knows nothing.
+        seen = dlpack.look(leaf, ordered=kind != "torch")
         if isinstance(seen, dlpack.Memory):
             return _look_memory(seen, name, kind)
         if kind == "torch" or not hasattr(leaf, "__array__"):
@@ -106,6 +128,13 @@ def _is_torch(leaf: object) -> bool:
     return any(
         base.__module__ == "torch" and base.__name__ == "Tensor" for base in type(leaf).__mro__
     )
+
+
+def _detached(leaf: Any, name: str) -> Any:
+    """A tensor without its history; torch itself would hand out one to be negated as it lies."""
+    if leaf.is_neg():
+        raise UnsupportedError(name, "its elements are yet to be negated; save .resolve_neg()")
+    return leaf.detach()
 
 
 def _look_numpy(array: npt.NDArray[Any], owner: object, name: str, kind: str) -> Tensor:
@@ -151,8 +180,15 @@ def _on_host(memory: dlpack.Memory) -> npt.NDArray[Any]:
         "typestr": f"|V{memory.itemsize}",
         "version": 3,
     }
-    holder = type("Holder", (), {"__array_interface__": interface, "owner": memory.owner})()
-    return np.asarray(holder).view(to_numpy(memory.dtype))
+    return np.asarray(_Held(interface, memory.owner)).view(to_numpy(memory.dtype))
+
+
+class _Held:
+    """Memory for numpy to look at, which keeps its owner alive as long as numpy keeps it."""
+
+    def __init__(self, interface: dict[str, Any], owner: object) -> None:
+        self.__array_interface__ = interface
+        self.owner = owner
 
 
 def _on_cuda(memory: dlpack.Memory, name: str) -> Any:
@@ -168,6 +204,25 @@ def _on_cuda(memory: dlpack.Memory, name: str) -> Any:
         )
         pointer = cupy.cuda.MemoryPointer(owned, 0)
         return cupy.ndarray(memory.shape, dtype, pointer, memory.strides)
+
+
+def host_view(address: int, spec: Spec, strides: tuple[int, ...]) -> npt.NDArray[Any]:
+    """See host memory as an array: element [0, …, 0] at `address`, `strides` in bytes.
+
+    It doesn't own the memory, which must outlive it, and may be written to.
+    """
+    dtype = to_numpy(spec.dtype)
+    if not spec.nbytes:
+        return np.empty(spec.shape, dtype)
+    first = address + sum(min((n - 1) * s, 0) for n, s in zip(spec.shape, strides, strict=True))
+    span = sum((n - 1) * abs(s) for n, s in zip(spec.shape, strides, strict=True))
+    memory = _MEMORY(first, span + dtype.itemsize, _WRITABLE)
+    return np.ndarray(spec.shape, dtype, memory, address - first, strides)
+
+
+def host_words(address: int, count: int) -> npt.NDArray[np.uint64]:
+    """See `count` words of eight bytes of host memory as an array that doesn't own them."""
+    return np.ndarray(count, np.uint64, _MEMORY(address, 8 * count, _READABLE))
 
 
 def cuda_dtype(dtype_name: str, name: str) -> np.dtype[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ from gpuckpt.commit import open_step, steps
 from gpuckpt.errors import CheckpointError, NotFoundError
 from gpuckpt.manifest import Manifest, TensorEntry
 from gpuckpt.matching import select
+from gpuckpt.names import names_of
 from gpuckpt.pending import checkpoint_of
 from gpuckpt.sizes import format_nbytes
+from gpuckpt.statistics import Statistics
 from gpuckpt.stores.local import LocalStore
-from gpuckpt.tree import names_of, walk_json
+from gpuckpt.tree import walk_json
 from gpuckpt.values import decode_value
 
 
@@ -69,10 +71,9 @@ def show_step(
         return 0
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(facts.created))
     console.print(f"step {facts.step} of {store.root}, {when}, by {manifest.writer}", markup=False)
-    table = _table("name", "dtype", "shape or value", "in memory", "ratio", "version", "from")
-    for name, leaf in leaves.items():
-        table.add_row(*_cells(name, leaf))
-    console.print(table)
+    console.print(_leaves_table(leaves))
+    for line in _warnings(leaves):
+        console.print(line, style="red")
     whole = (format_nbytes(facts.raw_nbytes), format_nbytes(facts.encoded_nbytes))
     console.print(f"{whole[0]} in memory, {whole[1]} on disk, ratio {facts.ratio:.3f}")
     return 0
@@ -105,19 +106,47 @@ def _facts(name: str, leaf: Any) -> dict[str, Any]:
         "raw_nbytes": spec.nbytes,
         "encoded_nbytes": _encoded_nbytes(leaf),
         "version": leaf.version,
+        **_counted(leaf.statistics),
     }
+
+
+def _counted(statistics: Statistics | None) -> dict[str, Any]:
+    if statistics is None:
+        return {"norm": None, "nans": None, "infs": None}
+    return {"norm": statistics.norm, "nans": statistics.nans, "infs": statistics.infs}
+
+
+def _leaves_table(leaves: dict[str, Any]) -> Table:
+    """A row for each leaf, and its norm, if that of any is known."""
+    titles = ["name", "dtype", "shape or value", "in memory", "ratio", "version", "norm", "from"]
+    rows = [_cells(name, leaf) for name, leaf in leaves.items()]
+    kept = [
+        at for at, title in enumerate(titles) if title != "norm" or any(row[at] for row in rows)
+    ]
+    table = _table(*(titles[at] for at in kept))
+    for row in rows:
+        table.add_row(*(row[at] for at in kept))
+    return table
+
+
+def _warnings(leaves: dict[str, Any]) -> Iterator[str]:
+    """A line for each tensor that holds NaNs or infinities."""
+    for name, leaf in leaves.items():
+        if isinstance(leaf, TensorEntry) and leaf.statistics and leaf.statistics.not_finite:
+            yield f"{_shown(name)} isn't finite: {leaf.statistics.not_finite}"
 
 
 def _cells(name: str, leaf: Any) -> tuple[str, ...]:
     if not isinstance(leaf, TensorEntry):
         text = repr(leaf)
-        return (_shown(name), type(leaf).__name__, _shown(text), "", "", "", "")
+        return (_shown(name), type(leaf).__name__, _shown(text), *[""] * 5)
     spec, encoded = leaf.spec, _encoded_nbytes(leaf)
     ratio = f"{spec.nbytes / encoded:.3f}" if encoded else ""
     shape = " × ".join(map(str, spec.shape)) or "scalar"  # noqa: RUF001
     where = f"{spec.kind} {spec.device}"
     size = format_nbytes(spec.nbytes)
-    return (_shown(name), spec.dtype, shape, size, ratio, str(leaf.version), where)
+    norm = "" if leaf.statistics is None else f"{leaf.statistics.norm:.4g}"
+    return (_shown(name), spec.dtype, shape, size, ratio, str(leaf.version), norm, where)
 
 
 def _encoded_nbytes(entry: TensorEntry) -> int:
@@ -149,6 +178,15 @@ def _plain(facts: Any) -> Any:
 def _table(*titles: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in titles:
-        right = title in {"step", "epoch", "age", "in memory", "on disk", "ratio", "version"}
+        right = title in {
+            "step",
+            "epoch",
+            "age",
+            "in memory",
+            "on disk",
+            "ratio",
+            "version",
+            "norm",
+        }
         table.add_column(title, justify="right" if right else "left", overflow="fold")
     return table

@@ -3,21 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from gpuckpt.errors import InvalidError
+from gpuckpt.arena import Slot
+from gpuckpt.arrays import Tensor
+from gpuckpt.errors import InvalidError, NotFoundError
+from gpuckpt.plan import Plan
+from gpuckpt.statistics import Statistics
 
 Bytes = npt.NDArray[np.uint8]
 
 
-class Transfer(Protocol):
-    """A copy between device and host that may still be under way."""
+T_co = TypeVar("T_co", covariant=True)
 
-    def wait(self) -> Bytes:
-        """Wait until it has been made, in any thread; its bytes on the host.  Call it once."""
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A chunk on the host, in one piece or in planes, with what its device says of it.
+
+    `planes` has one for each byte of an element, or only one: the chunk as it is.
+    """
+
+    planes: tuple[Bytes, ...]
+    fingerprint: str | None = None
+    statistics: Statistics | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A chunk on its way back: its bytes, how many planes it has, and the tensors to put it into.
+
+    All of them lie on one device; the chunk begins at byte `start` of each.
+    `shared` says that other pieces may be put into the same memory meanwhile.
+    """
+
+    nbytes: int
+    planes: int
+    start: int
+    targets: tuple[Tensor, ...]
+    shared: bool = False
+
+
+class Transfer(Protocol[T_co]):
+    """Work between device and host that may still be under way."""
+
+    def wait(self) -> T_co:
+        """Wait until it is done, in any thread; what came of it.  Call it once."""
         ...
 
 
@@ -25,8 +60,20 @@ class Frozen(Protocol):
     """Tensors of one device as they were at one moment, until `release`."""
 
     @property
-    def arrays(self) -> Sequence[Any]:
-        """One array for each tensor, to be handed to `Device.download`."""
+    def live(self) -> bool:
+        """Whether it is the caller's own memory that is read, so that it must be read again."""
+        ...
+
+    def download(self, batch: int, slot: Slot) -> Transfer[Sequence[Arrived]]:
+        """Begin to bring a batch of the plan to the host.
+
+        They arrive in the slot or, where they are host memory already, stay
+        where they are.
+        """
+        ...
+
+    def reread(self, at: int, slot: Slot) -> Transfer[Sequence[str]]:
+        """Begin to take the fingerprints of chunks, by one of the plan's `rereads`, once more."""
         ...
 
     def order_update(self) -> None:
@@ -42,7 +89,7 @@ class Frozen(Protocol):
         ...
 
     def end_downloads(self) -> None:
-        """Say that no more downloads will begin."""
+        """Say that no more downloads and rereads will begin."""
         ...
 
     def release(self) -> None:
@@ -50,17 +97,35 @@ class Frozen(Protocol):
         ...
 
 
+class Upload(Protocol):
+    """Chunks to be brought to a device: first fill the `rooms`, then `start`."""
+
+    @property
+    def rooms(self) -> Sequence[Sequence[Bytes]]:
+        """For each chunk where its planes belong, or one room for all its bytes."""
+        ...
+
+    def start(self) -> Transfer[Sequence[Sequence[str]]]:
+        """Begin; in the end, for each chunk, the fingerprint of what each target now holds."""
+        ...
+
+
 class Device(Protocol):
     """A place for tensors.  Implementations: `cpu`, `cuda`.
 
-    Arrays are numpy's or cupy's (see `arrays.Tensor`).  Nothing here waits for
-    the device but where it says so.  Raises `DeviceError` and
+    Tensors are addresses, shapes and strides (see `Plan`).  Nothing here waits
+    for the device but where it says so.  Raises `DeviceError` and
     `DeviceMemoryError`, no other device's own errors.
     """
 
     @property
     def name(self) -> str:
         """`cpu`, `cuda:0`, …."""
+        ...
+
+    @property
+    def kept_nbytes(self) -> int:
+        """Bytes of its memory that it keeps for copies and for chunks on their way."""
         ...
 
     def host_memory(self, nbytes: int) -> Bytes:
@@ -71,39 +136,44 @@ class Device(Protocol):
         """A new, uninitialised array in C order, allocated as the caller's own are."""
         ...
 
-    def room(self) -> int:
-        """Bytes of its memory that a copy of the state may take, beside what it already keeps."""
+    def copy_nbytes(self, plan: Plan) -> int:
+        """What a copy of a plan's tensors takes."""
+        ...
+
+    def has_room(self, nbytes: int) -> bool:
+        """Whether a copy that takes so much fits beside the caller's own needs."""
         ...
 
     def reserve(self, nbytes: int) -> None:
-        """Have memory for copies of `nbytes` in all, ready for use; it is kept."""
+        """Have memory for a copy that takes `nbytes`, ready for use; it is kept."""
         ...
 
-    def freeze(self, arrays: Sequence[Any], *, copy: bool) -> Frozen:
-        """Freeze `arrays` at this point of the caller's stream.
+    def freeze(
+        self,
+        plan: Plan,
+        addresses: npt.NDArray[np.uint64],
+        owners: Sequence[object],
+        *,
+        copy: bool,
+    ) -> Frozen:
+        """Freeze a plan's tensors at this point of the caller's stream.
 
-        With `copy`, into memory that the device keeps for the next time, after
-        which the caller may change them at once.  Else they are read where
-        they are, and the caller must order its changes by `order_update`.
+        `addresses` are those of all the state's tensors, and `owners` keep
+        them alive: both are held only as long as they are read.  With `copy`,
+        into memory that the device keeps for the next time, after which the
+        caller may change the tensors at once.  Else they are read where they
+        are, and the caller must order its changes by `order_update`.
         """
         ...
 
-    def download(self, array: Any, start: int, slot: Bytes) -> Transfer:
-        """Begin to copy bytes `start` … of a frozen array, in C order, to the host.
-
-        They arrive in `slot`, whose length says how many, or, where the frozen
-        array is host memory already, stay where they are.
-        """
+    def begin_uploads(self, chunk_nbytes: int) -> None:
+        """Order uploads, of chunks up to this size, after what the caller's stream was given."""
         ...
 
-    def begin_uploads(self) -> None:
-        """Order uploads after what the caller's stream has been given so far."""
-        ...
+    def upload(self, pieces: Sequence[Piece], slot: Slot) -> Upload:
+        """Make ready to bring chunks to their targets, by way of a slot.
 
-    def upload(self, data: Bytes, array: Any, start: int) -> Transfer:
-        """Begin to copy `data` to bytes `start` … of `array`, in C order.
-
-        `data` stays as it is until the transfer has been waited for.
+        The slot's `planes` and `raw` are the upload's until it has been waited for.
         """
         ...
 
@@ -112,15 +182,15 @@ class Device(Protocol):
         ...
 
 
-class Done:
+class Done(Generic[T_co]):
     """A transfer that needs no waiting."""
 
-    def __init__(self, data: Bytes) -> None:
-        self._data = data
+    def __init__(self, result: T_co) -> None:
+        self._result = result
 
-    def wait(self) -> Bytes:
-        """The bytes."""
-        return self._data
+    def wait(self) -> T_co:
+        """The result."""
+        return self._result
 
 
 class Devices:
@@ -156,6 +226,11 @@ def _open(name: str) -> Device:
         from gpuckpt.devices.cpu import CpuDevice
 
         return CpuDevice()
-    from gpuckpt.devices.cuda import CudaDevice
-
+    try:
+        from gpuckpt.devices.cuda import CudaDevice
+    except ImportError as error:
+        raise NotFoundError(
+            f"{name} needs cupy, which can't be imported ({error}): "
+            "pip install 'gpuckpt[cuda13]' (or [cuda12]), or pass device='cpu'"
+        ) from error
     return CudaDevice(int(name.partition(":")[2]))

@@ -1,21 +1,25 @@
-"""Tensors in host memory, as numpy arrays: complete by itself, and the reference for `cuda`."""
+"""Tensors in host memory: complete by itself, and the reference for `cuda`."""
 
 from __future__ import annotations
 
+import ctypes
 import mmap
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from gpuckpt.apart import Flag
-from gpuckpt.arrays import gather, scatter
-from gpuckpt.devices import Bytes, Done, Frozen, Transfer
+from gpuckpt.arena import Slot
+from gpuckpt.arrays import gather, host_view, scatter
+from gpuckpt.devices import Arrived, Bytes, Done, Frozen, Piece, Transfer, Upload
 from gpuckpt.errors import DeviceMemoryError
+from gpuckpt.fingerprint import fingerprint
+from gpuckpt.plan import Plan, aligned
+from gpuckpt.spec import Chunk
 
-# Copies begin on cache lines.
-_ALIGNMENT = 64
+R = TypeVar("R")
 
 
 class CpuDevice:
@@ -25,6 +29,11 @@ class CpuDevice:
 
     def __init__(self) -> None:
         self._shadow: Bytes = np.empty(0, np.uint8)
+
+    @property
+    def kept_nbytes(self) -> int:
+        """The memory for copies."""
+        return self._shadow.size
 
     def host_memory(self, nbytes: int) -> Bytes:
         """Memory in huge pages where the system has them, none of them touched yet.
@@ -48,73 +57,77 @@ class CpuDevice:
         """A new array."""
         return np.empty(shape, dtype)
 
-    def room(self) -> int:
-        """No bound of its own: the budget for host memory is the caller's to keep."""
-        return 1 << 62
+    def copy_nbytes(self, plan: Plan) -> int:
+        """The tensors' bytes, each rounded up to a cache line."""
+        return sum(aligned(plan.specs[tensor].nbytes) for tensor in plan.tensors)
+
+    def has_room(self, nbytes: int) -> bool:  # noqa: ARG002
+        """Always: the budget for host memory is the caller's to keep."""
+        return True
 
     def reserve(self, nbytes: int) -> None:
-        """Have memory for copies of `nbytes` in all, its pages touched."""
+        """Have memory for a copy, its pages touched."""
         if self._shadow.size < nbytes:
             self._shadow = np.empty(0, np.uint8)
             self._shadow = self.host_memory(nbytes)
             self._shadow[:: mmap.PAGESIZE] = 0
 
-    def freeze(self, arrays: Sequence[npt.NDArray[Any]], *, copy: bool) -> Frozen:
-        """Copy `arrays` now, or hold them where they are."""
-        return CpuCopy(self._copies(arrays)) if copy else CpuHold(arrays)
+    def freeze(
+        self,
+        plan: Plan,
+        addresses: npt.NDArray[np.uint64],
+        owners: Sequence[object],
+        *,
+        copy: bool,
+    ) -> Frozen:
+        """Copy the tensors now, or hold them where they are."""
+        if not copy:
+            return CpuHold(plan, addresses, owners)
+        self.reserve(self.copy_nbytes(plan))
+        return CpuCopy(plan, self._copies(plan, addresses.tolist()))
 
-    def download(self, array: Any, start: int, slot: Bytes) -> Transfer:
-        """Read a copy in place; copy live memory to `slot` when waited for."""
-        if isinstance(array, _Copied):
-            return Done(array.data[start : start + slot.size])
-        return _Gather(array, start, slot)
-
-    def begin_uploads(self) -> None:
+    def begin_uploads(self, chunk_nbytes: int) -> None:
         """Nothing: the caller's thread has done what it was given."""
 
-    def upload(self, data: Bytes, array: npt.NDArray[Any], start: int) -> Transfer:
-        """Copy at once."""
-        scatter(data, array, start)
-        return Done(data)
+    def upload(self, pieces: Sequence[Piece], slot: Slot) -> Upload:
+        """Chunks are put straight into targets that have their bytes one after the other."""
+        return _CpuUpload(pieces, slot)
 
     def finish_uploads(self) -> None:
         """Nothing: uploads have been made when they return."""
 
-    def _copies(self, arrays: Sequence[npt.NDArray[Any]]) -> list[_Copied]:
-        offsets = _offsets([array.nbytes for array in arrays])
-        self.reserve(offsets[-1])
-        copies = []
-        for array, offset in zip(arrays, offsets, strict=False):
-            copied = self._shadow[offset : offset + array.nbytes]
-            if array.nbytes:
+    def _copies(self, plan: Plan, addresses: list[int]) -> dict[int, Bytes]:
+        copies, offset = {}, 0
+        base = self._shadow.ctypes.data
+        for tensor in plan.tensors:
+            spec = plan.specs[tensor]
+            copies[tensor] = copied = self._shadow[offset : offset + spec.nbytes]
+            if tensor in plan.strided:
+                array = host_view(addresses[tensor], spec, plan.strides[tensor])
                 np.copyto(copied.view(array.dtype).reshape(array.shape), array)
-            copies.append(_Copied(copied))
+            elif spec.nbytes:
+                ctypes.memmove(base + offset, addresses[tensor], spec.nbytes)
+            offset += aligned(spec.nbytes)
         return copies
-
-
-class _Copied:
-    """Bytes of a tensor, in C order, that nobody else writes to."""
-
-    def __init__(self, data: Bytes) -> None:
-        self.data = data
-
-
-class _Gather:
-    """A copy out of live memory that the thread which waits for it makes."""
-
-    def __init__(self, array: npt.NDArray[Any], start: int, slot: Bytes) -> None:
-        self._array, self._start, self._slot = array, start, slot
-
-    def wait(self) -> Bytes:
-        gather(self._array, self._start, self._slot)
-        return self._slot
 
 
 class CpuCopy:
     """Copies: the caller may change its arrays at once."""
 
-    def __init__(self, copies: Sequence[_Copied]) -> None:
-        self.arrays = copies
+    live = False
+
+    def __init__(self, plan: Plan, copies: dict[int, Bytes]) -> None:
+        self._plan, self._copies = plan, copies
+
+    def download(self, batch: int, slot: Slot) -> Transfer[Sequence[Arrived]]:  # noqa: ARG002
+        """They are where they belong."""
+        copies = self._copies
+        return Done([Arrived((_run(copies[c.tensor], c),)) for c in self._plan.batches[batch]])
+
+    def reread(self, at: int, slot: Slot) -> Transfer[Sequence[str]]:  # noqa: ARG002
+        """For completeness: nobody changes them."""
+        copies, chunks = self._copies, self._plan.rereads[at]
+        return _Later(lambda: [fingerprint(_run(copies[c.tensor], c).data) for c in chunks])
 
     def order_update(self) -> None:
         """Nothing: no live memory is read."""
@@ -127,15 +140,49 @@ class CpuCopy:
 
     def release(self) -> None:
         """Give the copies' memory back to the device, which keeps it."""
-        self.arrays = ()
+        self._copies = {}
 
 
 class CpuHold:
     """Live arrays: the caller's next update waits until all have been read."""
 
-    def __init__(self, arrays: Sequence[npt.NDArray[Any]]) -> None:
-        self.arrays = arrays
+    live = True
+
+    def __init__(
+        self, plan: Plan, addresses: npt.NDArray[np.uint64], owners: Sequence[object]
+    ) -> None:
+        self._plan, self._addresses, self._owners = plan, addresses.tolist(), owners
         self._released = Flag()
+
+    def download(self, batch: int, slot: Slot) -> Transfer[Sequence[Arrived]]:
+        """The thread that waits for it copies."""
+        chunks = self._plan.batches[batch]
+
+        def work() -> list[Arrived]:
+            places, arrived = _places(chunks, slot), []
+            for chunk, place in zip(chunks, places, strict=True):
+                gather(self._array(chunk), chunk.start, place)
+                arrived.append(Arrived((place,)))
+            return arrived
+
+        return _Later(work)
+
+    def reread(self, at: int, slot: Slot) -> Transfer[Sequence[str]]:
+        """The thread that waits for it reads."""
+        chunks = self._plan.rereads[at]
+
+        def work() -> list[str]:
+            found = []
+            for chunk, place in zip(chunks, _places(chunks, slot), strict=True):
+                array = self._array(chunk)
+                if chunk.tensor in self._plan.strided:
+                    gather(array, chunk.start, place)
+                    found.append(fingerprint(place.data))
+                else:
+                    found.append(fingerprint(_run(array.reshape(-1).view(np.uint8), chunk).data))
+            return found
+
+        return _Later(work)
 
     def order_update(self) -> None:
         """Wait: on the host, the caller's thread is the stream.
@@ -152,13 +199,65 @@ class CpuHold:
 
     def release(self) -> None:
         """Let updates go on."""
-        self.arrays = ()
+        self._owners = ()
         self._released.set()
 
+    def _array(self, chunk: Chunk) -> npt.NDArray[Any]:
+        at = chunk.tensor
+        return host_view(self._addresses[at], self._plan.specs[at], self._plan.strides[at])
 
-def _offsets(sizes: Sequence[int]) -> list[int]:
-    """Where arrays of these bytes begin, one after the other, and where the last ends."""
-    offsets = [0]
-    for nbytes in sizes:
-        offsets.append(offsets[-1] + -(-nbytes // _ALIGNMENT) * _ALIGNMENT)
-    return offsets
+
+class _CpuUpload:
+    """Chunks that are decoded into their first target, or by way of the slot.
+
+    The latter if it is strided, or if others are put into the same memory:
+    then it would hold a mixture before it was looked at.
+    """
+
+    def __init__(self, pieces: Sequence[Piece], slot: Slot) -> None:
+        self._pieces, self.rooms = pieces, []
+        offset = 0
+        for piece in pieces:
+            if _is_filled_in_place(piece):
+                flat = piece.targets[0].array.reshape(-1).view(np.uint8)
+                self.rooms.append([flat[piece.start : piece.start + piece.nbytes]])
+            else:
+                self.rooms.append([slot.raw[offset : offset + piece.nbytes]])
+                offset += aligned(piece.nbytes)
+
+    def start(self) -> Transfer[Sequence[Sequence[str]]]:
+        """Do it all."""
+        found = []
+        for piece, (room,) in zip(self._pieces, self.rooms, strict=True):
+            found.append([fingerprint(room.data)])
+            for target in piece.targets[1:] if _is_filled_in_place(piece) else piece.targets:
+                scatter(room, target.array, piece.start)
+        return Done(found)
+
+
+class _Later(Transfer[R]):
+    """Work that the thread which waits for it does."""
+
+    def __init__(self, work: Callable[[], R]) -> None:
+        self._work = work
+
+    def wait(self) -> R:
+        """Do it."""
+        return self._work()
+
+
+def _is_filled_in_place(piece: Piece) -> bool:
+    return piece.targets[0].contiguous and not piece.shared
+
+
+def _places(chunks: Sequence[Chunk], slot: Slot) -> list[Bytes]:
+    """Where in a slot's `raw` each chunk of a batch belongs."""
+    places, offset = [], 0
+    for chunk in chunks:
+        places.append(slot.raw[offset : offset + chunk.nbytes])
+        offset += aligned(chunk.nbytes)
+    return places
+
+
+def _run(data: Bytes, chunk: Chunk) -> Bytes:
+    return data[chunk.start : chunk.start + chunk.nbytes]

@@ -1,41 +1,34 @@
-"""Tensors in a GPU's memory, as cupy arrays: the only module that gives CUDA work to do.
+"""Tensors in a GPU's memory, by their addresses; kernels and copy engines do the work.
 
 Everything runs on one non-blocking stream of gpuckpt's own.  Three events
-order it with the caller's stream; of these only the second can make the host
-wait, and only in `hold` (see `CudaHold`):
+order it with the caller's streams, and none of them makes the host wait:
 
 1. before a snapshot is read, gpuckpt's stream waits for the caller's;
-2. before the caller updates what is being read, its stream waits for gpuckpt's;
-3. after a restore, the caller's stream waits for the uploads.
+2. before the caller updates what is being read, its streams wait for gpuckpt's;
+3. after a restore, the caller's streams wait for the uploads.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import cupy
 import numpy as np
 
-from gpuckpt.apart import Flag
-from gpuckpt.arrays import gather, scatter
-from gpuckpt.devices import Bytes, Frozen, Transfer
-from gpuckpt.errors import DeviceError, DeviceMemoryError, NotFoundError
+from gpuckpt.arena import Slot
+from gpuckpt.devices import Bytes, Frozen, Piece, Upload, kernels
+from gpuckpt.devices.cuda_freeze import CudaCopy, CudaHold, Scratch, copy_nbytes
+from gpuckpt.devices.cuda_upload import CudaUpload
+from gpuckpt.devices.driver import PageLocked, Semaphore, has_semaphores
+from gpuckpt.devices.stream import OwnStream
+from gpuckpt.devices.tables import Addresses, Tables
+from gpuckpt.plan import Plan, area_nbytes
+from gpuckpt.statistics import byte_values
 
-try:
-    import cupy
-except ImportError as error:
-    raise NotFoundError(
-        "this needs cupy, which isn't installed: "
-        "pip install 'gpuckpt[cuda13]' (or [cuda12]), or pass device='cpu'"
-    ) from error
-
-# Copies on the device begin where cupy's own allocations would.
-_ALIGNMENT = 512
 # Of the free memory, this much is left to the training run.
 _HEADROOM = 0.1
-_PORTABLE = 1  # cudaHostAllocPortable: page-locked for every device
 
 
 class CudaDevice:
@@ -43,254 +36,139 @@ class CudaDevice:
 
     def __init__(self, ordinal: int) -> None:
         self.name = f"cuda:{ordinal}"
-        self._device = _device(self.name)
+        self._stream = OwnStream(self.name)
         self._shadow: Any = None
-        with self._used("begin"):
-            self._stream = cupy.cuda.Stream(non_blocking=True)
+        self._scratch: Scratch | None = None
+        self._rows: Bytes = np.empty(0, np.uint8)
+        self._values: dict[str, tuple[Any, Bytes]] = {}
+        self._copying: tuple[Plan, Tables] | None = None
+        self._holding: tuple[Plan, tuple[Tables, Tables]] | None = None
+        with self._stream.used("load kernels"):
+            kernels.load_kernels()
+            self._semaphore = Semaphore() if has_semaphores() else None
+
+    @property
+    def kept_nbytes(self) -> int:
+        """The memory for copies, and the scratch memory."""
+        scratch = 0 if self._scratch is None else self._scratch.memory.nbytes
+        return int(scratch + (0 if self._shadow is None else self._shadow.nbytes))
 
     def host_memory(self, nbytes: int) -> Bytes:
         """Page-locked memory of exactly `nbytes`, for all devices."""
         if not nbytes:
             return np.empty(0, np.uint8)
-        with self._used("allocate page-locked host memory"):
-            return np.asarray(_Pinned(nbytes))
+        remedy = "pass a smaller memory=, or let the process lock more"
+        with self._stream.used(f"allocate {nbytes} bytes of page-locked host memory", remedy):
+            return np.asarray(PageLocked(nbytes))
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
         """A new array from cupy's memory pool, for the caller's current stream."""
         nbytes = math.prod(shape) * dtype.itemsize
         remedy = "leave more memory free, or pass device='cpu'"
-        with _told(self.name, f"allocate an array of {nbytes} bytes", remedy), self._device:
+        with self._stream.used(f"allocate an array of {nbytes} bytes", remedy):
             return cupy.empty(shape, dtype)
 
-    def room(self) -> int:
-        """Free memory, the caller's memory pool's included, less a tenth."""
-        with self._used("ask for its memory"):
-            free, _ = cupy.cuda.runtime.memGetInfo()
-            free += cupy.get_default_memory_pool().free_bytes()
+    def copy_nbytes(self, plan: Plan) -> int:
+        """The planes of all tensors, what kernels say of them, and what tables that takes."""
+        return copy_nbytes(self._tables(plan))
+
+    def has_room(self, nbytes: int) -> bool:
+        """Whether it fits beside the caller's needs; asks the driver only if it isn't kept yet."""
         kept = 0 if self._shadow is None else self._shadow.nbytes
-        return int(free * (1 - _HEADROOM)) + kept
+        return nbytes <= kept or nbytes <= kept + self.free_nbytes()
+
+    def free_nbytes(self) -> int:
+        """Free memory, the caller's memory pool's included, less a tenth for the training run."""
+        with self._stream.used("ask for its memory"):
+            free, _ = cupy.cuda.runtime.memGetInfo()
+            return int((free + cupy.get_default_memory_pool().free_bytes()) * (1 - _HEADROOM))
 
     def reserve(self, nbytes: int) -> None:
-        """Allocate memory for copies, on gpuckpt's own stream."""
+        """Allocate memory for a copy, on gpuckpt's own stream."""
         if self._shadow is None or self._shadow.nbytes < nbytes:
             self._shadow = None
-            with self._used(f"allocate {nbytes} bytes for a copy of the state"), self._stream:
-                self._shadow = cupy.empty(nbytes, np.uint8)
+            self._shadow = self._stream.allocate(nbytes, "a copy of the state")
 
-    def freeze(self, arrays: Sequence[Any], *, copy: bool) -> Frozen:
-        """Freeze `arrays` after the caller's current stream; returns before any copy is made."""
+    def freeze(
+        self, plan: Plan, addresses: Addresses, owners: Sequence[object], *, copy: bool
+    ) -> Frozen:
+        """Freeze tensors after the caller's current streams; returns before anything is read.
+
+        All memory is allocated before: an allocation may wait for the whole
+        device, and so for an update that waits for the snapshot.
+        """
         if copy:
-            self.reserve(sum(_aligned(array.nbytes) for array in arrays))
-        with self._used("take a snapshot"):
-            self._stream.wait_event(self._record(cupy.cuda.get_current_stream()))
-            if not copy:
-                return CudaHold(self, arrays)
-            copies = self._copies(arrays)
-            return CudaCopy(self, arrays, copies, self._record(self._stream))
-
-    def download(self, array: Any, start: int, slot: Bytes) -> Transfer:
-        """Begin to copy to `slot`, which is truly asynchronous only if it is page-locked."""
-        with self._used("copy to the host"), self._stream:
-            source, keep = array.data.ptr + start, array
-            if not array.flags.c_contiguous:
-                keep = cupy.empty(slot.size, np.uint8)
-                gather(array, start, keep)
-                source = keep.data.ptr
-            cupy.cuda.runtime.memcpyAsync(
-                slot.ctypes.data,
-                source,
-                slot.size,
-                cupy.cuda.runtime.memcpyDeviceToHost,
-                self._stream.ptr,
+            tables = self._tables(plan)
+            self.reserve(copy_nbytes(tables))
+            if self._rows.size < tables.rows_nbytes:
+                self._rows = self.host_memory(tables.rows_nbytes)
+            with self._stream.used("take a snapshot"):
+                self._stream.follow_callers()
+            rows = self._rows[: tables.rows_nbytes]
+            return CudaCopy(
+                *(self._stream, tables, self._shadow, rows), addresses=addresses, owners=owners
             )
-            return CudaTransfer(self, self._record(self._stream), slot, (array, keep))
-
-    def begin_uploads(self) -> None:
-        """Order uploads after the caller's current stream."""
-        with self._used("begin to restore"):
-            self._stream.wait_event(self._record(cupy.cuda.get_current_stream()))
-
-    def upload(self, data: Bytes, array: Any, start: int) -> Transfer:
-        """Begin to copy from `data`."""
-        with self._used("copy from the host"), self._stream:
-            contiguous = array.flags.c_contiguous
-            target = array if contiguous else cupy.empty(data.size, np.uint8)
-            cupy.cuda.runtime.memcpyAsync(
-                target.data.ptr + (start if contiguous else 0),
-                data.ctypes.data,
-                data.size,
-                cupy.cuda.runtime.memcpyHostToDevice,
-                self._stream.ptr,
+        both, scratch = self._hold_tables(plan), self._reserved_scratch(plan.chunk_nbytes)
+        semaphore = self._semaphore
+        usable = None if semaphore is None or semaphore.broken else semaphore.begin()
+        with self._stream.used("take a snapshot"):
+            self._stream.follow_callers()
+            return CudaHold(
+                *(self._stream, both, scratch),
+                addresses=addresses,
+                owners=owners,
+                semaphore=usable,
             )
-            if not contiguous:
-                scatter(target, array, start)
-            return CudaTransfer(self, self._record(self._stream), data, (array, target))
+
+    def begin_uploads(self, chunk_nbytes: int) -> None:
+        """Order uploads after the caller's current streams."""
+        self._reserved_scratch(chunk_nbytes)
+        with self._stream.used("begin to restore"):
+            self._stream.follow_callers()
+
+    def upload(self, pieces: Sequence[Piece], slot: Slot) -> Upload:
+        """Chunks arrive as planes, which kernels join into their targets."""
+        assert self._scratch is not None, "begin_uploads comes first"
+        return CudaUpload(self._stream, self._scratch, pieces, slot)
 
     def finish_uploads(self) -> None:
-        """Order the caller's current stream after the uploads."""
-        with self._used("finish restoring"):
-            self.wait_for(self._record(self._stream))
+        """Order the caller's current streams after the uploads."""
+        with self._stream.used("finish restoring"):
+            self._stream.lead_callers(self._stream.mark())
 
-    def record(self) -> Any:
-        """An event after all that gpuckpt's stream has been given."""
-        with self._used("record an event"):
-            return self._record(self._stream)
+    def _tables(self, plan: Plan) -> Tables:
+        """For a copy of a whole plan; those of the last one are kept."""
+        if self._copying is None or self._copying[0] is not plan:
+            tables = Tables(plan, plan.batches, self._values_at, together=True)
+            self._copying = (plan, tables)
+        return self._copying[1]
 
-    def wait_for(self, event: Any) -> None:
-        """Order the caller's current stream after `event`."""
-        with self._used("order an update"):
-            cupy.cuda.get_current_stream().wait_event(event)
+    def _hold_tables(self, plan: Plan) -> tuple[Tables, Tables]:
+        """For a plan's batches and its rereads; those of the last one are kept."""
+        if self._holding is None or self._holding[0] is not plan:
+            batches = Tables(plan, plan.batches, self._values_at, together=False)
+            rereads = Tables(plan, plan.rereads, self._values_at, together=False)
+            self._holding = (plan, (batches, rereads))
+        return self._holding[1]
 
-    def synchronize(self, event: Any) -> None:
-        """Let the host wait for `event`; other threads run on."""
-        with self._used("finish a copy"):
-            event.synchronize()
+    def _reserved_scratch(self, chunk_nbytes: int) -> Scratch:
+        nbytes = 3 * area_nbytes(chunk_nbytes)
+        if self._scratch is None or self._scratch.memory.nbytes < nbytes:
+            self._scratch = None
+            self._scratch = Scratch(self._stream.allocate(nbytes, "chunks on their way"))
+        return self._scratch
 
-    def _copies(self, arrays: Sequence[Any]) -> list[Any]:
-        copies, offset = [], 0
-        with self._stream:
-            for array in arrays:
-                copied = self._shadow[offset : offset + array.nbytes]
-                offset += _aligned(array.nbytes)
-                if array.nbytes and array.flags.c_contiguous:
-                    copied.data.copy_from_device_async(array.data, array.nbytes)
-                elif array.nbytes:
-                    copied.view(array.dtype).reshape(array.shape)[...] = array
-                copies.append(copied)
-        return copies
-
-    @staticmethod
-    def _record(stream: Any) -> Any:
-        event = cupy.cuda.Event(block=True, disable_timing=True)
-        event.record(stream)
-        return event
-
-    @contextlib.contextmanager
-    def _used(self, verb: str) -> Iterator[None]:
-        """Make this the current device, and translate CUDA's errors."""
-        remedy = "pass snapshot='hold', or leave more memory free"
-        with _told(self.name, verb, remedy), self._device:
-            yield
-
-
-class CudaTransfer:
-    """A copy on gpuckpt's stream, and what must live until it has been made."""
-
-    def __init__(self, device: CudaDevice, event: Any, data: Bytes, keep: object) -> None:
-        self._device, self._event, self._data, self._keep = device, event, data, keep
-
-    def wait(self) -> Bytes:
-        """Wait for the copy; then its source may go."""
-        self._device.synchronize(self._event)
-        self._keep = None
-        return self._data
-
-
-class CudaCopy:
-    """Copies on the device, made as soon as the caller's stream has come this far."""
-
-    def __init__(
-        self, device: CudaDevice, sources: Sequence[Any], copies: Sequence[Any], made: Any
-    ) -> None:
-        self.arrays = copies
-        self._device, self._sources, self._made = device, sources, made
-
-    def order_update(self) -> None:
-        """Let the caller's stream wait for the copies; the host doesn't."""
-        self._device.wait_for(self._made)
-
-    def settle(self) -> None:
-        """Wait for the copies; only then may the sources' memory be used again."""
-        self._device.synchronize(self._made)
-        self._sources = ()
-
-    def end_downloads(self) -> None:
-        """Nothing: downloads read the copies."""
-
-    def release(self) -> None:
-        """Let go of the copies, whose memory the device keeps."""
-        self._sources = self.arrays = ()
-
-
-class CudaHold:
-    """Live arrays, read chunk by chunk as host memory allows."""
-
-    def __init__(self, device: CudaDevice, arrays: Sequence[Any]) -> None:
-        self.arrays = arrays
-        self._device, self._last, self._ended = device, device.record(), Flag()
-
-    def order_update(self) -> None:
-        """Let the caller's stream wait for the last read.
-
-        The host waits until that read has been given to the device, since an
-        event can't be waited for before it is recorded.
-        """
-        self._ended.wait_out()
-        self._device.wait_for(self._last)
-
-    def settle(self) -> None:
-        """Nothing: there is no copy."""
-
-    def end_downloads(self) -> None:
-        """Let updates be ordered."""
-        try:
-            self._last = self._device.record()
-        finally:
-            self._ended.set()
-
-    def release(self) -> None:
-        """Let go of the arrays."""
-        self._ended.set()
-        self.arrays = ()
-
-
-def _device(name: str) -> Any:
-    ordinal = int(name.partition(":")[2])
-    try:
-        count = cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise NotFoundError(f"{name}: no CUDA device answers ({error})") from error
-    if ordinal >= count:
-        raise NotFoundError(f"{name}: this machine has {count} CUDA device(s)")
-    return cupy.cuda.Device(ordinal)
-
-
-@contextlib.contextmanager
-def _told(name: str, verb: str, remedy: str) -> Iterator[None]:
-    """Translate CUDA's errors, here and nowhere else."""
-    try:
-        yield
-    except (cupy.cuda.memory.OutOfMemoryError, MemoryError) as error:
-        raise DeviceMemoryError(
-            f"{name}: not enough memory to {verb} ({error}); {remedy}"
-        ) from error
-    except (
-        cupy.cuda.runtime.CUDARuntimeError,
-        cupy.cuda.driver.CUDADriverError,
-        cupy.cuda.compiler.CompileException,
-    ) as error:
-        raise DeviceError(f"{name}: can't {verb}: {error}") from error
-
-
-class _Pinned:
-    """Page-locked host memory, freed with the last array over it."""
-
-    def __init__(self, nbytes: int) -> None:
-        self._address = cupy.cuda.runtime.hostAlloc(nbytes, _PORTABLE)
-        self.__array_interface__ = {
-            "data": (self._address, False),
-            "shape": (nbytes,),
-            "typestr": "|u1",
-            "version": 3,
-        }
-
-    def __del__(self) -> None:
-        address, self._address = getattr(self, "_address", 0), 0
-        if address:
-            # At interpreter exit the driver may be gone, and its memory with it.
-            with contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):
-                cupy.cuda.runtime.freeHost(address)
-
-
-def _aligned(nbytes: int) -> int:
-    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+    def _values_at(self, dtype: str) -> int:
+        """The address of the 256 values of a type of one-byte floats; 0 for any other."""
+        values = byte_values(dtype)
+        if values is None:
+            return 0
+        if dtype not in self._values:
+            data = self.host_memory(values.nbytes)
+            data[:] = values.view(np.uint8)
+            memory = self._stream.allocate(values.nbytes, "the values of a type")
+            with self._stream.used("copy to the device"):
+                self._stream.to_device(memory.data.ptr, data)
+            self._values[dtype] = (memory, data)
+        address: int = self._values[dtype][0].data.ptr
+        return address

@@ -1,16 +1,15 @@
-"""The filter on the device: chunks ↔ their planes, and the digests of their leaves, in one launch.
+"""The kernels: chunks ↔ their planes, with digests and statistics of their leaves; strided runs.
 
-The kernels' contracts stand in kernels/*.cu.  cupy compiles them at their first
-use on a device and keeps the result on disk; importing this needs no cupy.
-Nothing here waits for the device or allocates on it.  Memory that is passed
-must stay until the stream has come past the launch.
+Their contracts stand in kernels/*.cu; one launch does a table of them.
+Importing this needs no cupy.  Nothing here waits for the device or allocates
+on it.  Addresses are of memory on the current device, which must stay until
+the stream has come past the launch; tables and what is staged are 16-aligned.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,27 +22,49 @@ from gpuckpt.layout import LEAF_NBYTES
 OPTIONS = ("-std=c++17",)
 DIGEST_NBYTES = 16
 WIDTHS = (1, 2, 4, 8)
-# Planes begin here at multiples of this, as 16-byte loads and stores want it.
+# Planes and summaries begin at multiples of this, as 16-byte loads and stores want it.
 ALIGNMENT = 16
 # A row of the kernels' table: `struct Chunk` of kernels/chunks.cuh, byte for byte.
 CHUNK = np.dtype(
+    [
+        *((name, "<u8") for name in ("tensor", "nbytes", "planes", "stride", "summaries")),
+        *((name, "<u8") for name in ("first_leaf", "base", "expected", "values")),
+        *((name, "<u4") for name in ("width", "kind")),
+    ]
+)
+# What is said of a leaf: `struct Summary` of kernels/statistics.cuh.
+SUMMARY = np.dtype(
     {
-        "names": ["tensor", "nbytes", "planes", "stride", "first_leaf", "width"],
-        "formats": ["<u8", "<u8", "<u8", "<u8", "<u8", "<u4"],
-        "offsets": [0, 8, 16, 24, 32, 40],
-        "itemsize": 48,
+        "names": ["digest", "squares", "nans", "infs", "zeros", "unchanged"],
+        "formats": [("u1", DIGEST_NBYTES), "<f8", "<u4", "<u4", ("<u4", 8), "<u4"],
+        "offsets": [0, 16, 24, 28, 32, 64],
+        "itemsize": 80,
     }
 )
+_KERNELS = {
+    "filter": "filter_chunks",
+    "unfilter": "unfilter_chunks",
+    "digest": "digest_chunks",
+    "gather": "gather_runs",
+    "scatter": "scatter_runs",
+}
 _THREADS = 256
 _GRID_MAX = 2**31 - 1
 _INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)
 
+Integers = npt.ArrayLike
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What one launch works on: a table of chunks, and where each has its planes and digests."""
+    """What one launch works on: a table of chunks, and where each has its planes and summaries.
 
-    rows: npt.NDArray[Any]  # CHUNK
+    `rows` (`CHUNK`) has no addresses yet, and kind 0: write them there.
+    Positions are bytes from where staged memory begins; all are below
+    `staged_nbytes`.
+    """
+
+    rows: npt.NDArray[Any]
     staged_nbytes: int
     leaves: int
 
@@ -54,47 +75,93 @@ class Layout:
         count = int(self.rows["nbytes"][row]) // width
         return [slice(start + k * stride, start + k * stride + count) for k in range(width)]
 
+    def summaries(self, row: int) -> slice:
+        """Where in the staged bytes the summaries (`SUMMARY`) of a chunk's leaves lie."""
+        start = int(self.rows["summaries"][row])
+        return slice(start, start + self._leaves(row) * SUMMARY.itemsize)
+
     def digests(self, row: int) -> slice:
-        """Where in the bytes of all digests those of a chunk's leaves lie."""
+        """Which of all leaves' digests, 16 bytes each, are those of a chunk's leaves."""
         first = int(self.rows["first_leaf"][row])
-        leaves = -(-int(self.rows["nbytes"][row]) // LEAF_NBYTES)
-        return slice(first * DIGEST_NBYTES, (first + leaves) * DIGEST_NBYTES)
+        return slice(first, first + self._leaves(row))
+
+    def _leaves(self, row: int) -> int:
+        return -(-int(self.rows["nbytes"][row]) // LEAF_NBYTES)
 
 
-def lay_out(addresses: Sequence[int], nbytes: Sequence[int], widths: Sequence[int]) -> Layout:
-    """Lay out chunks by address on the device, raw length and width, their planes in this order.
+def lay_out(
+    nbytes: Integers, widths: Integers, *, start: int = 0, summaries: bool = True
+) -> Layout:
+    """Lay out chunks of some raw lengths and widths in staged memory, from byte `start` on.
 
-    A chunk takes at most `width` · 15 bytes more than it has, none if its
-    planes are multiples of 16 bytes.
+    First the summaries of all, if wanted, then the planes of each chunk, in
+    this order.  A chunk takes at most `width` · 15 bytes more than it has and
+    its summaries, none if its planes are multiples of 16 bytes.
     """
-    rows = np.zeros(len(addresses), CHUNK)
-    rows["tensor"], rows["nbytes"], rows["width"] = addresses, nbytes, widths
-    assert np.isin(rows["width"], WIDTHS).all(), widths
-    assert not (rows["nbytes"] % rows["width"]).any(), "an element is cut"
-    count = rows["nbytes"] // rows["width"]
-    rows["stride"] = (count + (ALIGNMENT - 1)) // ALIGNMENT * ALIGNMENT
-    ends = np.cumsum(rows["stride"] * rows["width"], dtype=np.uint64)
-    leaves = np.cumsum((rows["nbytes"] + (LEAF_NBYTES - 1)) // LEAF_NBYTES, dtype=np.uint64)
-    rows["planes"][1:], rows["first_leaf"][1:] = ends[:-1], leaves[:-1]
-    return Layout(rows, int(ends[-1]), int(leaves[-1])) if len(rows) else Layout(rows, 0, 0)
+    lengths, planes = np.asarray(nbytes, np.uint64), np.asarray(widths, np.uint64)
+    assert start % ALIGNMENT == 0, start
+    assert np.isin(planes, WIDTHS).all(), widths
+    rows = np.zeros(lengths.size, CHUNK)
+    if not rows.size:
+        return Layout(rows, start, 0)
+    count, rest = np.divmod(lengths, planes)
+    assert not rest.any(), "an element is cut"
+    stride = (count + np.uint64(ALIGNMENT - 1)) & np.uint64(~(ALIGNMENT - 1) % 2**64)
+    leaves = (lengths + np.uint64(LEAF_NBYTES - 1)) // np.uint64(LEAF_NBYTES)
+    all_leaves, all_planes = np.cumsum(leaves), np.cumsum(stride * planes)
+    first_leaf, total = all_leaves - leaves, int(all_leaves[-1])
+    after = start + summaries * total * SUMMARY.itemsize
+    rows["nbytes"], rows["width"], rows["stride"] = lengths, planes, stride
+    rows["first_leaf"] = first_leaf
+    rows["planes"] = all_planes - stride * planes + np.uint64(after)
+    rows["summaries"] = first_leaf * np.uint64(SUMMARY.itemsize) + np.uint64(start)
+    return Layout(rows, after + int(all_planes[-1]), total)
 
 
-def filter_chunks(layout: Layout, table: Any, staged: Any, digests: Any, stream: Any) -> None:
-    """Split the chunks' planes into `staged`, and take the digests of their leaves, on `stream`.
+def filter_chunks(table_ptr: int, rows: int, leaves: int, staged_ptr: int, stream: Any) -> None:
+    """Put chunks' planes, and summaries of their leaves, to where their rows say, on `stream`.
 
-    All are contiguous cupy arrays of uint8 on the current device, aligned to
-    16: `table` holds `layout.rows`, `staged` at least `staged_nbytes`,
-    `digests` 16 bytes a leaf (XXH3-128, most significant byte first).
+    `table_ptr` is the address of `Layout.rows` on the device, `staged_ptr`
+    where staged memory begins.
     """
-    _launch("filter", layout, (table, staged, digests), stream)
+    _launch("filter", leaves, (table_ptr, rows, leaves, staged_ptr), stream)
 
 
-def unfilter_chunks(layout: Layout, table: Any, staged: Any, digests: Any, stream: Any) -> None:
-    """Join planes from `staged` into the chunks, and take the digests of what was written.
+def unfilter_chunks(
+    table_ptr: int, rows: int, leaves: int, staged_ptr: int, digests_ptr: int, stream: Any
+) -> None:
+    """Join planes into the chunks, and take the digests of what was written: 16 bytes a leaf.
 
-    The inverse of `filter_chunks`, with its arguments.
+    The inverse of `filter_chunks`.  A row's base may be its tensor itself.
     """
-    _launch("unfilter", layout, (table, staged, digests), stream)
+    _launch("unfilter", leaves, (table_ptr, rows, leaves, staged_ptr, digests_ptr), stream)
+
+
+def digest_chunks(table_ptr: int, rows: int, leaves: int, digests_ptr: int, stream: Any) -> None:
+    """Take the digests of the chunks as they are: 16 bytes a leaf, XXH3-128."""
+    _launch("digest", leaves, (table_ptr, rows, leaves, digests_ptr), stream)
+
+
+def gather_runs(table_ptr: int, rows: int, pieces: int, stream: Any) -> None:
+    """Pack runs of strided tensors; `table_ptr` is the address of `Runs.rows` on the device."""
+    _launch("gather", pieces, (table_ptr, rows, pieces), stream)
+
+
+def scatter_runs(table_ptr: int, rows: int, pieces: int, stream: Any) -> None:
+    """Put packed runs back into strided tensors: the inverse of `gather_runs`."""
+    _launch("scatter", pieces, (table_ptr, rows, pieces), stream)
+
+
+def load_kernels() -> None:
+    """Compile the kernels for the current device, or take them from the disk, and load them.
+
+    Takes seconds the first time; without it, the first launch of each does it.
+    """
+    import cupy
+
+    device = cupy.cuda.runtime.getDevice()
+    for name in _KERNELS:
+        _kernel(name, device)
 
 
 def source(name: str) -> str:
@@ -113,28 +180,19 @@ def _directory() -> Path:
     return installed if installed.is_dir() else Path(__file__).parents[2] / "kernels"
 
 
-def _launch(name: str, layout: Layout, arrays: tuple[Any, Any, Any], stream: Any) -> None:
+def _launch(name: str, blocks: int, arguments: tuple[int, ...], stream: Any) -> None:
     import cupy
 
-    table, staged, digests = arrays
-    device = cupy.cuda.runtime.getDevice()
-    room = (layout.rows.nbytes, layout.staged_nbytes, layout.leaves * DIGEST_NBYTES)
-    for array, nbytes in zip(arrays, room, strict=True):
-        assert array.dtype == np.uint8, array.dtype
-        assert array.flags.c_contiguous
-        assert array.size >= nbytes, (array.size, nbytes)
-        assert array.data.ptr % ALIGNMENT == 0 or not nbytes
-        assert array.device.id == device, (array.device, device)
-    if layout.leaves:
-        count, leaves = np.uint64(layout.rows.size), np.uint64(layout.leaves)
-        grid = min(layout.leaves, _GRID_MAX)
-        with stream:
-            _kernel(name, device)((grid,), (_THREADS,), (table, count, leaves, staged, digests))
+    if blocks:
+        kernel = _kernel(name, cupy.cuda.runtime.getDevice())
+        values = tuple(map(np.uint64, arguments))
+        kernel((min(blocks, _GRID_MAX),), (_THREADS,), values, stream=stream)
 
 
 @functools.cache
 def _kernel(name: str, device: int) -> Any:  # noqa: ARG001 - a module is loaded on one device
+    """The loaded function, which launches with less ado than the module's own object."""
     import cupy
 
     module = cupy.RawModule(code=source(name), options=OPTIONS)
-    return module.get_function(f"{name}_chunks")
+    return module.get_function(_KERNELS[name]).kernel

@@ -6,6 +6,7 @@ device the test modules are not even imported, so that they may import CuPy at t
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import pytest
 from tests.cuda_on_cpu import standin
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -64,3 +65,32 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def standin_settings() -> dict[str, Any] | None:
     """The stand-in's settings; None on a real GPU."""
     return SETTINGS
+
+
+@pytest.fixture
+def room_for() -> Callable[[int], None]:
+    """`room_for(nbytes)` skips the test where the current device hasn't so much memory free."""
+    import cupy
+
+    def check(nbytes: int) -> None:
+        free = cupy.cuda.runtime.memGetInfo()[0] + cupy.get_default_memory_pool().free_bytes()
+        if nbytes > free:
+            pytest.skip(f"needs {nbytes >> 20} MiB of device memory, {free >> 20} are free")
+
+    return check
+
+
+@pytest.fixture
+def faults(standin_settings: dict[str, Any] | None) -> Iterator[Callable[..., standin.Fault]]:
+    """`standin.fail`; all faults end with the test. Skips on a real GPU.
+
+    Garbage isn't collected meanwhile: objects of earlier tests would complain that they can't give
+    back their streams to a lost device.
+    """
+    if standin_settings is None:
+        pytest.skip("only the stand-in fails on request")
+    gc.collect()
+    gc.disable()
+    yield standin.fail
+    standin.heal()
+    gc.enable()

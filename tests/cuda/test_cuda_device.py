@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import cupy as cp
@@ -9,25 +10,38 @@ import numpy as np
 import pytest
 from cupy.cuda import runtime
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gpuckpt import DeviceError, DeviceMemoryError, NotFoundError
-from gpuckpt.arrays import gather, scatter
-from gpuckpt.devices import Devices
+from gpuckpt.arrays import scatter
+from gpuckpt.devices import Devices, Piece
 from gpuckpt.devices.cuda import CudaDevice
 from tests.cuda.gates import Gate
-from tests.devices_contract import Cut, DeviceContract, bytes_of, cuts, numbers
+from tests.devices_contract import DeviceContract
+from tests.shares import (
+    checked,
+    download,
+    new_slot,
+    prints_of,
+    reread,
+    share_of,
+    tensor_of,
+    upload,
+)
+from tests.uploads_contract import UploadContract
+from tests.views import Cut, bytes_of, cuts, numbers
 
 MIB = 1 << 20
 
 
-class TestCudaDevice(DeviceContract):
+class TestCudaDevice(DeviceContract, UploadContract):
     @pytest.fixture
     def device(self):
         yield CudaDevice(0)
         cp.cuda.Device().synchronize()
 
     def put(self, array: Any) -> Any:
-        return cp.asarray(array)
+        return put_bits(array)
 
     def get(self, array: Any) -> Any:
         return array.get()
@@ -44,7 +58,7 @@ class TestAnotherDevice(TestCudaDevice):
 
     def put(self, array: Any) -> Any:
         with cp.cuda.Device(1):
-            return cp.asarray(array)
+            return put_bits(array)
 
     def get(self, array: Any) -> Any:
         with cp.cuda.Device(1):
@@ -54,11 +68,20 @@ class TestAnotherDevice(TestCudaDevice):
         with cp.cuda.Device(1):
             array[...] = 0
 
-    def test_its_arrays_lie_on_it(self, device):
-        frozen = device.freeze([self.put(numbers())], copy=True)
-        assert frozen.arrays[0].device.id == 1
+    def test_its_memory_lies_on_it(self, device):
+        def used() -> list[int]:
+            counts = []
+            for ordinal in (0, 1):
+                with cp.cuda.Device(ordinal):
+                    counts.append(cp.get_default_memory_pool().used_bytes())
+            return counts
+
+        before = used()
+        device.reserve(8 * MIB)
+        after = used()
+        assert [after[0] - before[0], after[1] - before[1] >= 8 * MIB] == [0, True]
+        assert device.empty((3,), np.dtype("f4")).device.id == 1
         assert cp.cuda.Device().id == 0
-        frozen.settle()
 
 
 def put_bits(array: Any) -> Any:
@@ -67,21 +90,37 @@ def put_bits(array: Any) -> Any:
     return cp.asarray(bits).view(array.dtype).reshape(array.shape)
 
 
-@given(cuts())
-@settings(deadline=None, max_examples=30)
-def test_gather_gives_the_bytes_in_c_order(cut: Cut):
-    base = numbers(0, cut.dtype, cut.shape)
-    out = cp.full(cut.nbytes, 0xEE, np.uint8)
-    gather(cut.view(put_bits(base)), cut.start, out)
-    assert out.get().tobytes() == bytes_of(cut.view(base))[cut.start : cut.start + cut.nbytes]
+@pytest.fixture(scope="module")
+def one_for_all():
+    yield CudaDevice(0)
+    cp.cuda.Device().synchronize()
 
 
-@given(cuts())
+@given(st.lists(cuts(), max_size=4), st.booleans(), st.booleans(), st.sampled_from([16, 100, 4096]))
+@settings(deadline=None, max_examples=40)
+def test_a_download_gives_the_bytes_in_c_order_whatever_the_strides(
+    one_for_all, some, copy, split, chunk_nbytes
+):
+    given_ = [numbers(at, cut.dtype, cut.shape) for at, cut in enumerate(some)]
+    views = [cut.view(put_bits(base)) for cut, base in zip(some, given_, strict=True)]
+    share = share_of(one_for_all, views, chunk_nbytes=chunk_nbytes, split=split)
+    plan, frozen = share.plan, share.freeze(one_for_all, copy=copy)
+    expected = [bytes_of(cut.view(base)) for cut, base in zip(some, given_, strict=True)]
+    assert download(one_for_all, frozen, plan) == expected
+    if not copy:
+        assert reread(one_for_all, frozen, plan) == prints_of(plan, expected)
+    frozen.end_downloads()
+    frozen.release()
+
+
+@given(cuts().filter(lambda cut: cut.nbytes > 0), st.booleans())
 @settings(deadline=None, max_examples=30)
-def test_scatter_does_as_on_the_cpu(cut: Cut):
+def test_an_upload_does_as_scatter_on_the_cpu(one_for_all, cut: Cut, whole: bool):
     expected, data = numbers(1, cut.dtype, cut.shape), numbers(2, np.uint8, (cut.nbytes,))
     target = put_bits(expected)
-    scatter(cp.asarray(data), cut.view(target), cut.start)
+    planes = 1 if whole else min(expected.itemsize, 8)
+    piece = Piece(cut.nbytes, planes, cut.start, (tensor_of(cut.view(target)),))
+    upload(one_for_all, [piece], [data.tobytes()])
     scatter(data, cut.view(expected), cut.start)
     assert bytes_of(target.get()) == bytes_of(expected)
 
@@ -111,29 +150,30 @@ def test_host_memory_that_does_not_fit_is_an_error_that_names_the_device(device)
     assert device.host_memory(10).nbytes == 10
 
 
-def test_room_counts_what_the_callers_pool_keeps_free(device):
+def test_free_memory_counts_what_the_callers_pool_keeps_free(device):
     cp.get_default_memory_pool().free_all_blocks()
-    before = device.room()
+    before = device.free_nbytes()
     block = cp.empty(32 * MIB, np.uint8)
-    assert before - device.room() >= 28 * MIB
+    assert before - device.free_nbytes() >= 28 * MIB
     del block
-    assert before - device.room() < MIB
+    assert before - device.free_nbytes() < MIB
 
 
-def test_room_leaves_memory_to_the_run(device):
-    free, _ = runtime.memGetInfo()
-    pooled = cp.get_default_memory_pool().free_bytes()
-    assert 0.5 * (free + pooled) < device.room() < 0.95 * (free + pooled)
+def test_there_is_room_for_nine_tenths_of_the_free_memory(device):
+    free = runtime.memGetInfo()[0] + cp.get_default_memory_pool().free_bytes()
+    assert device.has_room(int(0.85 * free))
+    assert not device.has_room(int(0.95 * free))
+    device.reserve(MIB)
+    assert device.has_room(MIB)
 
 
 def test_a_copy_that_does_not_fit_names_the_device_and_leaves_it_usable(device):
     _, total = runtime.memGetInfo()
     with pytest.raises(DeviceMemoryError, match=r"cuda:0.*snapshot='hold'"):
         device.reserve(2 * total)
-    frozen = device.freeze([cp.arange(10)], copy=True)
-    slot = device.host_memory(80)
-    got = device.download(frozen.arrays[0], 0, slot).wait()
-    assert got.tobytes() == np.arange(10).tobytes()
+    share = share_of(device, [cp.arange(10)])
+    frozen = share.freeze(device, copy=True)
+    assert download(device, frozen, share.plan) == [np.arange(10).tobytes()]
 
 
 def test_a_device_that_is_not_there_is_not_found():
@@ -141,45 +181,103 @@ def test_a_device_that_is_not_there_is_not_found():
         Devices()["cuda:99"]
 
 
-def test_freezing_does_not_wait_for_the_callers_stream(device, standin_settings):
+@pytest.fixture
+def late(standin_settings):
+    """Only where what a stream was given may run later than the call returns."""
     if standin_settings and standin_settings["mode"] == "eager":
         pytest.skip("in eager mode each call completes before it returns")
+
+
+def prepared(device: CudaDevice, array: Any, *, copy: bool) -> Any:
+    """A share for which the device has all the memory that it needs."""
+    share = share_of(device, [array])
+    frozen = share.freeze(device, copy=copy)
+    frozen.end_downloads()
+    frozen.release()
+    cp.cuda.Device().synchronize()
+    return share
+
+
+@pytest.mark.usefixtures("late")
+def test_freezing_does_not_wait_for_the_callers_stream(device):
     stream = cp.cuda.Stream(non_blocking=True)
     array = cp.zeros(1000, np.uint8)
-    device.reserve(4096)
-    cp.cuda.Device().synchronize()
+    share = prepared(device, array, copy=True)
     with stream:
         gate = Gate(stream, seconds=20)
         array += 1
-        frozen = device.freeze([array], copy=True)
+        frozen = share.freeze(device, copy=True)
         frozen.order_update()
         array += 1
         assert not gate.is_open
     gate.open()
-    slot = device.host_memory(1000)
-    assert set(device.download(frozen.arrays[0], 0, slot).wait()) == {1}
+    assert download(device, frozen, share.plan) == [bytes([1] * 1000)]
     stream.synchronize()
     gate.join()
 
 
-def test_order_update_does_not_make_the_host_wait_once_downloads_are_given(
-    device, standin_settings
-):
-    if standin_settings and standin_settings["mode"] == "eager":
-        pytest.skip("in eager mode each call completes before it returns")
+@pytest.mark.usefixtures("late")
+def test_order_update_does_not_make_the_host_wait_once_downloads_are_given(device):
     stream = cp.cuda.Stream(non_blocking=True)
-    array, slot = cp.zeros(1000, np.uint8), device.host_memory(1000)
-    cp.cuda.Device().synchronize()
+    array = cp.zeros(200, np.uint8)
+    share, slot = prepared(device, array, copy=False), new_slot(device, 256)
+    (chunks,) = share.plan.batches
     with stream:
         gate = Gate(stream, seconds=20)
-        frozen = device.freeze([array], copy=False)
-        transfer = device.download(frozen.arrays[0], 0, slot)
+        frozen = share.freeze(device, copy=False)
+        transfer = frozen.download(0, slot)
         frozen.end_downloads()
         frozen.order_update()
         array += 1
         assert not gate.is_open
     gate.open()
-    assert set(transfer.wait()) == {0}
+    assert [checked(share.plan, *row) for row in zip(chunks, transfer.wait(), strict=True)] == [
+        bytes(200)
+    ]
     stream.synchronize()
     assert set(array.get()) == {1}
     gate.join()
+
+
+def test_an_update_is_given_before_any_download_and_comes_after_the_last_one(device):
+    stream = cp.cuda.Stream(non_blocking=True)
+    array = cp.zeros(1000, np.uint8)
+    share = prepared(device, array, copy=False)
+    assert len(share.plan.batches) > 2
+    with stream:
+        frozen = share.freeze(device, copy=False)
+        frozen.order_update()
+        array += 1
+    expected = [bytes(1000)]
+    assert download(device, frozen, share.plan) == expected
+    assert reread(device, frozen, share.plan) == prints_of(share.plan, expected)
+    frozen.end_downloads()
+    stream.synchronize()
+    assert set(array.get()) == {1}
+    frozen.release()
+
+
+def test_where_streams_cannot_be_stopped_an_update_waits_for_the_end_of_downloads(
+    device, monkeypatch
+):
+    monkeypatch.setattr("gpuckpt.devices.cuda.has_semaphores", lambda: False)
+    device, array = CudaDevice(0), cp.zeros(1000, np.uint8)
+    cp.cuda.Device().synchronize()
+    share = share_of(device, [array])
+    frozen = share.freeze(device, copy=False)
+    waited = threading.Event()
+
+    def update() -> None:
+        frozen.order_update()
+        waited.set()
+        array[...] = 1
+
+    updater = threading.Thread(target=update)
+    updater.start()
+    assert download(device, frozen, share.plan) == [bytes(1000)]
+    assert not waited.is_set()
+    frozen.end_downloads()
+    assert waited.wait(30)
+    updater.join()
+    frozen.release()
+    assert set(array.get()) == {1}

@@ -38,8 +38,8 @@ extern "C" __global__ void beyond(char *a, unsigned long long by) { a[by] = 1; }
 ALONE = """
 from tests.cuda_on_cpu import standin
 standin.install_from_environment()
-from tests.cuda import test_standin
-test_standin.{}()
+from tests.cuda import {} as module
+module.{}()
 """
 
 
@@ -251,11 +251,15 @@ def test_launch_beyond_bounds():
         kernel((1,), (512,), (words, words, np.uint32(512), np.uint32(0)))
 
 
-def in_a_process(function: str) -> subprocess.CompletedProcess[str]:
-    """Runs what leaves the process or the context broken."""
+def in_a_process(
+    function: str, *, module: str = "test_standin", settings: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Runs what leaves the process or the context broken, or needs more settings."""
+    own = os.environ.get("GPUCKPT_STANDIN", "")
     return subprocess.run(
-        [sys.executable, "-c", ALONE.format(function)],
+        [sys.executable, "-c", ALONE.format(module, function)],
         cwd=Path(__file__).parents[2],
+        env=os.environ | {"GPUCKPT_STANDIN": ",".join(filter(None, (own, settings)))},
         capture_output=True,
         text=True,
         check=False,
@@ -321,7 +325,15 @@ def test_out_of_memory():
     assert (cp.ones(10).get() == 1).all()
 
 
-def test_free_memory_is_counted():
+def test_a_test_without_room_skips(room_for):
+    free, total = runtime.memGetInfo()
+    room_for(min(free, MIB))
+    with pytest.raises(pytest.skip.Exception, match="of device memory"):
+        room_for(total + 1)
+
+
+def test_free_memory_is_counted(room_for):
+    room_for(32 * MIB)
     cp.get_default_memory_pool().free_all_blocks()
     before = runtime.memGetInfo()[0]
     block = cp.cuda.memory.Memory(32 * MIB)

@@ -8,19 +8,20 @@ stand-in by ``python -m tests.cuda_on_cpu.standin MODULE [ARGUMENTS]``.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.machinery
 import importlib.util
 import os
 import runpy
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tests.cuda_on_cpu import build
 from tests.cuda_on_cpu.emulator import cuemu
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from types import ModuleType
 
 VARIABLE = "GPUCKPT_STANDIN"
@@ -34,6 +35,7 @@ SETTINGS: dict[str, type[int | float | str]] = {
     "d2h_gbps": float,  # speed of copies to the host; 0: as fast as they go
     "h2d_gbps": float,
     "order": int,  # of a block's threads: 0 forward, 1 reverse, n random
+    "aliased": int,  # 1: a device's streams share a queue, so waits for a value stop them all
     "check": int,  # 1: kernels run under the exact memory checker, slowly
     "trace": int,  # 2: every copy, allocation and launch on stderr
 }
@@ -97,7 +99,7 @@ def install_from_environment() -> dict[str, Any] | None:
     text = os.environ.get(VARIABLE)
     if not text:
         return None
-    settings = parse(text)
+    settings = {"mode": "async"} | parse(text)
     install(**settings)
     return settings
 
@@ -124,6 +126,90 @@ def emulate_kernels(*, check: bool) -> None:
             return image, {name: name for name in names}
 
     compiler.__dict__["_NVRTCProgram"] = Program
+
+
+def driver() -> ctypes.CDLL:
+    """The stand-in's library, once it is installed; RuntimeError if it isn't."""
+    loaded = ctypes.CDLL(None)
+    if not hasattr(loaded, "stubcuda_counts"):
+        raise RuntimeError("the stand-in isn't installed in this process")
+    loaded.stubcuda_count_name.restype = ctypes.c_char_p
+    loaded.stubcuda_struck.restype = ctypes.c_longlong
+    return loaded
+
+
+def counts(thread: Literal["current", "all"] = "current") -> dict[str, int]:
+    """How much work the driver was given so far, by this thread or by all; it only grows.
+
+    `launch` kernels; `copy` copies and fills; `host_sync` calls that wait for a stream, an event
+    or the device, synchronous copies, and copies from or to pageable memory, whether or not there
+    was something to wait for; `alloc`, `free` device memory (freeing waits for the device, too);
+    `host_alloc`, `host_free` page-locked memory; `event_record`; `stream_wait` streams that wait
+    for an event; `wait_value`, `write_value` stream memory operations.
+    """
+    loaded = driver()
+    names: list[str] = []
+    while name := loaded.stubcuda_count_name(len(names)):
+        names.append(name.decode())
+    values = (ctypes.c_longlong * len(names))()
+    loaded.stubcuda_counts(int(thread == "all"), values)
+    return dict(zip(names, values, strict=True))
+
+
+class Counting:
+    """What the driver was given in a `counting` block, by the names that `counts` explains."""
+
+    def __init__(self) -> None:
+        self._own, self._all = counts("current"), counts("all")
+        self.current: dict[str, int] = {}  # by the block's own thread
+        self.total: dict[str, int] = {}  # by all threads meanwhile
+
+    def stop(self) -> None:
+        self.current = {name: n - self._own[name] for name, n in counts("current").items()}
+        self.total = {name: n - self._all[name] for name, n in counts("all").items()}
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[Counting]:
+    """Counts the block's work; the numbers are there when the block has ended."""
+    counted = Counting()
+    try:
+        yield counted
+    finally:
+        counted.stop()
+
+
+class Fault:
+    """A call that was told to fail."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    @property
+    def struck(self) -> int:
+        """How many calls it has made fail; a test whose fault never struck shows nothing."""
+        return int(driver().stubcuda_struck(self._number))
+
+
+def fail(call: str, *, error: int, after: int = 0, times: int = 1, sticky: bool = False) -> Fault:
+    """Makes the next calls of `call` but `after` return `error` and do nothing, `times` times.
+
+    `call` is an entry that needs a context, of the driver (`cuLaunchKernel`, `cuMemAlloc`) or of
+    the runtime (`cudaMalloc`), whose calls go on to the driver's. `cuMemcpyAsync` and `cuMemcpy`
+    stand for every kind of copy. With `sticky` the context is lost with it, as by an illegal
+    address (700), a failed launch (719) or an ECC error (214): what it was given is dropped, and
+    each of its calls returns `error` until `heal`. Any thread may call this, and is meant by it.
+    """
+    loaded = driver()
+    if not (hasattr(loaded, call) or hasattr(loaded, f"{call}_v2")):
+        raise ValueError(f"the stand-in has no call {call!r}")
+    skipped, often = ctypes.c_longlong(after), ctypes.c_longlong(times)
+    return Fault(loaded.stubcuda_fail(call.encode(), skipped, error, often, int(sticky)))
+
+
+def heal() -> None:
+    """Ends all faults and brings lost contexts back, once what they had been given is dropped."""
+    driver().stubcuda_heal()
 
 
 def main() -> None:

@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 
 from gpuckpt import layout
+from gpuckpt.census import take_inventory
 from gpuckpt.manifest import Manifest
 from gpuckpt.resources import Resources
 from gpuckpt.save import Header, save_snapshot
-from gpuckpt.snapshot import capture, take_inventory
+from gpuckpt.snapshot import Planner, capture
 from gpuckpt.stats import Stats
 from gpuckpt.stores.local import LocalStore
 from tests.golden.describe import describe
@@ -50,7 +51,8 @@ def write_step(root: Path, save: Save, case: Case, previous: Manifest | None = N
     resources = Resources("64 MiB", chunk_nbytes=case.chunk_nbytes)
     header = Header(save.step, save.epoch, save.metrics, CREATED, WRITER)
     inventory = take_inventory(save.state)
-    snapshot = capture(inventory, resources.devices, mode="hold", host_room_nbytes=0)
+    plans = Planner(case.chunk_nbytes, split=case.codec != "raw").plans(inventory.roster)
+    snapshot = capture(inventory, plans, resources.devices, mode="hold", host_room_nbytes=0)
     root.mkdir(parents=True, exist_ok=True)
     return save_snapshot(
         snapshot,

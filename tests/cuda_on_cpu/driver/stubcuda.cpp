@@ -9,7 +9,8 @@
 // Environment: STUBCUDA_DEVICES, STUBCUDA_MEM_MB, STUBCUDA_CC (e.g. 90),
 // STUBCUDA_MODE=async|eager|lazy, STUBCUDA_H2D_GBPS, STUBCUDA_D2H_GBPS,
 // STUBCUDA_JITTER_US, STUBCUDA_SEED, STUBCUDA_TRACE=1|2, STUBCUDA_PKEY=0|1,
-// STUBCUDA_ORDER (thread order in a block: 0 forward, 1 reverse, n random).
+// STUBCUDA_ORDER (thread order in a block: 0 forward, 1 reverse, n random),
+// STUBCUDA_ALIASED=1 (all streams of a device share a queue, see streams.inc).
 #include <cuda.h>
 #include <dlfcn.h>
 #include <signal.h>
@@ -52,6 +53,7 @@ struct Config {
   Mode mode = ASYNC;
   double h2d = env_dbl("STUBCUDA_H2D_GBPS", 0), d2h = env_dbl("STUBCUDA_D2H_GBPS", 0);
   long long jitter = env_num("STUBCUDA_JITTER_US", 0), trace = env_num("STUBCUDA_TRACE", 0), order = env_num("STUBCUDA_ORDER", 0);
+  bool aliased = env_num("STUBCUDA_ALIASED", 0) != 0;
   unsigned seed = (unsigned)env_num("STUBCUDA_SEED", 1);
   int pkey = -1;
   Config() {
@@ -72,10 +74,20 @@ void trace(const char *fmt, ...) {
 
 // ---- state -------------------------------------------------------------------
 struct Stream;
-struct Op { std::function<void()> run; std::vector<std::pair<std::shared_ptr<Stream>, uint64_t>> deps; };
+using Place = std::pair<std::shared_ptr<Stream>, uint64_t>;   // a stream, and how far
+struct Op {
+  std::function<void()> run;
+  std::vector<Place> deps;
+  std::function<bool()> met;           // it waits for a value until this holds
+  uintptr_t reads = 0;                 // where that value is
+  uintptr_t writes = 0; size_t nbytes = 0;   // what it writes, where that is known
+  uint64_t ticket = 0, order = 0;      // among its stream's, and among its context's
+};
 struct Stream {
   struct CUctx_st *ctx; bool nonblocking = false; int priority = 0; unsigned long long id = 0;
   std::deque<Op> q; uint64_t enq = 0, done = 0, wanted = 0; bool stop = false;
+  bool at_value = false;               // stopped at a value that isn't there yet
+  std::shared_ptr<Stream> behind;      // whom its next operation waits for
   std::thread th;
 };
 struct Event { std::shared_ptr<Stream> s; uint64_t ticket = 0; bool recorded = false; unsigned flags = 0; struct Time { Clock::time_point t; }; std::shared_ptr<Time> time; };
@@ -95,7 +107,9 @@ unsigned long long next_id = 1;
 thread_local bool in_worker = false, in_callback = false;
 bool inited = false;
 }  // namespace
-struct CUctx_st { int dev; int refs = 0; unsigned flags = 0; CUresult sticky = CUDA_SUCCESS; std::string why; std::shared_ptr<Stream> null_stream; };
+struct CUctx_st { int dev; int refs = 0; unsigned flags = 0; CUresult sticky = CUDA_SUCCESS; std::string why; bool told = false; std::shared_ptr<Stream> null_stream;
+  uint64_t orders = 0; std::map<uint64_t, Place> value_waits;   // by order; kept where streams are aliased
+};
 namespace {
 CUctx_st *const primary = new CUctx_st[64];
 thread_local std::vector<CUctx_st *> ctx_stack;
@@ -116,9 +130,10 @@ void on_fault(int sig, siginfo_t *si, void *uc) {
   if (o.sa_handler != SIG_DFL && o.sa_handler != SIG_IGN && o.sa_handler) { o.sa_handler(sig); return; }
   signal(sig, SIG_DFL);
 }
-void fail_ctx(CUctx_st *c, CUresult r, const std::string &why) {
+void fail_ctx(CUctx_st *c, CUresult r, const std::string &why, bool told = false) {
   std::lock_guard<std::mutex> l(g);
-  if (c->sticky == CUDA_SUCCESS) { c->sticky = r; c->why = why; }
+  if (c->sticky == CUDA_SUCCESS) { c->sticky = r; c->why = why; c->told = told; }
+  cv.notify_all();
   fprintf(stderr, "[stubcuda] context error %d: %s\n", (int)r, why.c_str());
 }
 bool guarded(CUctx_st *c, const char *what, const std::function<void()> &f) {
@@ -136,84 +151,8 @@ bool guarded(CUctx_st *c, const char *what, const std::function<void()> &f) {
   return true;
 }
 
-// ---- streams ---------------------------------------------------------------------
-void worker(std::shared_ptr<Stream> s) {
-  in_worker = true;
-  if (C.pkey >= 0) pkey_set(C.pkey, 0);
-  stack_t ss{};
-  std::vector<char> alt(64 << 10);
-  ss.ss_sp = alt.data(); ss.ss_size = alt.size();
-  sigaltstack(&ss, nullptr);
-  std::mt19937 rng(C.seed * 7919u + (unsigned)s->id);
-  std::unique_lock<std::mutex> l(g);
-  for (;;) {
-    cv.wait(l, [&] { return s->stop || (!s->q.empty() && (C.mode != LAZY || s->done < s->wanted)); });
-    if (s->q.empty()) { if (s->stop) break; continue; }
-    Op op = std::move(s->q.front());
-    s->q.pop_front();
-    for (auto &d : op.deps) {
-      if (d.first->wanted < d.second) { d.first->wanted = d.second; cv.notify_all(); }
-      cv.wait(l, [&] { return d.first->done >= d.second; });
-    }
-    const bool dead = s->ctx->sticky != CUDA_SUCCESS;
-    l.unlock();
-    if (C.jitter) std::this_thread::sleep_for(std::chrono::microseconds(rng() % (C.jitter + 1)));
-    if (op.run && !dead) op.run();
-    op.run = nullptr;
-    op.deps.clear();
-    l.lock();
-    ++s->done;
-    cv.notify_all();
-  }
-  draining.erase(s);
-}
-std::shared_ptr<Stream> make_stream(CUctx_st *c, bool nb, int prio) {   // g held
-  auto s = std::make_shared<Stream>();
-  s->ctx = c; s->nonblocking = nb; s->priority = prio; s->id = next_id++;
-  s->th = std::thread(worker, s);
-  s->th.detach();
-  streams[s.get()] = s;
-  return s;
-}
-std::shared_ptr<Stream> find(CUstream h, CUctx_st *c) {                  // g held
-  if (h == nullptr || h == CU_STREAM_LEGACY || h == CU_STREAM_PER_THREAD) {
-    if (!c->null_stream) c->null_stream = make_stream(c, false, 0);
-    return c->null_stream;
-  }
-  auto it = streams.find((Stream *)h);
-  return it == streams.end() ? nullptr : it->second;
-}
-// Append an op; the legacy default stream orders itself with blocking streams.
-uint64_t push(const std::shared_ptr<Stream> &s, Op op) {                 // g held
-  CUctx_st *c = s->ctx;
-  if (s == c->null_stream) {
-    for (auto &kv : streams)
-      if (kv.second->ctx == c && !kv.second->nonblocking && kv.second != s && kv.second->done < kv.second->enq)
-        op.deps.push_back({kv.second, kv.second->enq});
-    for (auto &d : draining)
-      if (d->ctx == c && !d->nonblocking) op.deps.push_back({d, d->enq});
-  } else if (!s->nonblocking && c->null_stream && c->null_stream->done < c->null_stream->enq) {
-    op.deps.push_back({c->null_stream, c->null_stream->enq});
-  }
-  s->q.push_back(std::move(op));
-  ++s->enq;
-  if (C.mode == LAZY && s->q.size() > 4096) s->wanted = s->enq;
-  cv.notify_all();
-  return s->enq;
-}
-void wait_ticket(std::unique_lock<std::mutex> &l, const std::shared_ptr<Stream> &s, uint64_t t) {
-  if (s->wanted < t) { s->wanted = t; cv.notify_all(); }
-  cv.wait(l, [&] { return s->done >= t; });
-}
-void wait_ctx(std::unique_lock<std::mutex> &l, CUctx_st *c) {
-  std::vector<std::pair<std::shared_ptr<Stream>, uint64_t>> all;
-  for (auto &kv : streams) if (kv.second->ctx == c) all.push_back({kv.second, kv.second->enq});
-  for (auto &s : draining) if (s->ctx == c) all.push_back({s, s->enq});
-  for (auto &a : all) wait_ticket(l, a.first, a.second);
-}
-void after_push(std::unique_lock<std::mutex> &l, const std::shared_ptr<Stream> &s, uint64_t t) {
-  if (C.mode == EAGER && !in_worker) wait_ticket(l, s, t);
-}
+#include "streams.inc"
+#include "hooks.inc"
 
 #define NEED_CTX                                                        \
   if (!inited) return CUDA_ERROR_NOT_INITIALIZED;                       \
@@ -222,6 +161,7 @@ void after_push(std::unique_lock<std::mutex> &l, const std::shared_ptr<Stream> &
   if (!c) return CUDA_ERROR_INVALID_CONTEXT;                            \
   std::unique_lock<std::mutex> l(g);                                    \
   if (c->sticky != CUDA_SUCCESS) return c->sticky;
+#define NEED MAY_FAIL NEED_CTX
 
 // ---- memory -----------------------------------------------------------------------
 const Alloc *find_alloc(uintptr_t p, uintptr_t *base) {                  // g held
@@ -288,7 +228,8 @@ void do_copy(CUctx_st *c, void *d, const void *s, size_t n, Kind kd, Kind ks) {
     throttle(o + k, gbps, t0);
   }
 }
-CUresult copy(uintptr_t d, uintptr_t s, size_t n, CUstream h, bool async, int expect) {
+CUresult copy(const char *call, uintptr_t d, uintptr_t s, size_t n, CUstream h, bool async, int expect) {
+  if (CUresult told = injected(call, async ? "cuMemcpyAsync" : "cuMemcpy")) return told;
   NEED_CTX
   auto st = find(h, c);
   if (!st) return CUDA_ERROR_INVALID_HANDLE;
@@ -297,8 +238,14 @@ CUresult copy(uintptr_t d, uintptr_t s, size_t n, CUstream h, bool async, int ex
   if (!range_ok(d, n) || !range_ok(s, n)) return CUDA_ERROR_INVALID_VALUE;
   if ((expect == 1 && kd != DEVICE) || (expect == 2 && ks != DEVICE) || (expect == 3 && (kd != DEVICE || ks != DEVICE))) return CUDA_ERROR_INVALID_VALUE;
   trace("copy %#lx <- %#lx %zu %s stream %llu kinds %d<-%d", d, s, n, async ? "async" : "sync", st->id, kd, ks);
+  count(COPY);
+  if (!async || kd == HOST_PAGEABLE || ks == HOST_PAGEABLE) count(HOST_SYNC);
+  Op op;
+  op.writes = d;
+  op.nbytes = n;
+  op.run = [=] { do_copy(c, (void *)d, (void *)s, n, kd, ks); };
   if (!async) {
-    uint64_t t = push(st, Op{[=] { do_copy(c, (void *)d, (void *)s, n, kd, ks); }, {}});
+    uint64_t t = push(st, std::move(op));
     wait_ticket(l, st, t);
     return c->sticky;
   }
@@ -308,26 +255,33 @@ CUresult copy(uintptr_t d, uintptr_t s, size_t n, CUstream h, bool async, int ex
     l.unlock();
     memcpy(buf.get(), (void *)s, n);
     l.lock();
-    uint64_t t = push(st, Op{[=] { do_copy(c, (void *)d, buf.get(), n, kd, ks); }, {}});
+    op.run = [=] { do_copy(c, (void *)d, buf.get(), n, kd, ks); };
+    uint64_t t = push(st, std::move(op));
     after_push(l, st, t);
   } else {
-    uint64_t t = push(st, Op{[=] { do_copy(c, (void *)d, (void *)s, n, kd, ks); }, {}});
+    uint64_t t = push(st, std::move(op));
     if (ks == DEVICE && kd == HOST_PAGEABLE) wait_ticket(l, st, t);   // returns when the copy has been made
     else after_push(l, st, t);
   }
   return c->sticky;
 }
-CUresult set_mem(uintptr_t d, unsigned v, size_t width, size_t n, CUstream h, bool async) {
+CUresult set_mem(const char *call, uintptr_t d, unsigned v, size_t width, size_t n, CUstream h, bool async) {
+  if (CUresult told = injected(call)) return told;
   NEED_CTX
   auto st = find(h, c);
   if (!st) return CUDA_ERROR_INVALID_HANDLE;
   if (!range_ok(d, n * width)) return CUDA_ERROR_INVALID_VALUE;
-  uint64_t t = push(st, Op{[=] {
+  count(COPY);
+  Op op;
+  op.writes = d;
+  op.nbytes = n * width;
+  op.run = [=] {
     guarded(c, "memset", [&] {
       if (width == 1) memset((void *)d, (int)v, n);
       else for (size_t i = 0; i < n; ++i) memcpy((char *)d + i * width, &v, width);
     });
-  }, {}});
+  };
+  uint64_t t = push(st, std::move(op));
   if (!async) wait_ticket(l, st, t); else after_push(l, st, t);
   return c->sticky;
 }
@@ -342,6 +296,7 @@ const std::map<int, std::pair<const char *, const char *>> ERR = {
   {3, {"CUDA_ERROR_NOT_INITIALIZED", "initialization error"}}, {100, {"CUDA_ERROR_NO_DEVICE", "no CUDA-capable device is detected"}},
   {101, {"CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal"}}, {200, {"CUDA_ERROR_INVALID_IMAGE", "device kernel image is invalid"}},
   {201, {"CUDA_ERROR_INVALID_CONTEXT", "invalid device context"}}, {209, {"CUDA_ERROR_NO_BINARY_FOR_GPU", "no kernel image is available for execution on the device"}},
+  {214, {"CUDA_ERROR_ECC_UNCORRECTABLE", "uncorrectable ECC error encountered"}},
   {400, {"CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"}}, {500, {"CUDA_ERROR_NOT_FOUND", "named symbol not found"}},
   {600, {"CUDA_ERROR_NOT_READY", "device not ready"}}, {700, {"CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"}},
   {701, {"CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", "too many resources requested for launch"}}, {712, {"CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED", "part or all of the requested memory range is already mapped"}},
@@ -402,7 +357,7 @@ API cuDeviceGetAttribute(int *v, CUdevice_attribute a, CUdevice d) {
     case CU_DEVICE_ATTRIBUTE_ASYNC_ENGINE_COUNT: *v = 2; break;
     case CU_DEVICE_ATTRIBUTE_GPU_OVERLAP: case CU_DEVICE_ATTRIBUTE_CONCURRENT_KERNELS: case CU_DEVICE_ATTRIBUTE_CAN_MAP_HOST_MEMORY:
     case CU_DEVICE_ATTRIBUTE_UNIFIED_ADDRESSING: case CU_DEVICE_ATTRIBUTE_STREAM_PRIORITIES_SUPPORTED: case CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED:
-    case CU_DEVICE_ATTRIBUTE_HOST_REGISTER_SUPPORTED: case CU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM: *v = 1; break;
+    case CU_DEVICE_ATTRIBUTE_CAN_USE_STREAM_WAIT_VALUE_NOR: case CU_DEVICE_ATTRIBUTE_HOST_REGISTER_SUPPORTED: case CU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM: *v = 1; break;
     case CU_DEVICE_ATTRIBUTE_TEXTURE_ALIGNMENT: *v = 512; break;
     case CU_DEVICE_ATTRIBUTE_TEXTURE_PITCH_ALIGNMENT: *v = 32; break;
     case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: *v = C.cc / 10; break;
@@ -432,66 +387,70 @@ API cuCtxGetApiVersion(CUcontext, unsigned *v) { *v = 13020; return CUDA_SUCCESS
 API cuCtxGetLimit(size_t *v, CUlimit) { *v = 8 << 20; return CUDA_SUCCESS; }
 API cuCtxSetLimit(CUlimit, size_t) { return CUDA_SUCCESS; }
 API cuCtxGetStreamPriorityRange(int *lo, int *hi) { if (lo) *lo = 0; if (hi) *hi = -5; return CUDA_SUCCESS; }
-API cuCtxSynchronize() { NEED_CTX wait_ctx(l, c); return c->sticky; }
+API cuCtxSynchronize() { NEED count(HOST_SYNC); wait_ctx(l, c); return c->sticky; }
 API cuCtxSynchronize_v2(CUcontext x) { if (x && x != cur()) return CUDA_ERROR_NOT_SUPPORTED; return cuCtxSynchronize(); }
 
 // ---- memory -----------------------------------------------------------------------------
-API cuMemGetInfo(size_t *f, size_t *t) { NEED_CTX *t = C.mem; *f = C.mem - used[c->dev]; return CUDA_SUCCESS; }
+API cuMemGetInfo(size_t *f, size_t *t) { NEED *t = C.mem; *f = C.mem - used[c->dev]; return CUDA_SUCCESS; }
 API cuMemAlloc(CUdeviceptr *p, size_t n) {
-  NEED_CTX
+  NEED
   if (!n) return CUDA_ERROR_INVALID_VALUE;
   uintptr_t q;
   CUresult r = map_memory(n, true, c->dev, 0, &q);
-  if (r == CUDA_SUCCESS) *p = q;
+  if (r == CUDA_SUCCESS) { *p = q; count(ALLOC); }
   trace("cuMemAlloc %zu -> %#llx (%d)", n, r ? 0 : *p, (int)r);
   return r;
 }
 API cuMemFree(CUdeviceptr p) {
   if (!p) return CUDA_SUCCESS;
-  NEED_CTX
+  NEED
+  count(FREE);
   wait_ctx(l, c);                       // cuMemFree synchronizes
   if (!unmap_memory(p, true)) return CUDA_ERROR_INVALID_VALUE;
   return CUDA_SUCCESS;
 }
-API cuMemAllocAsync(CUdeviceptr *p, size_t n, CUstream) { return cuMemAlloc(p, n); }
+API cuMemAllocAsync(CUdeviceptr *p, size_t n, CUstream) { MAY_FAIL return cuMemAlloc(p, n); }
 API cuMemFreeAsync(CUdeviceptr p, CUstream h) {
-  NEED_CTX
+  NEED
   auto st = find(h, c);
   if (!st) return CUDA_ERROR_INVALID_HANDLE;
+  count(FREE);
   uint64_t t = push(st, Op{[=] { std::lock_guard<std::mutex> l2(g); unmap_memory(p, true); }, {}});
   after_push(l, st, t);
   return CUDA_SUCCESS;
 }
 API cuMemHostAlloc(void **p, size_t n, unsigned flags) {
-  NEED_CTX
+  NEED
   if (!n) return CUDA_ERROR_INVALID_VALUE;
   uintptr_t q;
   CUresult r = map_memory(n, false, c->dev, flags, &q);
-  if (r == CUDA_SUCCESS) *p = (void *)q;
+  if (r == CUDA_SUCCESS) { *p = (void *)q; count(HOST_ALLOC); }
   return r;
 }
-API cuMemAllocHost(void **p, size_t n) { return cuMemHostAlloc(p, n, 0); }
-API cuMemFreeHost(void *p) { NEED_CTX wait_ctx(l, c); return unmap_memory((uintptr_t)p, false) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE; }
+API cuMemAllocHost(void **p, size_t n) { MAY_FAIL return cuMemHostAlloc(p, n, 0); }
+API cuMemFreeHost(void *p) { NEED count(HOST_FREE); wait_ctx(l, c); return unmap_memory((uintptr_t)p, false) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE; }
 API cuMemHostGetDevicePointer(CUdeviceptr *d, void *p, unsigned) { *d = (CUdeviceptr)p; return CUDA_SUCCESS; }
-API cuMemHostGetFlags(unsigned *f, void *p) { NEED_CTX uintptr_t b; const Alloc *a = find_alloc((uintptr_t)p, &b); if (!a) return CUDA_ERROR_INVALID_VALUE; *f = a->flags; return CUDA_SUCCESS; }
+API cuMemHostGetFlags(unsigned *f, void *p) { NEED uintptr_t b; const Alloc *a = find_alloc((uintptr_t)p, &b); if (!a) return CUDA_ERROR_INVALID_VALUE; *f = a->flags; return CUDA_SUCCESS; }
 API cuMemHostRegister(void *p, size_t n, unsigned flags) {
-  NEED_CTX
+  NEED
   uintptr_t b;
   if (find_alloc((uintptr_t)p, &b)) return CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED;
+  count(HOST_ALLOC);
   allocs[(uintptr_t)p] = Alloc{n, 0, nullptr, c->dev, false, flags};
   return CUDA_SUCCESS;
 }
 API cuMemHostUnregister(void *p) {
-  NEED_CTX
+  NEED
   auto it = allocs.find((uintptr_t)p);
   if (it == allocs.end() || it->second.base) return CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED;
+  count(HOST_FREE);
   wait_ctx(l, c);
   allocs.erase((uintptr_t)p);
   return CUDA_SUCCESS;
 }
-API cuMemGetAddressRange(CUdeviceptr *b, size_t *n, CUdeviceptr p) { NEED_CTX uintptr_t q; const Alloc *a = find_alloc(p, &q); if (!a) return CUDA_ERROR_NOT_FOUND; if (b) *b = q; if (n) *n = a->size; return CUDA_SUCCESS; }
+API cuMemGetAddressRange(CUdeviceptr *b, size_t *n, CUdeviceptr p) { NEED uintptr_t q; const Alloc *a = find_alloc(p, &q); if (!a) return CUDA_ERROR_NOT_FOUND; if (b) *b = q; if (n) *n = a->size; return CUDA_SUCCESS; }
 API cuPointerGetAttribute(void *out, CUpointer_attribute k, CUdeviceptr p) {
-  NEED_CTX
+  NEED
   uintptr_t b = 0;
   const Alloc *a = find_alloc(p, &b);
   switch ((int)k) {
@@ -521,62 +480,57 @@ API cuPointerGetAttributes(unsigned n, CUpointer_attribute *k, void **out, CUdev
   return CUDA_SUCCESS;
 }
 #define D(x) ((uintptr_t)(x))
-API cuMemcpy(CUdeviceptr d, CUdeviceptr s, size_t n) { return copy(d, s, n, nullptr, false, 0); }
-API cuMemcpyAsync(CUdeviceptr d, CUdeviceptr s, size_t n, CUstream h) { return copy(d, s, n, h, true, 0); }
-API cuMemcpyHtoD(CUdeviceptr d, const void *s, size_t n) { return copy(d, D(s), n, nullptr, false, 1); }
-API cuMemcpyDtoH(void *d, CUdeviceptr s, size_t n) { return copy(D(d), s, n, nullptr, false, 2); }
-API cuMemcpyDtoD(CUdeviceptr d, CUdeviceptr s, size_t n) { return copy(d, s, n, nullptr, true, 3); }
-API cuMemcpyHtoDAsync(CUdeviceptr d, const void *s, size_t n, CUstream h) { return copy(d, D(s), n, h, true, 1); }
-API cuMemcpyDtoHAsync(void *d, CUdeviceptr s, size_t n, CUstream h) { return copy(D(d), s, n, h, true, 2); }
-API cuMemcpyDtoDAsync(CUdeviceptr d, CUdeviceptr s, size_t n, CUstream h) { return copy(d, s, n, h, true, 3); }
-API cuMemcpyPeer(CUdeviceptr d, CUcontext, CUdeviceptr s, CUcontext, size_t n) { return copy(d, s, n, nullptr, false, 3); }
-API cuMemcpyPeerAsync(CUdeviceptr d, CUcontext, CUdeviceptr s, CUcontext, size_t n, CUstream h) { return copy(d, s, n, h, true, 3); }
-API cuMemsetD8(CUdeviceptr d, unsigned char v, size_t n) { return set_mem(d, v, 1, n, nullptr, true); }
-API cuMemsetD8Async(CUdeviceptr d, unsigned char v, size_t n, CUstream h) { return set_mem(d, v, 1, n, h, true); }
-API cuMemsetD32(CUdeviceptr d, unsigned v, size_t n) { return set_mem(d, v, 4, n, nullptr, true); }
-API cuMemsetD32Async(CUdeviceptr d, unsigned v, size_t n, CUstream h) { return set_mem(d, v, 4, n, h, true); }
+API cuMemcpy(CUdeviceptr d, CUdeviceptr s, size_t n) { return copy(__func__, d, s, n, nullptr, false, 0); }
+API cuMemcpyAsync(CUdeviceptr d, CUdeviceptr s, size_t n, CUstream h) { return copy(__func__, d, s, n, h, true, 0); }
+API cuMemcpyHtoD(CUdeviceptr d, const void *s, size_t n) { return copy(__func__, d, D(s), n, nullptr, false, 1); }
+API cuMemcpyDtoH(void *d, CUdeviceptr s, size_t n) { return copy(__func__, D(d), s, n, nullptr, false, 2); }
+API cuMemcpyDtoD(CUdeviceptr d, CUdeviceptr s, size_t n) { return copy(__func__, d, s, n, nullptr, true, 3); }
+API cuMemcpyHtoDAsync(CUdeviceptr d, const void *s, size_t n, CUstream h) { return copy(__func__, d, D(s), n, h, true, 1); }
+API cuMemcpyDtoHAsync(void *d, CUdeviceptr s, size_t n, CUstream h) { return copy(__func__, D(d), s, n, h, true, 2); }
+API cuMemcpyDtoDAsync(CUdeviceptr d, CUdeviceptr s, size_t n, CUstream h) { return copy(__func__, d, s, n, h, true, 3); }
+API cuMemcpyPeer(CUdeviceptr d, CUcontext, CUdeviceptr s, CUcontext, size_t n) { return copy(__func__, d, s, n, nullptr, false, 3); }
+API cuMemcpyPeerAsync(CUdeviceptr d, CUcontext, CUdeviceptr s, CUcontext, size_t n, CUstream h) { return copy(__func__, d, s, n, h, true, 3); }
+API cuMemsetD8(CUdeviceptr d, unsigned char v, size_t n) { return set_mem(__func__, d, v, 1, n, nullptr, true); }
+API cuMemsetD8Async(CUdeviceptr d, unsigned char v, size_t n, CUstream h) { return set_mem(__func__, d, v, 1, n, h, true); }
+API cuMemsetD32(CUdeviceptr d, unsigned v, size_t n) { return set_mem(__func__, d, v, 4, n, nullptr, true); }
+API cuMemsetD32Async(CUdeviceptr d, unsigned v, size_t n, CUstream h) { return set_mem(__func__, d, v, 4, n, h, true); }
 
 // ---- streams ----------------------------------------------------------------------------
-API cuStreamCreateWithPriority(CUstream *p, unsigned flags, int prio) { NEED_CTX *p = (CUstream)make_stream(c, flags & CU_STREAM_NON_BLOCKING, std::max(-5, std::min(0, prio))).get(); return CUDA_SUCCESS; }
-API cuStreamCreate(CUstream *p, unsigned flags) { return cuStreamCreateWithPriority(p, flags, 0); }
+API cuStreamCreateWithPriority(CUstream *p, unsigned flags, int prio) { NEED *p = (CUstream)make_stream(c, flags & CU_STREAM_NON_BLOCKING, std::max(-5, std::min(0, prio))).get(); return CUDA_SUCCESS; }
+API cuStreamCreate(CUstream *p, unsigned flags) { MAY_FAIL return cuStreamCreateWithPriority(p, flags, 0); }
 API cuStreamDestroy(CUstream h) {
-  NEED_CTX
-  auto it = streams.find((Stream *)h);
-  if (it == streams.end()) return CUDA_ERROR_INVALID_HANDLE;
-  it->second->stop = true;             // pending work still completes
-  it->second->wanted = it->second->enq;
-  draining.insert(it->second);         // so that a synchronize or a free still waits for it
-  streams.erase(it);
-  cv.notify_all();
-  return CUDA_SUCCESS;
+  NEED
+  return retire_stream((Stream *)h) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
 }
 API cuStreamSynchronize(CUstream h) {
-  NEED_CTX
+  NEED
   auto s = find(h, c);
   if (!s) return CUDA_ERROR_INVALID_HANDLE;
+  count(HOST_SYNC);
   if (s == c->null_stream) wait_ticket(l, s, push(s, Op{}));   // legacy stream: also after blocking streams
   else wait_ticket(l, s, s->enq);
   return c->sticky;
 }
 API cuStreamQuery(CUstream h) {
-  NEED_CTX
+  NEED
   auto s = find(h, c);
   if (!s) return CUDA_ERROR_INVALID_HANDLE;
   if (C.mode == LAZY && s->done < s->enq && s->wanted <= s->done) { s->wanted = s->done + 1; cv.notify_all(); }
   return s->done >= s->enq ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
 }
-API cuStreamGetPriority(CUstream h, int *p) { NEED_CTX auto s = find(h, c); if (!s) return CUDA_ERROR_INVALID_HANDLE; *p = s->priority; return CUDA_SUCCESS; }
-API cuStreamGetFlags(CUstream h, unsigned *p) { NEED_CTX auto s = find(h, c); if (!s) return CUDA_ERROR_INVALID_HANDLE; *p = s->nonblocking ? CU_STREAM_NON_BLOCKING : 0; return CUDA_SUCCESS; }
-API cuStreamGetCtx(CUstream h, CUcontext *p) { NEED_CTX auto s = find(h, c); if (!s) return CUDA_ERROR_INVALID_HANDLE; *p = s->ctx; return CUDA_SUCCESS; }
-API cuStreamGetId(CUstream h, unsigned long long *p) { NEED_CTX auto s = find(h, c); if (!s) return CUDA_ERROR_INVALID_HANDLE; *p = s->id; return CUDA_SUCCESS; }
-API cuStreamGetDevice(CUstream h, CUdevice *p) { NEED_CTX auto s = find(h, c); if (!s) return CUDA_ERROR_INVALID_HANDLE; *p = s->ctx->dev; return CUDA_SUCCESS; }
+API cuStreamGetPriority(CUstream h, int *p) { NEED auto s = find(h, c); if (!s) return CUDA_ERROR_INVALID_HANDLE; *p = s->priority; return CUDA_SUCCESS; }
+API cuStreamGetFlags(CUstream h, unsigned *p) { NEED auto s = find(h, c); if (!s) return CUDA_ERROR_INVALID_HANDLE; *p = s->nonblocking ? CU_STREAM_NON_BLOCKING : 0; return CUDA_SUCCESS; }
+API cuStreamGetCtx(CUstream h, CUcontext *p) { NEED auto s = find(h, c); if (!s) return CUDA_ERROR_INVALID_HANDLE; *p = s->ctx; return CUDA_SUCCESS; }
+API cuStreamGetId(CUstream h, unsigned long long *p) { NEED auto s = find(h, c); if (!s) return CUDA_ERROR_INVALID_HANDLE; *p = s->id; return CUDA_SUCCESS; }
+API cuStreamGetDevice(CUstream h, CUdevice *p) { NEED auto s = find(h, c); if (!s) return CUDA_ERROR_INVALID_HANDLE; *p = s->ctx->dev; return CUDA_SUCCESS; }
 API cuStreamIsCapturing(CUstream, CUstreamCaptureStatus *p) { *p = CU_STREAM_CAPTURE_STATUS_NONE; return CUDA_SUCCESS; }
 API cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode *m) { static thread_local CUstreamCaptureMode cur_mode = CU_STREAM_CAPTURE_MODE_GLOBAL; std::swap(*m, cur_mode); return CUDA_SUCCESS; }
 API cuStreamWaitEvent(CUstream h, CUevent ev, unsigned) {
-  NEED_CTX
+  NEED
   auto s = find(h, c);
   Event *e = (Event *)ev;
   if (!s || !e) return CUDA_ERROR_INVALID_HANDLE;
+  count(STREAM_WAIT);
   if (!e->recorded) return CUDA_SUCCESS;
   Op op;
   op.deps.push_back({e->s, e->ticket});
@@ -584,45 +538,48 @@ API cuStreamWaitEvent(CUstream h, CUevent ev, unsigned) {
   return CUDA_SUCCESS;
 }
 API cuLaunchHostFunc(CUstream h, CUhostFn fn, void *arg) {
-  NEED_CTX
+  NEED
   auto s = find(h, c);
   if (!s) return CUDA_ERROR_INVALID_HANDLE;
   push(s, Op{[=] { in_callback = true; if (C.pkey >= 0) pkey_set(C.pkey, PKEY_DISABLE_ACCESS); fn(arg); if (C.pkey >= 0) pkey_set(C.pkey, 0); in_callback = false; }, {}});
   return CUDA_SUCCESS;
 }
 API cuStreamAddCallback(CUstream h, CUstreamCallback fn, void *arg, unsigned) {
-  NEED_CTX
+  NEED
   auto s = find(h, c);
   if (!s) return CUDA_ERROR_INVALID_HANDLE;
   push(s, Op{[=] { in_callback = true; fn(h, CUDA_SUCCESS, arg); in_callback = false; }, {}});
   return CUDA_SUCCESS;
 }
 
+#include "values.inc"
+
 // ---- events -----------------------------------------------------------------------------
-API cuEventCreate(CUevent *p, unsigned flags) { NEED_CTX auto e = new Event; e->flags = flags; *p = (CUevent)e; return CUDA_SUCCESS; }
+API cuEventCreate(CUevent *p, unsigned flags) { NEED auto e = new Event; e->flags = flags; *p = (CUevent)e; return CUDA_SUCCESS; }
 API cuEventDestroy(CUevent ev) { std::lock_guard<std::mutex> l(g); delete (Event *)ev; return CUDA_SUCCESS; }
 API cuEventRecord(CUevent ev, CUstream h) {
-  NEED_CTX
+  NEED
   auto s = find(h, c);
   Event *e = (Event *)ev;
   if (!s || !e) return CUDA_ERROR_INVALID_HANDLE;
+  count(EVENT_RECORD);
   auto tm = std::make_shared<Event::Time>();
   uint64_t t = push(s, Op{[tm] { tm->t = Clock::now(); }, {}});
   e->s = s; e->ticket = t; e->recorded = true; e->time = tm;
   after_push(l, s, t);
   return CUDA_SUCCESS;
 }
-API cuEventRecordWithFlags(CUevent e, CUstream h, unsigned) { return cuEventRecord(e, h); }
+API cuEventRecordWithFlags(CUevent e, CUstream h, unsigned) { MAY_FAIL return cuEventRecord(e, h); }
 API cuEventQuery(CUevent ev) {
-  NEED_CTX
+  NEED
   Event *e = (Event *)ev;
   if (!e->recorded || e->s->done >= e->ticket) return CUDA_SUCCESS;
   if (C.mode == LAZY && e->s->wanted <= e->s->done) { e->s->wanted = e->s->done + 1; cv.notify_all(); }
   return CUDA_ERROR_NOT_READY;
 }
-API cuEventSynchronize(CUevent ev) { NEED_CTX Event *e = (Event *)ev; if (e->recorded) { auto s = e->s; wait_ticket(l, s, e->ticket); } return c->sticky; }
+API cuEventSynchronize(CUevent ev) { NEED Event *e = (Event *)ev; count(HOST_SYNC); if (e->recorded) { auto s = e->s; wait_ticket(l, s, e->ticket); } return c->sticky; }
 API cuEventElapsedTime(float *ms, CUevent a, CUevent b) {
-  NEED_CTX
+  NEED
   Event *x = (Event *)a, *y = (Event *)b;
   if (!x->recorded || !y->recorded || (x->flags | y->flags) & CU_EVENT_DISABLE_TIMING) return CUDA_ERROR_INVALID_HANDLE;
   if (x->s->done < x->ticket || y->s->done < y->ticket) return CUDA_ERROR_NOT_READY;
@@ -633,7 +590,7 @@ API cuEventElapsedTime(float *ms, CUevent a, CUevent b) {
 // ---- modules and launches -----------------------------------------------------------------
 API cuModuleGetLoadingMode(CUmoduleLoadingMode *m) { *m = CU_MODULE_EAGER_LOADING; return CUDA_SUCCESS; }
 API cuModuleLoadData(CUmodule *out, const void *image) {
-  NEED_CTX
+  NEED
   uint64_t n;
   if (memcmp(image, MAGIC, 8)) return memcmp(image, "\x7f" "ELF", 4) ? CUDA_ERROR_INVALID_IMAGE : CUDA_ERROR_NO_BINARY_FOR_GPU;
   memcpy(&n, (const char *)image + 8, 8);
@@ -656,7 +613,7 @@ API cuModuleLoadData(CUmodule *out, const void *image) {
 API cuModuleLoadDataEx(CUmodule *out, const void *image, unsigned, CUjit_option *, void **) { return cuModuleLoadData(out, image); }
 API cuModuleUnload(CUmodule h) { auto m = (Module *)h; std::lock_guard<std::mutex> l(launch_mu); dlclose(m->dl); close(m->fd); delete m; return CUDA_SUCCESS; }
 API cuModuleGetFunction(CUfunction *out, CUmodule h, const char *name) {
-  NEED_CTX
+  NEED
   auto m = (Module *)h;
   auto &slot = m->k[name];
   if (!slot) {
@@ -685,7 +642,7 @@ API cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *n, CUfunction, int
 API cuOccupancyMaxActiveBlocksPerMultiprocessor(int *n, CUfunction f, int bs, size_t s) { return cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(n, f, bs, s, 0); }
 API cuOccupancyMaxPotentialBlockSize(int *grid, int *block, CUfunction, CUoccupancyB2DSize, size_t, int) { *grid = 8; *block = 256; return CUDA_SUCCESS; }
 API cuLaunchKernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, CUstream h, void **params, void **extra) {
-  NEED_CTX
+  NEED
   auto k = (Kernel *)f;
   auto st = find(h, c);
   if (!st || !k) return CUDA_ERROR_INVALID_HANDLE;
@@ -704,6 +661,7 @@ API cuLaunchKernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz, unsigned
     memcpy((*args)[i].data(), params[i], z);
   }
   trace("launch %s grid %u,%u,%u block %u,%u,%u stream %llu", k->name.c_str(), gx, gy, gz, bx, by, bz, st->id);
+  count(LAUNCH);
   uint64_t t = push(st, Op{[=] {
     std::vector<void *> p;
     for (auto &a : *args) p.push_back(a.data());

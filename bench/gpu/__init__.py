@@ -1,0 +1,1 @@
+"""Benchmarks of a GPU: `python -m bench.gpu`.  Each figure beside that GPU's own limit."""

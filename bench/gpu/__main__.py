@@ -1,0 +1,103 @@
+"""`python -m bench.gpu [--out FILE]`: limits of a GPU, then everything as a share of them.
+
+Exits with 3 where there is no GPU.  `--stand-in` runs everything once on tiny
+sizes, to see that it runs: such figures mean nothing and aren't results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bench.device import STAND_IN, NoGpuError, describe, open_gpu, open_stand_in
+from bench.gpu.scale import TINY, Scale, full
+from bench.machine import machine
+from bench.timing import show, write_report
+
+NO_GPU = 3
+RESULTS = Path(__file__).parents[1] / "results"
+STEP_SIDE, STEP_SIDE_TINY = 4096, 64
+
+
+def main() -> int:
+    """Run, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--out", type=Path, help="write JSON here; in a directory, named by the GPU"
+    )
+    parser.add_argument("--directory", type=Path, help="a directory on the disk to measure")
+    parser.add_argument("--stand-in", action="store_true", help="tiny sizes, without a GPU")
+    options = parser.parse_args()
+    if options.stand_in and options.out and _is_result(options.out):
+        parser.error("the stand-in's figures aren't results; write them elsewhere")
+    try:
+        device = open_stand_in() if options.stand_in else open_gpu()
+    except NoGpuError as error:
+        print(f"nothing was measured: {error}", file=sys.stderr)
+        return NO_GPU
+    with tempfile.TemporaryDirectory(dir=options.directory) as name:
+        directory = Path(name)
+        report: dict[str, Any] = {"machine": machine(directory) | describe(device)}
+        try:
+            measure(directory, _scale(device, directory), report)
+        finally:  # what was measured before a failure is worth keeping
+            if options.out:
+                write_report(_path(options.out, device), report)
+    return 0
+
+
+def measure(directory: Path, scale: Scale, report: dict[str, Any]) -> None:
+    """Limits first; then kernels, saves, restores, the peer: all into the report, as they come."""
+    from bench.gpu.limits import limits
+
+    best, rows = limits(directory, scale)
+    report |= {"scale": asdict(scale), "limits": asdict(best), "results": rows}
+    for row in rows:
+        show(row)
+    for row in _results(directory, scale, best):
+        rows.append(row)
+        show(row)
+
+
+def _results(directory: Path, scale: Scale, best: Any) -> Iterator[dict[str, Any]]:
+    from bench.gpu.kernels import kernel_rows
+    from bench.gpu.peer import peer_rows
+    from bench.gpu.restores import restore_rows
+    from bench.gpu.saves import save_rows
+    from bench.gpu.training import Training
+
+    side = STEP_SIDE_TINY if scale is TINY else STEP_SIDE
+    training = Training(scale.step_seconds, side)
+    yield from kernel_rows(scale, best)
+    yield from save_rows(directory, scale, best, training)
+    yield from restore_rows(directory, scale, best)
+    yield from peer_rows(directory, scale)
+
+
+def _scale(device: str, directory: Path) -> Scale:
+    if device == STAND_IN:
+        return TINY
+    import cupy
+
+    return full(cupy.cuda.runtime.memGetInfo()[0], shutil.disk_usage(directory).free)
+
+
+def _is_result(out: Path) -> bool:
+    return RESULTS in (out.resolve(), *out.resolve().parents)
+
+
+def _path(out: Path, device: str) -> Path:
+    name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    return out / f"gpu-{name}-{time.strftime('%Y-%m-%d')}.json" if out.is_dir() else out
+
+
+if __name__ == "__main__":
+    sys.exit(main())

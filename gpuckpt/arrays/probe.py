@@ -1,0 +1,157 @@
+"""Look at many arrays of one library at once: much less about each than `look` finds out.
+
+What is seen here says only whether arrays are as they were when `look` saw
+them, and where they lie now.  So it is little, and read in bulk.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import compress
+from operator import attrgetter, eq, is_
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from gpuckpt.arrays.view import host_words
+from gpuckpt.dtypes import name_of
+
+Library = Literal["numpy", "cupy", "torch"]
+LIBRARIES: tuple[Library, ...] = ("numpy", "cupy", "torch")
+Getter = Callable[[Any], Any]
+Addresses = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What doesn't change about arrays of one library: properties, and how to read them.
+
+    Those of `memory` are read from what the library has for an array's memory.
+    """
+
+    library: Library
+    dtypes: list[Any]
+    layout: tuple[tuple[Getter, list[Any]], ...]
+    memory: tuple[tuple[Getter, list[Any]], ...]
+
+
+def probed(kind: type) -> Library | None:
+    """The library whose arrays are exactly of this type; None if each has to be looked at.
+
+    Subclasses may mean anything by their shape, and are looked at.
+    """
+    if kind is np.ndarray:
+        return "numpy"
+    if kind is getattr(sys.modules.get("cupy"), "ndarray", None):
+        return "cupy"
+    torch = sys.modules.get("torch")
+    if kind is getattr(torch, "Tensor", None):
+        return "torch"
+    return "torch" if kind is getattr(getattr(torch, "nn", None), "Parameter", None) else None
+
+
+def facts(library: Library, arrays: Sequence[Any]) -> Facts:
+    """The properties of arrays, each of which `look` saw as a tensor; no array is kept."""
+    memories = _memories(library, arrays)
+    return Facts(
+        library,
+        list(map(_DTYPE, arrays)),
+        tuple((get, list(map(get, arrays))) for get in _of_layout(library)),
+        tuple((get, list(map(get, memories))) for get in _of_memory(library)),
+    )
+
+
+def locate(arrays: Sequence[Any], before: Facts) -> tuple[Addresses, list[Any]] | None:
+    """Where as many arrays lie now, and what keeps each one's memory alive.
+
+    None if one of them has other properties than `before`.  An address is in
+    the memory of the array's device; for an array without elements it means
+    nothing.  A torch tensor can be given other memory at any time, so that
+    its storage is kept instead.
+    """
+    memories = _memories(before.library, arrays)
+    if any(list(map(get, memories)) != known for get, known in before.memory):
+        return None
+    if not all(all(map(eq, map(get, arrays), known)) for get, known in before.layout):
+        return None  # tuples are compared as they are made, so that they needn't be kept
+    dtypes = list(map(_DTYPE, arrays))
+    if not (all(map(is_, dtypes, before.dtypes)) or _same_names(dtypes, before.dtypes)):
+        return None
+    if before.library == "numpy":
+        return _data_pointers(arrays), list(arrays)
+    if before.library == "cupy":
+        return np.fromiter(map(attrgetter("ptr"), memories), np.uint64, len(arrays)), list(arrays)
+    tensor = sys.modules["torch"].Tensor
+    if any(map(tensor.is_neg, arrays)) or any(map(tensor.is_conj, _complex(arrays, dtypes))):
+        return None
+    pointers = np.fromiter(map(tensor.data_ptr, arrays), np.uint64, len(arrays))
+    return pointers, list(map(tensor.untyped_storage, arrays))
+
+
+def _memories(library: Library, arrays: Sequence[Any]) -> Sequence[Any]:
+    return list(map(attrgetter("data"), arrays)) if library == "cupy" else arrays
+
+
+def _of_layout(library: Library) -> tuple[Getter, ...]:
+    """Of torch's tensors not what torch calls a layout: others than strided have no pointer."""
+    torch = sys.modules["torch"] if library == "torch" else None
+    return attrgetter("shape"), attrgetter("strides") if torch is None else torch.Tensor.stride
+
+
+def _of_memory(library: Library) -> tuple[Getter, ...]:
+    names = {"numpy": (), "cupy": ("device_id",), "torch": ("device",)}[library]
+    return tuple(map(attrgetter, names))
+
+
+def _complex(arrays: Sequence[Any], dtypes: Sequence[Any]) -> Iterator[Any]:
+    kinds = {dtype for dtype in set(dtypes) if dtype.is_complex}
+    return compress(arrays, map(kinds.__contains__, dtypes)) if kinds else iter(())
+
+
+def _same_names(dtypes: Sequence[Any], known: Sequence[Any]) -> bool:
+    """Equality of dtypes wouldn't do: a thousand microseconds aren't called a millisecond."""
+    return all(
+        isinstance(one, np.dtype) and name_of(one) == name_of(other)
+        for one, other in zip(dtypes, known, strict=True)
+        if one is not other
+    )
+
+
+def _data_pointers(arrays: Sequence[Any]) -> Addresses:
+    if _DATA_OFFSET is not None:
+        return _pointers(arrays, _DATA_OFFSET)
+    found = (array.__array_interface__["data"][0] for array in arrays)
+    return np.fromiter(found, np.uint64, len(arrays))
+
+
+def _pointers(arrays: Sequence[Any], offset: int) -> Addresses:
+    """The word at `offset` of each of these objects, which are read where they lie."""
+    if not arrays:
+        return np.empty(0, np.uint64)
+    places = np.fromiter(map(id, arrays), np.uint64, len(arrays)) + np.uint64(offset)
+    first = int(places.min())
+    words = host_words(first, (int(places.max()) - first) // 8 + 1)
+    return words.take((places - np.uint64(first)) // np.uint64(8))
+
+
+def _find_data_offset() -> int | None:
+    """Where in an array's object numpy keeps the pointer to its data; None if it isn't known.
+
+    In CPython an object's id is its address, and numpy's interface for C has
+    the pointer right behind the object's head.  To ask each array for it in
+    Python takes ten times as long.
+    """
+    if sys.implementation.name != "cpython" or sys.maxsize < 2**32:
+        return None
+    offset = object.__basicsize__
+    some = np.arange(60.0).reshape(3, 4, 5)
+    arrays = [some, some[1:], some[::-1, 2], some.T, np.array(7), np.empty((0, 3)), some[2, 3, 4:]]
+    wanted = [array.__array_interface__["data"][0] for array in arrays]
+    return offset if _pointers(arrays, offset).tolist() == wanted else None
+
+
+_DTYPE = attrgetter("dtype")
+_DATA_OFFSET = _find_data_offset()

@@ -1,0 +1,263 @@
+"""A GPU's tensors at one moment: copied on the device, or held where they are.
+
+Either way chunks are split into planes, and their digests taken, by kernels on
+gpuckpt's own stream; what is left for the host is to copy them out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from gpuckpt.apart import Flag
+from gpuckpt.arena import Slot
+from gpuckpt.devices import Arrived, Bytes, Transfer, kernels
+from gpuckpt.devices.driver import Semaphore
+from gpuckpt.devices.stream import OwnStream
+from gpuckpt.devices.tables import Addresses, Table, Tables, fingerprints
+from gpuckpt.errors import DeviceError
+
+R = TypeVar("R")
+
+# With a stream of the caller's stopped, and nothing in its way: this long until something
+# must have been copied.
+PATIENCE_SECONDS = 20.0
+_LOOK_SECONDS = 0.001
+
+
+class CudaTransfer(Transfer[R]):
+    """Work on gpuckpt's stream, and what must live until it has been done."""
+
+    def __init__(
+        self,
+        stream: OwnStream,
+        read: Callable[[], R],
+        keep: object,
+        synchronize: Callable[[Any], None] | None = None,
+    ) -> None:
+        """Of all that the stream has been given so far; `read` makes the result of it."""
+        self._read, self._keep = read, keep
+        self._event = stream.mark()
+        self._synchronize = synchronize or stream.synchronize
+
+    def wait(self) -> R:
+        """Wait for it; then what it needed may go."""
+        self._synchronize(self._event)
+        self._keep = None
+        return self._read()
+
+
+class Scratch:
+    """Device memory of three equal regions: tables, what is gathered, and what kernels write."""
+
+    def __init__(self, memory: Any) -> None:
+        """`memory` is a cupy array of bytes; nothing is done with it by two launches at once."""
+        self.memory = memory
+        region = memory.nbytes // 3
+        self.table: int = memory.data.ptr
+        self.packed, self.staged = self.table + region, self.table + 2 * region
+
+    def gather(self, table: Table, room: Bytes, stream: OwnStream) -> None:
+        """Bring a table to the device by way of page-locked `room`, and gather strided tensors."""
+        stream.to_device(self.table, table.write(room))
+        gather(table, self.table, stream)
+
+
+def gather(table: Table, address: int, stream: OwnStream) -> None:
+    """Gather the strided tensors of a table that lies at an address of the device."""
+    runs = table.runs
+    kernels.gather_runs(address + table.runs_at, len(runs.rows), runs.pieces, stream.stream)
+
+
+class CudaCopy:
+    """Copies on the device, made as soon as the caller's streams have come this far.
+
+    One launch over all chunks makes them, split into planes already: what is
+    left are plain copies to the host, which leave the device's cores alone.
+    """
+
+    live = False
+
+    def __init__(
+        self,
+        stream: OwnStream,
+        tables: Tables,
+        memory: Any,
+        rows: Bytes,
+        *,
+        addresses: Addresses,
+        owners: Sequence[object],
+    ) -> None:
+        """`memory` has `copy_nbytes`, `rows` is page-locked and has `rows_nbytes` bytes."""
+        self._stream, self._tables, self._memory, self._owners = stream, tables, memory, owners
+        packed = memory.data.ptr + rows.nbytes
+        self._staged: int = packed + tables.packed_nbytes
+        table = tables.whole(addresses, packed)
+        with stream.steps("take a snapshot"):
+            stream.to_device(memory.data.ptr, table.write(rows))
+            gather(table, memory.data.ptr, stream)
+            kernels.filter_chunks(
+                memory.data.ptr, len(table.rows), table.leaves, self._staged, stream.stream
+            )
+            self._made = stream.mark()
+
+    def download(self, batch: int, slot: Slot) -> Transfer[Sequence[Arrived]]:
+        """Two copies: the summaries of the chunks, and their planes."""
+        summaries, planes = self._tables.spans(batch)
+        room = slot.planes[: summaries.nbytes + planes.nbytes]
+        with self._stream.steps("copy to the host"):
+            self._stream.to_host(room[: summaries.nbytes], self._staged + summaries.start)
+            self._stream.to_host(room[summaries.nbytes :], self._staged + planes.start)
+            return CudaTransfer(
+                self._stream, lambda: self._tables.arrived(batch, room), self._memory
+            )
+
+    def reread(self, at: int, slot: Slot) -> Transfer[Sequence[str]]:
+        """Nobody changes copies."""
+        raise AssertionError(at, slot)
+
+    def order_update(self) -> None:
+        """Let the caller's streams wait for the copies; the host doesn't."""
+        with self._stream.used("order an update"):
+            self._stream.lead_callers(self._made)
+
+    def settle(self) -> None:
+        """Wait for the copies; only then may the sources' memory be used again."""
+        if self._owners:
+            self._stream.synchronize(self._made)
+            self._owners = ()
+
+    def end_downloads(self) -> None:
+        """Nothing: downloads read the copies."""
+
+    def release(self) -> None:
+        """Let go of the copies, whose memory the device keeps."""
+        with contextlib.suppress(DeviceError):  # a lost device copies nothing any more
+            self.settle()
+        self._owners, self._memory = (), None
+
+
+def copy_nbytes(tables: Tables) -> int:
+    """Room for a copy of all a plan's chunks, and what it takes to make it."""
+    return tables.rows_nbytes + tables.packed_nbytes + tables.layout.staged_nbytes
+
+
+class CudaHold:
+    """Live tensors, read batch by batch as host memory allows, and then once more.
+
+    The second reading takes digests alone: whoever changed something meanwhile
+    is found out.
+    """
+
+    live = True
+
+    def __init__(
+        self,
+        stream: OwnStream,
+        tables: tuple[Tables, Tables],
+        scratch: Scratch,
+        *,
+        addresses: Addresses,
+        owners: Sequence[object],
+        semaphore: Semaphore | None,
+    ) -> None:
+        """`tables` are those of the batches and of the rereads.
+
+        Without a `semaphore`, updates wait on the host until the last read
+        was given to the device.
+        """
+        self._stream, self._scratch, self._addresses = stream, scratch, addresses
+        (self._tables, self._rereads), self._owners = tables, owners
+        self._semaphore, self._ended = semaphore, Flag()
+        self._begun = self._last = stream.mark()
+
+    def download(self, batch: int, slot: Slot) -> Transfer[Sequence[Arrived]]:
+        """Split the chunks in the device's scratch memory, and copy that."""
+        tables, scratch, stream = self._tables, self._scratch, self._stream
+        summaries, planes = tables.spans(batch)
+        room = slot.planes[: summaries.nbytes + planes.nbytes]
+        table = tables.group(batch, self._addresses, scratch.packed)
+        with stream.turn, stream.steps("copy to the host", self._open):
+            scratch.gather(table, slot.raw, stream)
+            kernels.filter_chunks(
+                scratch.table, len(table.rows), table.leaves, scratch.staged, stream.stream
+            )
+            stream.to_host(room, scratch.staged)
+            return self._transfer(lambda: tables.arrived(batch, room))
+
+    def reread(self, at: int, slot: Slot) -> Transfer[Sequence[str]]:
+        """Take the digests of what is there now, and copy these."""
+        tables, scratch, stream = self._rereads, self._scratch, self._stream
+        table = tables.group(at, self._addresses, scratch.packed)
+        room = slot.planes[: table.leaves * kernels.DIGEST_NBYTES]
+        firsts, nbytes = table.rows["first_leaf"].tolist(), table.rows["nbytes"].tolist()
+        with stream.turn, stream.steps("look for changes", self._open):
+            scratch.gather(table, slot.raw, stream)
+            kernels.digest_chunks(
+                scratch.table, len(table.rows), table.leaves, scratch.staged, stream.stream
+            )
+            stream.to_host(room, scratch.staged)
+            return self._transfer(lambda: fingerprints(room.tobytes(), firsts, nbytes))
+
+    def order_update(self) -> None:
+        """Let the caller's streams wait for the last read; the host doesn't, given a semaphore.
+
+        An event can't be waited for before it is recorded, which for the last
+        read is only when host memory has taken the others; a semaphore can.
+        """
+        if not self._ended.is_set() and self._semaphore is not None:
+            with self._stream.used("order an update"):
+                self._semaphore.stop_callers(self._stream.ordinal)
+            return
+        self._ended.wait_out()
+        with self._stream.used("order an update"):
+            self._stream.lead_callers(self._last)
+
+    def settle(self) -> None:
+        """Nothing: there is no copy."""
+
+    def end_downloads(self) -> None:
+        """Let updates go on after all that was given to the device so far.
+
+        If that is refused, `release` lets them go on, once nothing is read any more.
+        """
+        if self._ended.is_set():
+            return
+        with self._stream.used("end a snapshot"):
+            self._last = self._stream.mark()
+            if self._semaphore is not None:
+                self._semaphore.open_after(self._stream.stream)
+        self._ended.set()
+
+    def release(self) -> None:
+        """Let go of the tensors."""
+        if not self._ended.is_set():
+            self._open()
+            self._ended.set()
+        self._owners = ()
+
+    def _open(self) -> None:
+        if self._semaphore is not None:
+            self._semaphore.open_now()
+
+    def _transfer(self, read: Callable[[], R]) -> CudaTransfer[R]:
+        return CudaTransfer(self._stream, read, self._scratch.memory, self._synchronize)
+
+    def _synchronize(self, event: Any) -> None:
+        """Wait for a copy, and see to it that no stream of the caller's stays stopped for ever."""
+        if self._semaphore is None or not self._semaphore.stops:
+            self._stream.synchronize(event)
+            return
+        self._stream.synchronize(self._begun)  # nothing of the caller's is in our way any more
+        end = time.monotonic() + PATIENCE_SECONDS
+        while not event.done:
+            if time.monotonic() > end:
+                self._semaphore.open_now(broken=True)
+                raise DeviceError(
+                    f"{self._stream.name}: nothing was copied for {PATIENCE_SECONDS:g} s while an "
+                    "update waited, so the update was let go and the save given up; from now on "
+                    "updates wait on the host, or pass snapshot='copy'"
+                )
+            time.sleep(_LOOK_SECONDS)

@@ -1,0 +1,188 @@
+"""The tables by which kernels find a plan's chunks, and where what they write lies.
+
+Pure arithmetic over numpy arrays, made once for a plan.  Only addresses are
+filled in at each use, for thousands of tensors in a few operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gpuckpt.devices import Arrived, Bytes, kernels
+from gpuckpt.devices.gathered import Gathered
+from gpuckpt.devices.strided import RUN, Runs
+from gpuckpt.fingerprint import root
+from gpuckpt.plan import PLANE_ALIGNMENT, RUN_NBYTES, SUMMARY_NBYTES, Plan, aligned
+from gpuckpt.spec import Chunk
+from gpuckpt.statistics import Statistics, kind_of
+
+# What a plan reckons with.
+assert kernels.ALIGNMENT == PLANE_ALIGNMENT
+assert kernels.SUMMARY.itemsize == SUMMARY_NBYTES >= kernels.CHUNK.itemsize
+assert RUN.itemsize <= RUN_NBYTES
+
+Rows = npt.NDArray[Any]  # of kernels.CHUNK
+Addresses = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows for one launch: chunks with so many leaves, and the runs that are gathered for them."""
+
+    rows: Rows
+    leaves: int
+    runs: Runs
+
+    @property
+    def runs_at(self) -> int:
+        """Where the runs begin: on a cache line after the rows."""
+        return aligned(self.rows.nbytes)
+
+    @property
+    def nbytes(self) -> int:
+        """Room for the rows and the runs."""
+        return self.runs_at + aligned(self.runs.rows.nbytes)
+
+    def write(self, room: Bytes) -> Bytes:
+        """Put rows and runs into host memory; the part of `room` that they take."""
+        for data, at in ((self.rows, 0), (self.runs.rows, self.runs_at)):
+            room[at : at + data.nbytes] = data.view(np.uint8).reshape(-1)
+        return room[: self.nbytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where a group's results lie among those of all groups: some bytes from `start` on."""
+
+    start: int
+    nbytes: int
+
+
+class Tables:
+    """Everything about chunks, in groups, that doesn't depend on addresses.
+
+    What kernels write for a group is, first, a summary of each leaf, then the
+    planes; `spans` says where these lie if all groups are done at once.  With
+    `together`, strided tensors of all groups are gathered side by side, else
+    those of one group only.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        groups: Sequence[Sequence[Chunk]],
+        values: Callable[[str], int],
+        *,
+        together: bool,
+    ) -> None:
+        """`values` gives the address of a one-byte float type's values, or 0."""
+        self._plan = plan
+        chunks = [chunk for group in groups for chunk in group]
+        widths = [plan.width(chunk) for chunk in chunks]
+        self.layout = kernels.lay_out([chunk.nbytes for chunk in chunks], widths)
+        dtypes = [plan.specs[chunk.tensor].dtype for chunk in chunks]
+        kinds = {dtype: (kind_of(dtype), values(dtype)) for dtype in set(dtypes)}
+        rows = self.layout.rows
+        rows["kind"] = [kinds[dtype][0] for dtype in dtypes]
+        rows["values"] = [kinds[dtype][1] for dtype in dtypes]
+        self._tensor = np.array([chunk.tensor for chunk in chunks], np.intp)
+        self._start = np.array([chunk.start for chunk in chunks], np.uint64)
+        self._ends = np.cumsum([0, *(len(group) for group in groups)]).tolist()
+        self._edges = self._edges_of(rows)
+        self._strided = Gathered(plan, groups, together=together)
+
+    @property
+    def rows_nbytes(self) -> int:
+        """Room for the rows and runs of all groups."""
+        return aligned(self.layout.rows.nbytes) + aligned(self._strided.runs.nbytes)
+
+    @property
+    def packed_nbytes(self) -> int:
+        """Room that gathered tensors take at most."""
+        return self._strided.nbytes
+
+    def spans(self, group: int) -> tuple[Span, Span]:
+        """Where a group's summaries and its planes lie."""
+        (first, planes), (end, planes_end) = self._edges[group : group + 2]
+        return (
+            Span(first * SUMMARY_NBYTES, (end - first) * SUMMARY_NBYTES),
+            Span(planes, planes_end - planes),
+        )
+
+    def whole(self, addresses: Addresses, packed: int) -> Table:
+        """Rows for all groups at once; gathered tensors go to the address `packed`."""
+        return self._table(0, len(self._ends) - 1, addresses, packed)
+
+    def group(self, at: int, addresses: Addresses, packed: int) -> Table:
+        """Rows for one group, whose results lie at the beginning."""
+        table = self._table(at, at + 1, addresses, packed)
+        summaries, planes = self.spans(at)
+        table.rows["first_leaf"] -= np.uint64(self._edges[at][0])
+        table.rows["summaries"] -= np.uint64(summaries.start)
+        table.rows["planes"] -= np.uint64(planes.start - summaries.nbytes)
+        return table
+
+    def arrived(self, group: int, data: Bytes) -> list[Arrived]:
+        """A group's chunks, from what the kernels wrote: `data` is uint8, summaries first."""
+        summaries, planes = self.spans(group)
+        found = data[: summaries.nbytes].view(kernels.SUMMARY)
+        rows = self.layout.rows[self._ends[group] : self._ends[group + 1]]
+        firsts = (rows["first_leaf"] - np.uint64(self._edges[group][0])).astype(np.intp)
+        prints = fingerprints(found["digest"].tobytes(), firsts.tolist(), rows["nbytes"].tolist())
+        counts = _statistics(found, firsts, (rows["kind"] > 0).tolist())
+        offsets = (rows["planes"].astype(np.intp) - planes.start + summaries.nbytes).tolist()
+        return [
+            Arrived(_planes(data, *place), one, counted)
+            for one, counted, *place in zip(
+                *(prints, counts, offsets),
+                *(rows[name].tolist() for name in ("stride", "width", "nbytes")),
+                strict=True,
+            )
+        ]
+
+    def _edges_of(self, rows: Rows) -> list[tuple[int, int]]:
+        """For each group its first leaf and where its planes begin, and where the last ends."""
+        firsts = [*rows["first_leaf"].tolist(), self.layout.leaves]
+        planes = [*rows["planes"].tolist(), self.layout.staged_nbytes]
+        return [(firsts[row], planes[row]) for row in self._ends]
+
+    def _table(self, low: int, high: int, addresses: Addresses, packed: int) -> Table:
+        part = slice(self._ends[low], self._ends[high])
+        rows = self.layout.rows[part].copy()
+        rows["tensor"] = addresses[self._tensor[part]] + self._start[part]
+        places, runs = self._strided.fill(slice(low, high), addresses, packed)
+        rows["tensor"][places - part.start] = runs.rows["packed"]
+        return Table(rows, self._edges[high][0] - self._edges[low][0], runs)
+
+
+def fingerprints(digests: bytes, firsts: Sequence[int], nbytes: Sequence[int]) -> list[str]:
+    """Of chunks, from the digests of all their leaves, the first of each at `firsts`."""
+    ends = [*firsts[1:], len(digests) // kernels.DIGEST_NBYTES]
+    return [
+        root(digests[first * kernels.DIGEST_NBYTES : end * kernels.DIGEST_NBYTES], length)
+        for first, end, length in zip(firsts, ends, nbytes, strict=True)
+    ]
+
+
+def _statistics(
+    summaries: Rows, firsts: npt.NDArray[np.intp], floats: Sequence[bool]
+) -> list[Statistics | None]:
+    """Of chunks, from the summaries of all their leaves."""
+    if not len(firsts):
+        return []
+    sums = (
+        np.add.reduceat(summaries[name].astype(kind), firsts).tolist()
+        for name, kind in (("nans", np.int64), ("infs", np.int64), ("squares", np.float64))
+    )
+    every = zip(floats, *sums, strict=True)
+    return [Statistics(*counts) if is_float else None for is_float, *counts in every]
+
+
+def _planes(data: Bytes, start: int, stride: int, width: int, nbytes: int) -> tuple[Bytes, ...]:
+    count = nbytes // width
+    return tuple(data[start + k * stride :][:count] for k in range(width))

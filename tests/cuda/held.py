@@ -1,0 +1,190 @@
+"""What holds a save or a restore up for a moment, so that whoever should wait for it must."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import cupy as cp
+import numpy as np
+
+import gpuckpt
+from gpuckpt.arena import AREAS, FEWEST_SLOTS
+from gpuckpt.devices import cuda, cuda_freeze
+from gpuckpt.plan import area_nbytes
+from gpuckpt.stores.memory import MemoryAppender, MemoryStore
+from tests.cuda.gates import Gate
+
+CHUNK = 1 << 16
+COUNT = 1 << 18  # elements of four bytes: sixteen chunks, more than there are slots
+FEW = 1 << 16  # four chunks, fewer than there are slots
+LEAST = FEWEST_SLOTS * AREAS * area_nbytes(CHUNK)
+
+
+class FullStore(MemoryStore):
+    """Refuses new files while it is full."""
+
+    full = False
+
+    def create(self, name: str) -> MemoryAppender:
+        if self.full:
+            raise gpuckpt.StorageError("full")
+        return super().create(name)
+
+
+class StuckStore(MemoryStore):
+    """New files wait until it is freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.freed = threading.Event()
+
+    def create(self, name: str) -> MemoryAppender:
+        assert self.freed.wait(30)
+        return super().create(name)
+
+
+class LateStore(MemoryStore):
+    """Reads at one offset wait until some others have been made."""
+
+    late: int | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._others = threading.Semaphore(0)
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        if offset == self.late:
+            for _ in range(3):
+                assert self._others.acquire(timeout=30)
+        super().read_into(name, offset, buffer)
+        self._others.release()
+
+
+def checkpoints(store: MemoryStore, snapshot: str, **options: Any) -> gpuckpt.Checkpointer:
+    return gpuckpt.Checkpointer("", store=store, snapshot=snapshot, chunk_nbytes=CHUNK, **options)
+
+
+def new_stream() -> Any:
+    return cp.cuda.Stream(non_blocking=True)
+
+
+def filled(value: int, count: int = COUNT) -> Any:
+    """A state's array, after whose first kernels no later one has to be compiled."""
+    array = filled_on(cp.cuda.get_current_stream(), value, count)
+    cp.cuda.Device().synchronize()
+    return array
+
+
+def filled_on(stream: Any, value: int, count: int = COUNT) -> Any:
+    with stream:
+        array = cp.zeros(count, np.uint32)
+        array += np.uint32(value)
+        stream.synchronize()
+    return array
+
+
+def is_saved(store: MemoryStore, value: int, step: int = 1) -> bool:
+    return bool((gpuckpt.load("", step, "cpu", store=store)["w"] == value).all())
+
+
+def own_stream(ckpt: gpuckpt.Checkpointer, name: str = "cuda:0") -> Any:
+    """The stream on which a checkpointer works."""
+    device: Any = ckpt._resources.devices[name]
+    return device._stream.stream
+
+
+@contextlib.contextmanager
+def held_up(ckpt: gpuckpt.Checkpointer, seconds: float = 0.1) -> Iterator[Gate]:
+    """What gpuckpt's own stream is given in the block waits for a moment."""
+    gate = Gate(own_stream(ckpt), seconds)
+    yield gate
+    gate.open()
+    gate.join()
+    cp.cuda.Device().synchronize()
+
+
+def frozen_of(ckpt: gpuckpt.Checkpointer, name: str = "cuda:0") -> Any:
+    """The frozen tensors of the save in flight."""
+    assert ckpt._save is not None
+    return ckpt._save.snapshot.frozen[name]
+
+
+def failure_of(ckpt: gpuckpt.Checkpointer) -> BaseException | None:
+    """How the save in flight failed, if it did."""
+    try:
+        ckpt.wait()
+    except (gpuckpt.CheckpointError, RuntimeError) as error:
+        return error
+    return None
+
+
+def has_all_slots(ckpt: gpuckpt.Checkpointer) -> bool:
+    """Whether every slot has been given back; there must be no save in flight."""
+    arena = ckpt._resources._arena
+    assert arena is not None
+    return len(arena._free) == arena.count
+
+
+@contextlib.contextmanager
+def without_semaphores() -> Iterator[None]:
+    """As with a driver that has no stream memory operations."""
+    with patch.object(cuda, "has_semaphores", lambda: False):
+        yield
+
+
+@contextlib.contextmanager
+def patience(seconds: float) -> Iterator[None]:
+    """How long a save waits for a copy while an update waits for the save."""
+    with patch.object(cuda_freeze, "PATIENCE_SECONDS", seconds):
+        yield
+
+
+@contextlib.contextmanager
+def torch_on(stream: Any, *, initialized: bool = True) -> Iterator[None]:
+    """A `torch` whose current stream on device 0 is this one."""
+
+    def current_stream(ordinal: int) -> Any:
+        assert initialized, "asking it would initialise it"
+        return SimpleNamespace(cuda_stream=stream.ptr if ordinal == 0 else 0)
+
+    cuda_of_torch = SimpleNamespace(
+        is_initialized=lambda: initialized, current_stream=current_stream
+    )
+    with patch.dict(sys.modules, {"torch": SimpleNamespace(cuda=cuda_of_torch)}):
+        yield
+
+
+@contextlib.contextmanager
+def no_threads(named: str) -> Iterator[None]:
+    """As on a machine where no more threads of this name can be had."""
+    start = threading.Thread.start
+
+    def refuse(self: threading.Thread) -> None:
+        if self.name.startswith(named):
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    with patch.object(threading.Thread, "start", refuse):
+        yield
+
+
+def goes_on(waiting: Callable[[], object], seconds: float = 20) -> bool:
+    """Whether a wait ends; it is left alone, in a thread that the interpreter's exit ends."""
+    thread = threading.Thread(target=waiting, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()
+
+
+def chunk_places(store: MemoryStore, step: int = 1) -> Sequence[tuple[str, int]]:
+    """Where the chunks of a step's first tensor lie: segment and offset."""
+    from gpuckpt.commit import open_step
+
+    chunks = open_step(store, step).tensors[0].chunks
+    return [(chunk.extent.segment, chunk.extent.offset) for chunk in chunks]

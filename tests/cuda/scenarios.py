@@ -1,0 +1,96 @@
+"""Every scenario, by name, and what of the stand-in it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from tests.cuda import scenarios_of_restores as restores
+from tests.cuda import scenarios_of_saves as saves
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """`run` says whether all is right; `needs` is a word that `why_not` knows."""
+
+    run: Callable[[], bool]
+    needs: str = ""
+
+
+SCENARIOS: dict[str, Scenario] = {
+    "copy after the caller": Scenario(partial(saves.save_behind_work, "copy")),
+    "hold after the caller": Scenario(partial(saves.save_behind_work, "hold")),
+    "copy after torch": Scenario(saves.save_behind_torch),
+    "update after a copy": Scenario(partial(saves.update_behind_save, "copy")),
+    "update after a hold": Scenario(
+        partial(saves.update_behind_save, "hold", memory=saves.LEAST), "queues"
+    ),
+    "update after a hold, on the host": Scenario(saves.update_on_the_host),
+    "hold lets the host go on": Scenario(saves.update_on_the_host_goes_on, "streams"),
+    "update after given reads": Scenario(saves.update_behind_given_reads),
+    "update after a copy, unannounced": Scenario(partial(saves.update_unannounced, "copy")),
+    "update after a hold, unannounced": Scenario(
+        partial(saves.update_unannounced, "hold"), "queues"
+    ),
+    "update once a copy is staged": Scenario(saves.update_when_staged),
+    "copy staged before it is written": Scenario(
+        partial(saves.staged_while_the_disk_is_stuck, "copy")
+    ),
+    "hold staged before it is written": Scenario(
+        partial(saves.staged_while_the_disk_is_stuck, "hold"), "queues"
+    ),
+    "dropped after a copy": Scenario(partial(saves.drop_behind_save, "copy")),
+    "dropped after a hold": Scenario(partial(saves.drop_behind_save, "hold")),
+    "host arrays updated after a hold": Scenario(saves.update_behind_hold_of_host_arrays),
+    "host arrays dropped after a hold": Scenario(saves.drop_behind_hold_of_host_arrays),
+    "slots after a copy": Scenario(partial(saves.slots_come_back, "copy")),
+    "slots after a hold": Scenario(partial(saves.slots_come_back, "hold"), "queues"),
+    "slots after a full disk": Scenario(saves.slots_come_back_from_a_full_disk),
+    "slots after a refused download": Scenario(
+        partial(saves.slots_come_back_if_refused, "copy", "cuMemcpyAsync", 1), "faults"
+    ),
+    "slots after a refused second look": Scenario(
+        partial(saves.slots_come_back_if_refused, "hold", "cuLaunchKernel", 4), "faults"
+    ),
+    "update goes on if it can't be opened": Scenario(
+        saves.update_goes_on_if_it_cannot_be_opened, "faults and queues"
+    ),
+    "update goes on without threads": Scenario(saves.update_goes_on_without_threads),
+    "host goes on without threads": Scenario(saves.save_goes_on_without_threads_and_semaphores),
+    "a busy caller": Scenario(saves.a_busy_caller_is_waited_for, "queues"),
+    "one queue": Scenario(saves.one_queue_for_all_streams, "one queue"),
+    "a device let go": Scenario(saves.first_device_is_let_go, "two devices"),
+    "uploads after the caller": Scenario(restores.restore_behind_work),
+    "caller after uploads": Scenario(restores.read_behind_uploads),
+    "dropped after an upload": Scenario(restores.drop_behind_upload),
+    "slot reused after its upload": Scenario(restores.restore_many_chunks),
+    "slot reused after a failed save": Scenario(restores.restore_after_a_failed_save),
+    "slot reused after a refused download": Scenario(
+        restores.restore_after_a_refused_download, "faults"
+    ),
+    "dropped after a refused upload": Scenario(restores.restore_after_a_refused_upload, "faults"),
+    "dropped after a failed restore": Scenario(restores.drop_behind_a_failed_restore),
+    "slots after a restore": Scenario(restores.slots_come_back_from_a_restore),
+    "slots after overlapping targets": Scenario(restores.slots_come_back_if_targets_overlap),
+    "slots after a refused upload": Scenario(
+        restores.slots_come_back_if_an_upload_is_refused, "faults"
+    ),
+}
+
+
+def why_not(needs: str, settings: dict[str, Any] | None) -> str | None:
+    """Why a scenario can't be played with these settings of the stand-in (None: a real GPU)."""
+    known = settings or {}
+    if "faults" in needs and settings is None:
+        return "only the stand-in fails on request"
+    if "queues" in needs and known.get("aliased"):
+        return "streams share a queue here"
+    if needs == "one queue" and not known.get("aliased"):
+        return "streams have queues of their own here"
+    if needs == "streams" and known.get("mode") == "eager":
+        return "in eager mode each call completes before it returns"
+    if needs == "two devices" and known.get("devices", 1) < 2:
+        return "one device"
+    return None

@@ -1,0 +1,288 @@
+"""Saves that go wrong if one wait, one order or one reference is missing; each says if it is right."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import Any
+
+import cupy as cp
+import numpy as np
+
+import gpuckpt
+from gpuckpt.stores.memory import MemoryStore
+from tests.cuda.gates import Gate
+from tests.cuda.held import (
+    COUNT,
+    FEW,
+    LEAST,
+    FullStore,
+    StuckStore,
+    checkpoints,
+    failure_of,
+    filled,
+    filled_on,
+    frozen_of,
+    goes_on,
+    has_all_slots,
+    held_up,
+    is_saved,
+    new_stream,
+    no_threads,
+    patience,
+    torch_on,
+    without_semaphores,
+)
+from tests.cuda_on_cpu import standin
+
+
+def save_behind_work(snapshot: str) -> bool:
+    """The caller's stream still has to make the state when it is saved."""
+    store, stream, array = MemoryStore(), new_stream(), filled(1)
+    with checkpoints(store, snapshot) as ckpt, stream:
+        gate = Gate(stream)
+        array += np.uint32(1)
+        ckpt.save(1, {"w": array}).result(60)
+        gate.join()
+        cp.cuda.Device().synchronize()
+    return is_saved(store, 2)
+
+
+def save_behind_torch() -> bool:
+    """Another library's current stream still has to make the state when it is saved."""
+    store, stream, array = MemoryStore(), new_stream(), filled(1)
+    with checkpoints(store, "copy") as ckpt:
+        gate = Gate(stream)
+        with stream:
+            array += np.uint32(1)
+        with torch_on(stream):
+            ckpt.save(1, {"w": array}).result(60)
+        gate.join()
+        cp.cuda.Device().synchronize()
+    return is_saved(store, 2)
+
+
+def update_behind_save(snapshot: str, count: int = COUNT, **options: Any) -> bool:
+    """Updates on another stream are ready to run while the state can't be read yet, twice."""
+    store, stream, array = MemoryStore(), new_stream(), filled(1, count)
+    with checkpoints(store, snapshot, **options) as ckpt:
+        for step in (1, 2):
+            with ckpt.update(), held_up(ckpt):
+                pending = ckpt.save(step, {"w": array})
+                with stream, ckpt.update():
+                    array += np.uint32(1)
+                stream.synchronize()
+                pending.result(60)
+    return all(is_saved(store, step, step) for step in (1, 2))
+
+
+def update_unannounced(snapshot: str) -> bool:
+    """A loop without `update` goes on, on the stream on which it saved."""
+    store, stream, array = MemoryStore(), new_stream(), filled(1)
+    with checkpoints(store, snapshot) as ckpt, held_up(ckpt), stream:
+        pending = ckpt.save(1, {"w": array})
+        array += np.uint32(1)
+        stream.synchronize()
+        pending.result(60)
+    return is_saved(store, 1)
+
+
+def update_when_staged() -> bool:
+    """Nothing is read any more once `staged` is set, so nothing has to be announced."""
+    store, stream, array = MemoryStore(), new_stream(), filled(1)
+    with checkpoints(store, "copy") as ckpt, held_up(ckpt):
+        pending = ckpt.save(1, {"w": array})
+        assert pending.staged.wait(30)
+        with stream:
+            array += np.uint32(1)
+        stream.synchronize()
+        pending.result(60)
+    return is_saved(store, 1)
+
+
+def update_behind_given_reads() -> bool:
+    """All reads have been given to the device when the update comes, and none was made."""
+    store, stream, array = MemoryStore(), new_stream(), filled(1, FEW)
+    with checkpoints(store, "hold") as ckpt, ckpt.update(), held_up(ckpt):
+        pending = ckpt.save(1, {"w": array})
+        assert frozen_of(ckpt)._ended.wait(30)
+        with stream, ckpt.update():
+            array += np.uint32(1)
+        stream.synchronize()
+        pending.result(60)
+    return is_saved(store, 1)
+
+
+def update_on_the_host() -> bool:
+    """Without semaphores the host waits while reads can't be given to the device."""
+    with without_semaphores():
+        return update_behind_save("hold", memory=LEAST)
+
+
+def update_on_the_host_goes_on() -> bool:
+    """Without semaphores the host waits no longer than until the reads have been given."""
+    store, array = MemoryStore(), filled(1, FEW)
+    with without_semaphores(), checkpoints(store, "hold") as ckpt, ckpt.update():
+        with held_up(ckpt, 20) as gate:
+            pending = ckpt.save(1, {"w": array})
+            with new_stream(), ckpt.update():
+                early = not gate.is_open
+            gate.open()
+            pending.result(60)
+    return early
+
+
+def staged_while_the_disk_is_stuck(snapshot: str) -> bool:
+    """The state is the caller's again though nothing has been written."""
+    store, array = StuckStore(), filled(1, FEW)
+    with checkpoints(store, snapshot) as ckpt:
+        pending = ckpt.save(1, {"w": array})
+        right = pending.staged.wait(5)
+        store.freed.set()
+        pending.result(60)
+    return right
+
+
+def drop_behind_save(snapshot: str) -> bool:
+    """The state's memory goes to another array of another stream, if it may."""
+    store, other = MemoryStore(), new_stream()
+    filled(1)
+    with checkpoints(store, snapshot) as ckpt, ckpt.update(), held_up(ckpt):
+        array = filled_on(other, 1)
+        pending = ckpt.save(1, {"w": array})
+        del array
+        again = filled_on(other, 9)
+        pending.result(60)
+    del again
+    return is_saved(store, 1)
+
+
+def update_behind_hold_of_host_arrays() -> bool:
+    """The host's arrays are read while the disk has room for them."""
+    store, array = StuckStore(), np.full(COUNT, 1, np.uint32)
+    with checkpoints(store, "hold", memory=LEAST) as ckpt, ckpt.update():
+        pending = ckpt.save(1, {"w": array})
+        threading.Timer(0.1, store.freed.set).start()
+        with ckpt.update():
+            array += np.uint32(1)
+        pending.result(60)
+    return is_saved(store, 1)
+
+
+def drop_behind_hold_of_host_arrays() -> bool:
+    """The host's arrays live as long as they are read, and no longer."""
+    store, array = StuckStore(), np.full(COUNT, 1, np.uint32)
+    with checkpoints(store, "hold", memory=LEAST) as ckpt, ckpt.update():
+        pending, alive = ckpt.save(1, {"w": array}), weakref.ref(array)
+        del array
+        kept = alive() is not None
+        store.freed.set()
+        assert pending.staged.wait(30)
+        pending.result(60)
+    return kept and alive() is None
+
+
+def slots_come_back(snapshot: str) -> bool:
+    store, array = MemoryStore(), filled(1, FEW)
+    with checkpoints(store, snapshot) as ckpt:
+        ckpt.save(1, {"w": array}).result(60)
+        return has_all_slots(ckpt)
+
+
+def slots_come_back_from_a_full_disk() -> bool:
+    store, array = FullStore(), filled(1, FEW)
+    store.full = True
+    with checkpoints(store, "copy") as ckpt:
+        ckpt.save(1, {"w": array})
+        return isinstance(failure_of(ckpt), gpuckpt.StorageError) and has_all_slots(ckpt)
+
+
+def slots_come_back_if_refused(snapshot: str, call: str, after: int) -> bool:
+    """A download, or a second look, can't be begun."""
+    store, array = MemoryStore(), filled(1, FEW)
+    with checkpoints(store, snapshot) as ckpt, ckpt.update():
+        ckpt.save(1, {"w": array}).result(60)
+        array += np.uint32(1)
+        cp.cuda.Device().synchronize()
+        fault = standin.fail(call, error=1, after=after)
+        ckpt.save(2, {"w": array})
+        failure = failure_of(ckpt)
+        standin.heal()
+        assert fault.struck == 1
+        return isinstance(failure, gpuckpt.DeviceError) and has_all_slots(ckpt)
+
+
+def update_goes_on_if_it_cannot_be_opened() -> bool:
+    """The device refuses to write the value for which the caller's stream waits."""
+    store, stream, array = MemoryStore(), new_stream(), filled(1)
+    with checkpoints(store, "hold", memory=LEAST) as ckpt, ckpt.update():
+        with held_up(ckpt):
+            fault = standin.fail("cuStreamWriteValue32", error=1)
+            ckpt.save(1, {"w": array})
+            with stream, ckpt.update():
+                array += np.uint32(1)
+        failure = failure_of(ckpt)
+        standin.heal()
+        assert fault.struck == 1
+        return isinstance(failure, gpuckpt.DeviceError) and goes_on(stream.synchronize)
+
+
+def update_goes_on_without_threads() -> bool:
+    """No thread can be had for the save, whose reads therefore never begin."""
+    store, array = MemoryStore(), filled(1)
+    with checkpoints(store, "hold", memory=LEAST) as ckpt, no_threads("gpuckpt-work"):
+        ckpt.save(1, {"w": array})  # orders what comes next, since nobody announces updates
+        failed = isinstance(failure_of(ckpt), RuntimeError)
+        return failed and goes_on(cp.cuda.get_current_stream().synchronize)
+
+
+def save_goes_on_without_threads_and_semaphores() -> bool:
+    """The same where the host waits."""
+    with without_semaphores():
+        return goes_on(update_goes_on_without_threads)
+
+
+def a_busy_caller_is_waited_for() -> bool:
+    """What the caller's stream did before the snapshot may take longer than patience lasts."""
+    store, stream, array = MemoryStore(), new_stream(), filled(1)
+    with patience(0.3), checkpoints(store, "hold", memory=LEAST) as ckpt, ckpt.update(), stream:
+        gate = Gate(stream, 1.0)
+        ckpt.save(1, {"w": array})
+        with ckpt.update():
+            array += np.uint32(1)
+        failure = failure_of(ckpt)
+        stream.synchronize()
+        gate.join()
+    return failure is None and is_saved(store, 1)
+
+
+def one_queue_for_all_streams() -> bool:
+    """What would let the caller go on waits behind it: nothing may hang, the next save works."""
+    store, stream, array = MemoryStore(), new_stream(), filled(1)
+    with patience(0.5), checkpoints(store, "hold", memory=LEAST) as ckpt, ckpt.update():
+        ckpt.save(1, {"w": array})
+        with stream, ckpt.update():
+            array += np.uint32(1)
+        right = isinstance(failure_of(ckpt), gpuckpt.DeviceError) and goes_on(stream.synchronize)
+        if right:
+            ckpt.save(2, {"w": array})
+            with stream, ckpt.update():
+                array += np.uint32(1)
+            stream.synchronize()
+            ckpt.wait()
+    return right and ckpt.steps() == [2] and is_saved(store, 2, 2)
+
+
+def first_device_is_let_go() -> bool:
+    """One device's reads have all been given while another's wait for the disk."""
+    store, stream, first = StuckStore(), new_stream(), filled(1, FEW // 4)
+    with cp.cuda.Device(1):
+        second = filled(1)
+    with checkpoints(store, "hold", memory=2 * LEAST) as ckpt, ckpt.update():
+        pending = ckpt.save(1, {"w": first, "x": second})
+        with stream, ckpt.update():
+            first += np.uint32(1)
+        right = goes_on(stream.synchronize, 5)
+        store.freed.set()
+        pending.result(60)
+    return right and is_saved(store, 1)
