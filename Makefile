@@ -10,7 +10,11 @@ CUDA_PACKAGES := cupy-cuda13x==14.2.0 "nvidia-cuda-nvrtc==13.5.*" "nvidia-cuda-r
   "nvidia-cuda-crt==13.5.*" "nvidia-cuda-profiler-api==13.5.*" \
   "nvidia-cuda-nvdisasm==13.5.*" "cython>=3.2,<3.3" setuptools
 
-.PHONY: demo test test-cpu test-cuda bench check fmt clean
+# A real GPU, with cuBLAS and the rest; its driver decides: make CUDA=12 test-gpu.
+CUDA ?= 13
+GPU_PACKAGES := "cupy-cuda$(CUDA)x[ctk]"
+
+.PHONY: demo test test-cpu test-cuda test-gpu bench bench-gpu check fmt clean
 
 $(PY):
 	$(PYTHON) -m venv $(VENV)
@@ -34,17 +38,27 @@ $(VENV)/.cuda: $(VENV)/.dev tests/cuda_on_cpu/build.py
 	$(PY) -m tests.cuda_on_cpu.build || [ $$? -eq 3 ]
 	touch $@
 
+$(VENV)/.gpu-$(CUDA): $(VENV)/.dev
+	$(PIP) $(GPU_PACKAGES)
+	touch $@
+
 test: test-cpu test-cuda  ## every test that this machine can run
 
 test-cpu: $(VENV)/.dev
 	$(PY) -m pytest --ignore tests/cuda --ignore tests/kernels
 
 test-cuda: $(VENV)/.cuda  ## the CUDA tests with real CuPy over a stand-in for the driver
-	$(PY) -m pytest tests/kernels
+	$(PY) -m pytest tests/kernels tests/test_bench.py
 	$(PY) -m tests.cuda_on_cpu.run || [ $$? -eq 3 ]
+
+test-gpu: $(VENV)/.gpu-$(CUDA)  ## the CUDA tests on this machine's GPU; exits with 3 without one
+	GPUCKPT_STANDIN= $(PY) -m tests.cuda.on_gpu
 
 bench: $(VENV)/.dev  ## measure here, beside this machine's limits
 	$(PY) -m bench --directory . --out bench/results/$$(uname -n | tr -cd 'a-z0-9')-$$(date +%F).json
+
+bench-gpu: $(VENV)/.gpu-$(CUDA)  ## measure this machine's GPU beside its own limits; 3 without one
+	GPUCKPT_STANDIN= $(PY) -m bench.gpu --directory . --out bench/results/
 
 check: $(VENV)/.dev  ## format, lint, types
 	$(PY) -m ruff format --check .

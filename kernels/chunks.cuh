@@ -51,8 +51,8 @@ __device__ __forceinline__ uint4 window(uint4 lo, uint4 hi, u32 m) {
                     __funnelshift_r(b2, b3, bits), __funnelshift_r(b3, b4, bits));
 }
 
-// Reads a full tile from a misaligned address: each unit by the two aligned ones that it lies in, but
-// the first and the last one bytewise, as some of those bytes are another warp's, which may be
+// Reads a full tile from a misaligned address: each unit by the two aligned ones that it lies in,
+// but the first and the last one bytewise, as some of those bytes are another warp's, which may be
 // writing them.
 __device__ __forceinline__ void load_misaligned(const u8 *from, uint4 *v) {
   const u32 lane = threadIdx.x % 32, m = (u64)from % UNIT;

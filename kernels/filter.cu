@@ -1,5 +1,5 @@
-// filter_chunks: split chunks into planes, take the digests of their leaves and their statistics, in
-// one pass; with a base, planes of the difference from it.
+// filter_chunks: split chunks into planes, take the digests of their leaves and their statistics,
+// in one pass; with a base, planes of the difference from it.
 //
 //   chunks   rows of chunks.cuh on the device, 16-aligned; first_leaf ascends from 0
 //   rows     how many, at least 1
@@ -15,27 +15,31 @@
 // infinities and squares are the tensor's all the same, and zero bytes those of the planes.
 // Launch: 256 threads a block, any grid; best is a block a leaf.
 // References: split in gpuckpt/planes.py, statistics_of in gpuckpt/statistics.py, fingerprint in
-// gpuckpt/fingerprint.py, whose root, over digests and length, is the host's.  Inverse: unfilter.cu.
+// gpuckpt/fingerprint.py, whose root, over digests and length, is the host's.  Inverse:
+// unfilter.cu.
 //
 // A warp takes 2 KiB at a time: four 16-byte loads a lane, which feed digest and statistics from
-// registers and go through the warp's own shared memory into planes; then four 16-byte stores.  Of
-// a misaligned tensor each lane gets the unit before from its neighbour by shuffles.  Only a
-// chunk's last tile, if it isn't full, is moved bytewise.
+// registers and go through the warp's own shared memory into planes; then four 16-byte stores.  A
+// misaligned tensor costs a second load of the same lines, out of the first-level cache.  Only a
+// chunk's last tile, if it isn't full, and a few bytes of misaligned ones are moved bytewise.
 //
 // Roofline: each byte is read once and written once, the base's read once; 80 bytes of table and 80
-// of summary come to a leaf.  At an H100's 3.35 TB/s that is 0.60 ms a GB, or 39 ns a leaf, and with
-// a base 0.90 ms and 59 ns.  A unit of 16 bytes may then cost some 270 instructions of a thread, or
-// 400 (132 SMs x 128 lanes x 1.7 GHz).  @COUNT@
-// What could stop it:
-// Latency: 64 registers a thread leave half of an SM's threads, 1024, which have up to 64 KiB of
-// loads in flight where 9 KiB would cover 0.7 us; and while one warp runs a leaf's chain (about
-// 1 us), the SM's three other blocks must fill in.  Fewer than some 500 leaves (32 MB) don't fill
-// the GPU.
-// Kind 5: 16 look-ups a unit, which take from 16 to 128 cycles of an SM's first-level cache for a
-// warp's 32 units, where 68 are to be had; bytes that are spread evenly would halve the speed.
-// Elements that aren't finite, and sums of squares below 2^-100: some 50 instructions a unit more
-// of float32, 100 of two-byte and 250 of one-byte floats, in warps that have such.
-// float64 where it is rare (GeForce): 2 operations a lane and tile, but 16 for kind 4.
+// of summary come to a leaf.  At an H100's 3.35 TB/s that is 0.60 ms a GB, or 39 ns a leaf, and
+// with a base 0.90 ms and 59 ns.  A unit of 16 bytes may then cost some 270 instructions of a
+// thread, or 400 with a base (132 SMs x 128 lanes x 1.7 GHz).  In sm_90's machine code aligned full
+// tiles cost, without a base, 134 for kind 0, and at most 178 for kinds 1 to 4 (a part of which is
+// the slow way, counted as if taken); the base adds 45 to 90.  Kind 5 comes to some 210.  So it
+// isn't the instructions that could stop it, but
+// - latency: 64 registers a thread leave half of an SM's threads, 1024, which have up to 64 KiB of
+//   loads in flight where 9 KiB would cover 0.7 us; and while one warp runs a leaf's chain (about
+//   1 us), the SM's three other blocks must fill in.  Fewer than some 500 leaves (32 MB) don't fill
+//   the GPU.
+// - kind 5: 16 look-ups a unit, which take from 16 to 128 cycles of an SM's first-level cache for a
+//   warp's 32 units, where 68 are to be had; bytes that are spread evenly would halve the speed.
+// - elements that aren't finite, and sums of squares that are tiny: some 50 instructions a unit
+//   more of float32, 100 of two-byte and 250 of one-byte floats, in warps that have such.
+// - float64 where it is slow (GeForce: 1/64): kind 4 takes 8 operations of it a lane and tile, all
+//   others 2.
 // All this is arithmetic: nothing has been measured on a GPU.
 #include "table.cuh"
 #include "chunks.cuh"

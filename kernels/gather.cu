@@ -9,17 +9,17 @@
 // Launch: 256 threads a block, any grid; best is a block a piece.
 // Reference: gather in gpuckpt/arrays/strided.py.  Inverse: scatter.cu.
 //
-// A thread finds its 16 packed bytes' first item by a division an axis, goes on along the last axis,
-// and writes all by one store if the run's packed bytes begin at a multiple of 16.
+// A thread finds its 16 packed bytes' first item by a division an axis, goes on along the last
+// axis, and writes all by one store if the run's packed bytes begin at a multiple of 16.
 //
 // Roofline: each byte is read once and written once: 0.60 ms a GB at an H100's 3.35 TB/s, where 270
-// instructions of a thread may go to 16 bytes.  What will stop it short of that: where neighbours in
-// C order lie apart, as in a transposed matrix, every item costs a sector of 32 bytes from a cache.
-// These hold what other threads take of it soon after, so that memory is read about once; but of
-// 4-byte items the second-level cache (some 5.5 TB/s) gives 8 times what is wanted: 0.7 TB/s, 1.5 ms
-// a GB, or worse where the rows of a piece don't stay in a cache.  A division of 32 bits takes some
-// 20 instructions, an axis of few items one each for its length.
-// All this is arithmetic: nothing has been measured on a GPU.
+// instructions of a thread may go to 16 bytes.  What will stop it short of that: where neighbours
+// in C order lie apart, as in a transposed matrix, every item costs a sector of 32 bytes from a
+// cache.  These hold what other threads take of it soon after, so that memory is read about once;
+// but of 4-byte items the second-level cache (some 5.5 TB/s) gives 8 times what is wanted: 0.7
+// TB/s, 1.5 ms a GB, or worse where the rows of a piece don't stay in a cache.  A division of 32
+// bits takes some 20 instructions, an axis of few items one each for its length.  All this is
+// arithmetic: nothing has been measured on a GPU.
 #include "table.cuh"
 #include "strided.cuh"
 

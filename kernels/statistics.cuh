@@ -198,8 +198,8 @@ __device__ __forceinline__ void count_bytes(const uint4 *v, uint2 &set) {
   set = make_uint2(set.x + even, set.y + odd);
 }
 
-// Adds up what all threads counted, by one warp, and writes it.  tiles: where each thread has put its
-// squares; count: elements of the leaf.
+// Adds up what all threads counted, by one warp, and writes it.  tiles: where each thread has put
+// its squares; count: elements of the leaf.
 __device__ __forceinline__ void write_statistics(const uint4 (*tiles)[TILE / UNIT],
                                                  const Counts &counts, u32 width, u32 count,
                                                  Summary *__restrict__ summary) {

@@ -48,8 +48,8 @@ __device__ __forceinline__ u64 last_stride(const Run &run) {
   return run.axes ? (u64)run.strides[run.axes - 1] : 0;
 }
 
-// Moves a piece's items between the tensor and packed bytes: by Move::unit, as many as are 16 packed
-// bytes and lie along the last axis, or by Move::one.
+// Moves a piece's items between the tensor and packed bytes: by Move::unit, as many as are 16
+// packed bytes and lie along the last axis, or by Move::one.
 template <class Item, class Move>
 __device__ __forceinline__ void move_piece(const Run &run, u64 piece) {
   constexpr u32 COUNT = UNIT / sizeof(Item);

@@ -36,8 +36,8 @@ __device__ __forceinline__ u64 across(const u64 *__restrict__ keys, u32 offset) 
 __device__ __forceinline__ u64 product(u64 word) { return (word & 0xffffffffu) * (word >> 32); }
 
 // Adds up a tile, all lanes of a warp together.  v: this lane's units; stripe: the tile's first in
-// its leaf; last: the leaf's last stripe; keys: a copy of the secret, which needs no registers
-// beyond this; sums: the leaf's, of its 64 blocks x 8 lanes.
+// its leaf; last: the leaf's last stripe; keys: a copy of the secret in shared memory, as
+// registers are few; sums: the leaf's, of its 64 blocks x 8 lanes.
 //
 // Even and odd units of a lane lie in the first and last 8 stripes of a block; a unit has the XXH3
 // lanes 2 (t mod 4) and the one after.

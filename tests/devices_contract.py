@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.shares import OnDevice, checked, download, new_slot, prints_of, reread, share_of
+from tests.shares import OnDevice, checked, download, prints_of, reread, share_of
 from tests.views import DTYPES, FILLED, VIEWS, bytes_of, numbers
 
 copy_and_hold = pytest.mark.parametrize("copy", [True, False], ids=["copy", "hold"])
@@ -31,9 +31,9 @@ class DeviceContract(OnDevice):
     def test_a_download_gives_the_bytes_in_c_order(self, device, view, split, copy):
         given = numbers()
         share = share_of(device, [VIEWS[view](self.put(given))], split=split)
-        frozen = share.freeze(device, copy=copy)
+        frozen = share.freeze(copy=copy)
         assert frozen.live is not copy
-        assert download(device, frozen, share.plan) == [bytes_of(VIEWS[view](given))]
+        assert download(frozen, share) == [bytes_of(VIEWS[view](given))]
         frozen.end_downloads()
         frozen.release()
 
@@ -43,9 +43,9 @@ class DeviceContract(OnDevice):
         given = [numbers(1, dtype, (41, 3)), numbers(2, dtype, (41, 3))]
         arrays = [self.put(array) for array in given]
         share = share_of(device, [arrays[0], arrays[1].T[:, ::2]], chunk_nbytes=100)
-        frozen = share.freeze(device, copy=copy)
+        frozen = share.freeze(copy=copy)
         expected = [bytes_of(given[0]), bytes_of(given[1].T[:, ::2])]
-        assert download(device, frozen, share.plan) == expected
+        assert download(frozen, share) == expected
         frozen.end_downloads()
         frozen.release()
 
@@ -58,9 +58,9 @@ class DeviceContract(OnDevice):
         share = share_of(device, [array.T if array.size % 2 else array for array in arrays])
         assert len(share.plan.batches) > 3
         assert max(map(len, share.plan.batches)) > 1
-        frozen = share.freeze(device, copy=copy)
+        frozen = share.freeze(copy=copy)
         expected = [bytes_of(array.T if array.size % 2 else array) for array in given]
-        assert download(device, frozen, share.plan) == expected
+        assert download(frozen, share) == expected
         frozen.end_downloads()
         frozen.release()
 
@@ -69,9 +69,9 @@ class DeviceContract(OnDevice):
         given = numbers()
         array = self.put(given)
         share = share_of(device, [view(array) for view in VIEWS.values()])
-        frozen = share.freeze(device, copy=copy)
+        frozen = share.freeze(copy=copy)
         expected = [bytes_of(view(given)) for view in VIEWS.values()]
-        assert download(device, frozen, share.plan) == expected
+        assert download(frozen, share) == expected
         frozen.end_downloads()
         frozen.release()
 
@@ -80,8 +80,8 @@ class DeviceContract(OnDevice):
         given = [numbers(seed, shape=(5, 40)) for seed in range(4)]
         share = share_of(device, [self.put(array) for array in given])
         plan = share.plan
-        frozen = share.freeze(device, copy=copy)
-        slots = [new_slot(device, plan.chunk_nbytes) for _ in plan.batches]
+        frozen = share.freeze(copy=copy)
+        slots = [share.new_slot() for _ in plan.batches]
         transfers = [frozen.download(at, slot) for at, slot in enumerate(slots)]
         frozen.end_downloads()
         found = {}
@@ -98,15 +98,15 @@ class DeviceContract(OnDevice):
         plan = shares[0].plan
         for share, (a, b) in zip(shares, given, strict=True):
             assert share.plan.batches == plan.batches
-            frozen = replace(share, plan=plan).freeze(device, copy=copy)
-            assert download(device, frozen, plan) == [bytes_of(a), bytes_of(b.T)]
+            frozen = replace(share, plan=plan).freeze(copy=copy)
+            assert download(frozen, share) == [bytes_of(a), bytes_of(b.T)]
             frozen.end_downloads()
             frozen.release()
 
     @copy_and_hold
     def test_freezing_nothing(self, device, copy):
         share = share_of(device, [])
-        frozen = share.freeze(device, copy=copy)
+        frozen = share.freeze(copy=copy)
         assert share.plan.batches == share.plan.rereads == ()
         frozen.settle()
         frozen.end_downloads()
@@ -117,11 +117,11 @@ class DeviceContract(OnDevice):
     def test_a_copy_stays_as_it_was_frozen(self, device, view):
         array = self.put(numbers())
         share = share_of(device, [VIEWS[view](array)])
-        frozen = share.freeze(device, copy=True)
+        frozen = share.freeze(copy=True)
         frozen.order_update()
         self.clear(array)
         frozen.settle()
-        assert download(device, frozen, share.plan) == [bytes_of(VIEWS[view](numbers()))]
+        assert download(frozen, share) == [bytes_of(VIEWS[view](numbers()))]
         assert not self.get(array).any()
         frozen.release()
 
@@ -130,8 +130,8 @@ class DeviceContract(OnDevice):
         array, expected = self.put(numbers()), bytes_of(VIEWS[view](numbers()))
         self.get(array)
         share = share_of(device, [VIEWS[view](array)])
-        plan = share.plan
-        frozen = share.freeze(device, copy=False)
+        slot = share.new_slot()
+        frozen = share.freeze(copy=False)
 
         def update() -> None:
             frozen.order_update()
@@ -139,8 +139,8 @@ class DeviceContract(OnDevice):
 
         updater = threading.Thread(target=update)
         updater.start()
-        assert download(device, frozen, plan) == [expected]
-        assert reread(device, frozen, plan) == prints_of(plan, [expected])
+        assert download(frozen, share, slot) == [expected]
+        assert reread(frozen, share, slot) == prints_of(share, [expected])
         frozen.end_downloads()
         frozen.release()
         updater.join(30)
@@ -149,7 +149,7 @@ class DeviceContract(OnDevice):
 
     def test_releasing_lets_a_waiting_update_go_on(self, device):
         array = self.put(numbers())
-        frozen = share_of(device, [array]).freeze(device, copy=False)
+        frozen = share_of(device, [array]).freeze(copy=False)
 
         def update() -> None:
             frozen.order_update()
@@ -171,18 +171,17 @@ class DeviceContract(OnDevice):
         given = [numbers(seed) for seed in range(3)]
         arrays = [self.put(array) for array in given]
         share = share_of(device, [VIEWS[view](array) for array in arrays])
-        plan = share.plan
-        frozen = share.freeze(device, copy=False)
-        before = prints_of(plan, [bytes_of(VIEWS[view](array)) for array in given])
-        download(device, frozen, plan)
-        assert reread(device, frozen, plan) == before
+        frozen, slot = share.freeze(copy=False), share.new_slot()
+        before = prints_of(share, [bytes_of(VIEWS[view](array)) for array in given])
+        download(frozen, share, slot)
+        assert reread(frozen, share, slot) == before
         self.clear(arrays[1])
         self.get(arrays[1])
-        after = reread(device, frozen, plan)
+        after = reread(frozen, share, slot)
         changed = {chunk for chunk, found in after.items() if found != before[chunk]}
         assert changed == {chunk for chunk in share.chunks if chunk.tensor == 1}
         given[1][...] = 0
-        assert after == prints_of(plan, [bytes_of(VIEWS[view](array)) for array in given])
+        assert after == prints_of(share, [bytes_of(VIEWS[view](array)) for array in given])
         frozen.end_downloads()
         frozen.release()
 
@@ -190,23 +189,23 @@ class DeviceContract(OnDevice):
         array, owner = self.put(numbers()), Owner()
         known = weakref.ref(owner)
         share = replace(share_of(device, [array]), owners=[owner])
-        frozen = share.freeze(device, copy=True)
+        frozen = share.freeze(copy=True)
         share = replace(share, owners=[])
         del owner
         frozen.settle()
         assert known() is None
-        assert download(device, frozen, share.plan) == [bytes_of(numbers())]
+        assert download(frozen, share) == [bytes_of(numbers())]
         frozen.release()
 
     def test_what_is_held_is_let_go_of_at_its_release_and_not_before(self, device):
         array, owner = self.put(numbers()), Owner()
         known = weakref.ref(owner)
         share = replace(share_of(device, [array]), owners=[owner])
-        frozen = share.freeze(device, copy=False)
+        frozen = share.freeze(copy=False)
         share = replace(share, owners=[])
         del owner
         frozen.settle()
-        assert download(device, frozen, share.plan) == [bytes_of(numbers())]
+        assert download(frozen, share) == [bytes_of(numbers())]
         frozen.end_downloads()
         assert known() is not None
         frozen.release()
@@ -216,8 +215,8 @@ class DeviceContract(OnDevice):
         for seed in (3, 0, 2, 1):
             given = [numbers(seed, shape=(5 + seed, 300)), numbers(seed + 4, "B", (seed, 7))]
             share = share_of(device, [self.put(array) for array in given])
-            frozen = share.freeze(device, copy=True)
-            assert download(device, frozen, share.plan) == [bytes_of(array) for array in given]
+            frozen = share.freeze(copy=True)
+            assert download(frozen, share) == [bytes_of(array) for array in given]
             frozen.release()
 
     def test_there_is_room_for_what_was_reserved(self, device):
@@ -228,7 +227,7 @@ class DeviceContract(OnDevice):
         assert device.has_room(nbytes)
         device.reserve(1)
         assert device.has_room(nbytes)
-        frozen = share.freeze(device, copy=True)
+        frozen = share.freeze(copy=True)
         assert device.has_room(nbytes)
         frozen.release()
 

@@ -28,6 +28,7 @@ CHUNK = 256
 class Share:
     """The arrays of one device, cut into chunks: what `freeze` wants."""
 
+    device: Device
     plan: Plan
     addresses: npt.NDArray[np.uint64]
     owners: Sequence[object]
@@ -37,8 +38,11 @@ class Share:
         """Every chunk, in order."""
         return [chunk for batch in self.plan.batches for chunk in batch]
 
-    def freeze(self, device: Device, *, copy: bool) -> Frozen:
-        return device.freeze(self.plan, self.addresses, self.owners, copy=copy)
+    def freeze(self, *, copy: bool) -> Frozen:
+        return self.device.freeze(self.plan, self.addresses, self.owners, copy=copy)
+
+    def new_slot(self) -> Slot:
+        return new_slot(self.device, self.plan.chunk_nbytes)
 
 
 def share_of(
@@ -52,7 +56,7 @@ def share_of(
         chunk_nbytes=chunk_nbytes,
         split=split,
     )
-    return Share(plans[device.name], inventory.addresses, inventory.owners)
+    return Share(device, plans[device.name], inventory.addresses, inventory.owners)
 
 
 def tensor_of(array: Any) -> Tensor:
@@ -62,7 +66,10 @@ def tensor_of(array: Any) -> Tensor:
 
 
 def new_slot(device: Device, chunk_nbytes: int) -> Slot:
-    """A slot of the device's own memory; what was there before means nothing."""
+    """A slot of the device's own memory; what was there before means nothing.
+
+    To give it back to CUDA waits for all streams, also for one that an update has stopped.
+    """
     memory = device.host_memory(AREAS * area_nbytes(chunk_nbytes))
     memory[...] = 0x77
     return Arena(memory, chunk_nbytes).take()
@@ -87,30 +94,31 @@ def check_statistics(found: Statistics | None, expected: Statistics | None) -> N
     assert math.isclose(found.squares, expected.squares, rel_tol=3e-6)
 
 
-def download(device: Device, frozen: Frozen, plan: Plan) -> list[bytes]:
-    """The bytes of each of a plan's tensors, batch by batch."""
+def download(frozen: Frozen, share: Share, slot: Slot | None = None) -> list[bytes]:
+    """The bytes of each of a share's tensors, one batch after the other."""
+    plan, slot = share.plan, slot or share.new_slot()
     found = [bytearray() for _ in plan.tensors]
     for at, chunks in enumerate(plan.batches):
-        arrived = frozen.download(at, new_slot(device, plan.chunk_nbytes)).wait()
+        arrived = frozen.download(at, slot).wait()
         for chunk, one in zip(chunks, arrived, strict=True):
             assert chunk.start == len(found[chunk.tensor])
             found[chunk.tensor] += checked(plan, chunk, one)
     return [bytes(data) for data in found]
 
 
-def reread(device: Device, frozen: Frozen, plan: Plan) -> dict[Chunk, str]:
-    """The fingerprint of each of a plan's chunks, by looking once more."""
+def reread(frozen: Frozen, share: Share, slot: Slot | None = None) -> dict[Chunk, str]:
+    """The fingerprint of each of a share's chunks, by looking once more."""
+    slot = slot or share.new_slot()
     found: dict[Chunk, str] = {}
-    for at, chunks in enumerate(plan.rereads):
-        prints = frozen.reread(at, new_slot(device, plan.chunk_nbytes)).wait()
+    for at, chunks in enumerate(share.plan.rereads):
+        prints = frozen.reread(at, slot).wait()
         found |= dict(zip(chunks, prints, strict=True))
     return found
 
 
-def prints_of(plan: Plan, arrays: Sequence[bytes]) -> dict[Chunk, str]:
+def prints_of(share: Share, arrays: Sequence[bytes]) -> dict[Chunk, str]:
     """What `reread` should give for tensors that have these bytes."""
-    chunks = [chunk for batch in plan.batches for chunk in batch]
-    runs = {c: arrays[c.tensor][c.start : c.start + c.nbytes] for c in chunks}
+    runs = {c: arrays[c.tensor][c.start : c.start + c.nbytes] for c in share.chunks}
     return {chunk: print_of(run) for chunk, run in runs.items()}
 
 

@@ -39,7 +39,7 @@ class TestCpuDevice(DeviceContract, UploadContract):
 def test_what_is_downloaded_can_be_uploaded_again(originals, copy, split, chunk_nbytes):
     device = CpuDevice()
     share = share_of(device, originals, chunk_nbytes=chunk_nbytes, split=split)
-    frozen, plan = share.freeze(device, copy=copy), share.plan
+    frozen, plan = share.freeze(copy=copy), share.plan
     targets = [np.zeros_like(array) for array in originals]
     for at, chunks in enumerate(plan.batches):
         arrived = frozen.download(at, new_slot(device, chunk_nbytes)).wait()
@@ -58,10 +58,10 @@ def test_what_is_downloaded_can_be_uploaded_again(originals, copy, split, chunk_
 def test_a_second_look_sees_what_the_first_one_saw(originals, copy, chunk_nbytes):
     device = CpuDevice()
     share = share_of(device, originals, chunk_nbytes=chunk_nbytes)
-    frozen = share.freeze(device, copy=copy)
-    found = download(device, frozen, share.plan)
+    frozen = share.freeze(copy=copy)
+    found = download(frozen, share)
     assert found == [bytes_of(array) for array in originals]
-    assert reread(device, frozen, share.plan) == prints_of(share.plan, found)
+    assert reread(frozen, share) == prints_of(share, found)
     frozen.release()
 
 

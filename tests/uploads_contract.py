@@ -31,7 +31,7 @@ class UploadContract(OnDevice):
     def test_an_upload_undoes_a_download(self, device, view, planes):
         source, target, expected = self.put(numbers(2)), self.put(numbers(1)), numbers(1)
         share = share_of(device, [VIEWS[view](source)])
-        frozen, tensor = share.freeze(device, copy=True), tensor_of(VIEWS[view](target))
+        frozen, tensor = share.freeze(copy=True), tensor_of(VIEWS[view](target))
         for at, chunks in enumerate(share.plan.batches):
             arrived = frozen.download(at, new_slot(device, CHUNK)).wait()
             pieces = [Piece(chunk.nbytes, planes, chunk.start, (tensor,)) for chunk in chunks]

@@ -6,6 +6,7 @@ gpuckpt's own stream; what is left for the host is to copy them out.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import time
 from collections.abc import Callable, Sequence
@@ -21,10 +22,11 @@ from gpuckpt.errors import DeviceError
 
 R = TypeVar("R")
 
-# With a stream of the caller's stopped, and nothing in its way: this long until something
-# must have been copied.
+# With a stream of the caller's stopped, and nothing in its way: this long until something that
+# is being copied must have arrived; and, since a disk may be slow, until something must be copied.
 PATIENCE_SECONDS = 20.0
-_LOOK_SECONDS = 0.001
+_IDLE_PATIENCE_SECONDS = 600.0
+_LOOK_SECONDS = 0.05
 
 
 class CudaTransfer(Transfer[R]):
@@ -171,10 +173,13 @@ class CudaHold:
         self._stream, self._scratch, self._addresses = stream, scratch, addresses
         (self._tables, self._rereads), self._owners = tables, owners
         self._semaphore, self._ended = semaphore, Flag()
+        self._given, self._arrived = 0, 0
+        self._lost_patience, self._watched = False, False
         self._begun = self._last = stream.mark()
 
     def download(self, batch: int, slot: Slot) -> Transfer[Sequence[Arrived]]:
         """Split the chunks in the device's scratch memory, and copy that."""
+        self._given += 1
         tables, scratch, stream = self._tables, self._scratch, self._stream
         summaries, planes = tables.spans(batch)
         room = slot.planes[: summaries.nbytes + planes.nbytes]
@@ -189,6 +194,7 @@ class CudaHold:
 
     def reread(self, at: int, slot: Slot) -> Transfer[Sequence[str]]:
         """Take the digests of what is there now, and copy these."""
+        self._given += 1
         tables, scratch, stream = self._rereads, self._scratch, self._stream
         table = tables.group(at, self._addresses, scratch.packed)
         room = slot.planes[: table.leaves * kernels.DIGEST_NBYTES]
@@ -208,6 +214,9 @@ class CudaHold:
         read is only when host memory has taken the others; a semaphore can.
         """
         if not self._ended.is_set() and self._semaphore is not None:
+            if not self._watched:
+                _thread.start_new_thread(self._watch, (self._semaphore, self._semaphore.turn))
+                self._watched = True
             with self._stream.used("order an update"):
                 self._semaphore.stop_callers(self._stream.ordinal)
             return
@@ -246,18 +255,35 @@ class CudaHold:
         return CudaTransfer(self._stream, read, self._scratch.memory, self._synchronize)
 
     def _synchronize(self, event: Any) -> None:
-        """Wait for a copy, and see to it that no stream of the caller's stays stopped for ever."""
-        if self._semaphore is None or not self._semaphore.stops:
-            self._stream.synchronize(event)
-            return
-        self._stream.synchronize(self._begun)  # nothing of the caller's is in our way any more
-        end = time.monotonic() + PATIENCE_SECONDS
-        while not event.done:
-            if time.monotonic() > end:
-                self._semaphore.open_now(broken=True)
-                raise DeviceError(
-                    f"{self._stream.name}: nothing was copied for {PATIENCE_SECONDS:g} s while an "
-                    "update waited, so the update was let go and the save given up; from now on "
-                    "updates wait on the host, or pass snapshot='copy'"
-                )
-            time.sleep(_LOOK_SECONDS)
+        """Wait for a copy, and see that updates have waited for it too."""
+        self._stream.synchronize(event)
+        with self._stream.turn:
+            self._arrived += 1
+        self._check_patience()
+
+    def _check_patience(self) -> None:
+        if self._lost_patience:
+            raise DeviceError(
+                f"{self._stream.name}: nothing was copied for {PATIENCE_SECONDS:g} s while an "
+                "update waited, so the update was let go and the save given up; from now on "
+                "updates wait on the host, or pass snapshot='copy'"
+            )
+
+    def _watch(self, semaphore: Semaphore, turn: int) -> None:
+        """See to it that no stream of the caller's stays stopped for ever: in a thread of its own.
+
+        Whoever is stuck (a copy behind the stopped stream in a queue of the
+        hardware, or a thread that frees memory, which waits for the device)
+        can't do it.
+        """
+        seen, since = (-1, -1), 0.0
+        with contextlib.suppress(DeviceError), self._stream.used("watch a snapshot"):
+            while not semaphore.is_open(turn):
+                now = (self._given, self._arrived)
+                patience = PATIENCE_SECONDS if now[0] > now[1] else _IDLE_PATIENCE_SECONDS
+                if now != seen or not self._begun.done:
+                    seen, since = now, time.monotonic()
+                elif time.monotonic() > since + patience:
+                    self._lost_patience = True
+                    semaphore.open_now(broken=True)
+                time.sleep(_LOOK_SECONDS)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import ctypes
 import sys
+import threading
 from collections.abc import Iterator
 from functools import cache
 from typing import Any, Self
@@ -97,10 +99,21 @@ class PageLocked:
 
     def __del__(self) -> None:
         address, self._address = getattr(self, "_address", 0), 0
-        if address:
-            # At interpreter exit the driver may be gone, and its memory with it.
-            with contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):
-                cupy.cuda.runtime.freeHost(address)
+        if not address:
+            return
+        # Freeing waits for the device, and so for a stream that a `Semaphore` has stopped.  The
+        # garbage collector may strike in a thread of ours for which that stream waits in turn.
+        if threading.current_thread() is threading.main_thread():
+            _free_host(address)
+        else:
+            with contextlib.suppress(RuntimeError):  # the process ends, and its memory with it
+                _thread.start_new_thread(_free_host, (address,))
+
+
+def _free_host(address: int) -> None:
+    # At interpreter exit the driver may be gone, and its memory with it.
+    with contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):
+        cupy.cuda.runtime.freeHost(address)
 
 
 class Semaphore:
@@ -116,30 +129,40 @@ class Semaphore:
     def __init__(self) -> None:
         self._cell = np.asarray(PageLocked(4)).view(np.uint32)
         self._cell[0] = 0
-        self._turn = 0
-        self.stops = False
+        self._opener: Any = None
+        self.turn = 0
         self.broken = False
 
     def begin(self) -> Self:
         """Another turn: what is stopped from now on waits for the next opening."""
-        self._turn += 1
-        self.stops = False
+        self.turn += 1
         return self
+
+    def is_open(self, turn: int) -> bool:
+        """Whether what was stopped in a turn may go on."""
+        return bool(self._cell[0] >= turn)
 
     def stop_callers(self, ordinal: int) -> None:
         """Let the caller's current streams wait for the opening; the host doesn't."""
-        self.stops = True
         for stream in caller_streams(ordinal):
-            _call("cuStreamWaitValue32", stream, self._address, self._turn, _WAIT_GEQ)
+            _call("cuStreamWaitValue32", stream, self._address, self.turn, _WAIT_GEQ)
 
     def open_after(self, stream: Any) -> None:
         """Open once a stream has come this far."""
-        _call("cuStreamWriteValue32", stream.ptr, self._address, self._turn, 0)
+        self._opener = stream
+        _call("cuStreamWriteValue32", stream.ptr, self._address, self.turn, 0)
 
     def open_now(self, *, broken: bool = False) -> None:
         """Open at once; `broken` if it turned out that it can't be relied on here."""
-        self._cell[0] = self._turn
+        self._cell[0] = self.turn
         self.broken = self.broken or broken
+
+    def __del__(self) -> None:
+        # The stream may not have come this far yet, and then writes into the cell.
+        opener, self._opener = getattr(self, "_opener", None), None
+        if opener is not None:
+            with contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):
+                opener.synchronize()
 
     @property
     def _address(self) -> int:

@@ -127,7 +127,7 @@ def filter_chunks(table_ptr: int, rows: int, leaves: int, staged_ptr: int, strea
     _launch("filter", leaves, (table_ptr, rows, leaves, staged_ptr), stream)
 
 
-def unfilter_chunks(
+def unfilter_chunks(  # noqa: PLR0917 - the kernel's arguments in their order
     table_ptr: int, rows: int, leaves: int, staged_ptr: int, digests_ptr: int, stream: Any
 ) -> None:
     """Join planes into the chunks, and take the digests of what was written: 16 bytes a leaf.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 
 import gpuckpt
 from gpuckpt.arena import AREAS, FEWEST_SLOTS
-from gpuckpt.devices import cuda, cuda_freeze
+from gpuckpt.devices import cuda, cuda_freeze, kernels
 from gpuckpt.plan import area_nbytes
 from gpuckpt.stores.memory import MemoryAppender, MemoryStore
 from tests.cuda.gates import Gate
@@ -38,13 +39,14 @@ class FullStore(MemoryStore):
 
 
 class StuckStore(MemoryStore):
-    """New files wait until it is freed."""
+    """New files wait until it is freed; `reached` says that one does."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.freed = threading.Event()
+        self.freed, self.reached = threading.Event(), threading.Event()
 
     def create(self, name: str) -> MemoryAppender:
+        self.reached.set()
         assert self.freed.wait(30)
         return super().create(name)
 
@@ -161,16 +163,31 @@ def torch_on(stream: Any, *, initialized: bool = True) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def no_threads(named: str) -> Iterator[None]:
-    """As on a machine where no more threads of this name can be had."""
-    start = threading.Thread.start
+def no_threads(named: str) -> Iterator[threading.Event]:
+    """No more threads of this name can be had, which shows once the event is set."""
+    start, shows = threading.Thread.start, threading.Event()
 
     def refuse(self: threading.Thread) -> None:
         if self.name.startswith(named):
+            assert shows.wait(30)
             raise RuntimeError("can't start new thread")
         start(self)
 
     with patch.object(threading.Thread, "start", refuse):
+        yield shows
+
+
+@contextlib.contextmanager
+def collected(stopped: Any) -> Iterator[None]:
+    """Garbage is collected by the thread that looks at held tensors again, before it does."""
+    digest = kernels.digest_chunks
+
+    def collect_first(*arguments: Any) -> None:
+        assert not stopped.done
+        gc.collect()
+        digest(*arguments)
+
+    with patch.object(kernels, "digest_chunks", collect_first):
         yield
 
 

@@ -57,9 +57,14 @@ SCENARIOS: dict[str, Scenario] = {
     "update goes on if it can't be opened": Scenario(
         saves.update_goes_on_if_it_cannot_be_opened, "faults and queues"
     ),
+    "update goes on though garbage is collected": Scenario(
+        saves.update_goes_on_though_garbage_is_collected, "queues"
+    ),
     "update goes on without threads": Scenario(saves.update_goes_on_without_threads),
     "host goes on without threads": Scenario(saves.save_goes_on_without_threads_and_semaphores),
     "a busy caller": Scenario(saves.a_busy_caller_is_waited_for, "queues"),
+    "a save right after another": Scenario(saves.a_save_right_after_another, "queues"),
+    "a slow disk": Scenario(saves.a_slow_disk_is_waited_for, "queues"),
     "one queue": Scenario(saves.one_queue_for_all_streams, "one queue"),
     "a device let go": Scenario(saves.first_device_is_let_go, "two devices"),
     "uploads after the caller": Scenario(restores.restore_behind_work),

@@ -19,6 +19,7 @@ from tests.cuda.held import (
     FullStore,
     StuckStore,
     checkpoints,
+    collected,
     failure_of,
     filled,
     filled_on,
@@ -227,19 +228,39 @@ def update_goes_on_if_it_cannot_be_opened() -> bool:
         return isinstance(failure, gpuckpt.DeviceError) and goes_on(stream.synchronize)
 
 
+def update_goes_on_though_garbage_is_collected() -> bool:
+    """Page-locked memory is freed in a thread of the save's, for which an update waits."""
+    store, stream, array = MemoryStore(), new_stream(), filled(1)
+    with checkpoints(store, "hold", memory=LEAST) as ckpt, ckpt.update(), collected(stream):
+        garbage: list[Any] = [ckpt._resources.devices["cuda:0"].host_memory(1)]
+        garbage.append(garbage)
+        del garbage
+        with held_up(ckpt):
+            ckpt.save(1, {"w": array})
+            with stream, ckpt.update():
+                array += np.uint32(1)
+        right = goes_on(stream.synchronize) and failure_of(ckpt) is None
+    return right and is_saved(store, 1)
+
+
 def update_goes_on_without_threads() -> bool:
     """No thread can be had for the save, whose reads therefore never begin."""
-    store, array = MemoryStore(), filled(1)
-    with checkpoints(store, "hold", memory=LEAST) as ckpt, no_threads("gpuckpt-work"):
-        ckpt.save(1, {"w": array})  # orders what comes next, since nobody announces updates
-        failed = isinstance(failure_of(ckpt), RuntimeError)
-        return failed and goes_on(cp.cuda.get_current_stream().synchronize)
+    store, stream, array = MemoryStore(), new_stream(), filled(1)
+    with checkpoints(store, "hold", memory=LEAST) as ckpt, no_threads("gpuckpt-work") as shows:
+        with ckpt.update():
+            ckpt.save(1, {"w": array})
+        threading.Timer(0.1, shows.set).start()
+        with stream, ckpt.update():
+            shows.set()
+        return isinstance(failure_of(ckpt), RuntimeError) and goes_on(stream.synchronize)
 
 
 def save_goes_on_without_threads_and_semaphores() -> bool:
     """The same where the host waits."""
+    right: list[bool] = []
     with without_semaphores():
-        return goes_on(update_goes_on_without_threads)
+        ended = goes_on(lambda: right.append(update_goes_on_without_threads()))
+    return ended and right == [True]
 
 
 def a_busy_caller_is_waited_for() -> bool:
@@ -254,6 +275,32 @@ def a_busy_caller_is_waited_for() -> bool:
         stream.synchronize()
         gate.join()
     return failure is None and is_saved(store, 1)
+
+
+def a_save_right_after_another() -> bool:
+    """Whoever watched over the first must have no hand in the second, which takes longer."""
+    store, stream, array = MemoryStore(), new_stream(), filled(1)
+    with patience(0.3), checkpoints(store, "hold", memory=LEAST) as ckpt, ckpt.update():
+        for step, seconds in ((1, 0.0), (2, 1.0)):
+            with held_up(ckpt, seconds):
+                ckpt.save(step, {"w": array})
+                with stream, ckpt.update():
+                    array += np.uint32(1)
+                failed = failure_of(ckpt) is not None
+    return not failed and all(is_saved(store, step, step) for step in (1, 2))
+
+
+def a_slow_disk_is_waited_for() -> bool:
+    """An update waits for longer than patience lasts, since there is no slot to read into."""
+    store, stream, array = StuckStore(), new_stream(), filled(1)
+    with patience(0.3), checkpoints(store, "hold", memory=LEAST) as ckpt, ckpt.update():
+        ckpt.save(1, {"w": array})
+        with stream, ckpt.update():
+            array += np.uint32(1)
+        threading.Timer(1.0, store.freed.set).start()
+        right = failure_of(ckpt) is None
+        stream.synchronize()
+    return right and is_saved(store, 1)
 
 
 def one_queue_for_all_streams() -> bool:

@@ -1,4 +1,4 @@
-"""The filter's kernels as cupy compiles and launches them, on a stream and on each device."""
+"""The kernels as cupy compiles and launches them, on a stream and on each device."""
 
 from __future__ import annotations
 
@@ -10,30 +10,52 @@ import pytest
 from cupy.cuda import runtime
 
 from gpuckpt.devices import kernels
+from gpuckpt.devices.strided import Run, lay_out_runs
 from gpuckpt.planes import split
 from tests.cuda.gates import Gate, mode_of
 from tests.kernels.memory import leaf_digests
+from tests.kernels.reference import folded
 
 SIZES = [(65536 + 16, 8), (4 * 777, 4), (2 * 5001, 2), (100, 1), (0, 4)]
 
 
-def on_device(sizes: list[tuple[int, int]]) -> tuple[list[Any], list[Any], Any]:
-    """Random chunks, their copies on the device, begun off a multiple of 16, and their layout."""
-    rng = np.random.default_rng(1)
-    raws = [rng.integers(0, 256, nbytes, dtype=np.uint8) for nbytes, _ in sizes]
-    chunks = []
-    for raw, (_, width) in zip(raws, sizes, strict=True):
-        chunks.append(cp.empty(raw.size + 16, np.uint8)[width : width + raw.size])
-        chunks[-1].set(raw)
-    addresses = [chunk.data.ptr for chunk in chunks]
-    layout = kernels.lay_out(addresses, [n for n, _ in sizes], [w for _, w in sizes])
-    return raws, chunks, layout
+class OnDevice:
+    """Random chunks off a multiple of 16, bases, their table and what kernels write."""
 
+    def __init__(self) -> None:
+        rng = np.random.default_rng(1)
+        self.raws = [rng.integers(0, 256, nbytes, dtype=np.uint8) for nbytes, _ in SIZES]
+        self.befores = [raw ^ np.uint8(3) for raw in self.raws]
+        self.chunks = [
+            self.put(raw, width) for raw, (_, width) in zip(self.raws, SIZES, strict=True)
+        ]
+        self.bases = [self.put(before, 5) for before in self.befores]
+        self.layout = kernels.lay_out([n for n, _ in SIZES], [w for _, w in SIZES])
+        rows = self.layout.rows
+        rows["tensor"] = [chunk.data.ptr for chunk in self.chunks]
+        rows["base"] = [base.data.ptr for base in self.bases]
+        rows["base"][2] = 0
+        self.table = cp.asarray(rows.view(np.uint8))
+        self.staged = cp.zeros(self.layout.staged_nbytes, np.uint8)
+        self.digests = cp.zeros((self.layout.leaves, kernels.DIGEST_NBYTES), np.uint8)
+        cp.cuda.Device().synchronize()
 
-def room_for(layout: Any) -> tuple[Any, Any, Any]:
-    table = cp.asarray(layout.rows.view(np.uint8))
-    digests = cp.zeros(layout.leaves * kernels.DIGEST_NBYTES, np.uint8)
-    return table, cp.zeros(layout.staged_nbytes, np.uint8), digests
+    @staticmethod
+    def put(raw: Any, off: int) -> Any:
+        array = cp.empty(raw.size + 16, np.uint8)[off : off + raw.size]
+        array.set(raw)
+        return array
+
+    def launch(self, name: str, stream: Any) -> None:
+        size = (self.layout.rows.size, self.layout.leaves)
+        staged, digests = self.staged.data.ptr, self.digests.data.ptr
+        table = self.table.data.ptr
+        if name == "filter":
+            kernels.filter_chunks(table, *size, staged, stream)
+        elif name == "unfilter":
+            kernels.unfilter_chunks(table, *size, staged, digests, stream)
+        else:
+            kernels.digest_chunks(table, *size, digests, stream)
 
 
 @pytest.mark.parametrize("ordinal", [0, 1])
@@ -41,63 +63,81 @@ def test_chunks_go_to_planes_and_back(ordinal):
     if ordinal >= runtime.getDeviceCount():
         pytest.skip("one device")
     with cp.cuda.Device(ordinal):
-        raws, chunks, layout = on_device(SIZES)
-        table, staged, digests = room_for(layout)
-        cp.cuda.Device().synchronize()
+        on_device = OnDevice()
+        layout = on_device.layout
         stream = cp.cuda.Stream(non_blocking=True)
-        kernels.filter_chunks(layout, table, staged, digests, stream)
+        on_device.launch("filter", stream)
+        on_device.launch("digest", stream)
         stream.synchronize()
-        found, leaves = staged.get(), digests.get()
-        for chunk in chunks:
+        staged, digests = on_device.staged.get(), on_device.digests.get()
+        for chunk in on_device.chunks:
             chunk.fill(0)
-        digests.fill(0)
+        on_device.digests.fill(0)
         cp.cuda.Device().synchronize()
-        kernels.unfilter_chunks(layout, table, staged, digests, stream)
+        on_device.launch("unfilter", stream)
         stream.synchronize()
-        again = [chunk.get() for chunk in chunks]
-        assert (digests.get() == leaves).all()
+        again = [chunk.get() for chunk in on_device.chunks]
+        assert (on_device.digests.get() == digests).all()
 
-    for at, (raw, (_, width)) in enumerate(zip(raws, SIZES, strict=True)):
-        planes = split(raw, width, np.empty(raw.size, np.uint8))
+    for at, (raw, (_, width)) in enumerate(zip(on_device.raws, SIZES, strict=True)):
+        written = raw if at == 2 else folded(raw, on_device.befores[at], width)
+        planes = split(written, width, np.empty(raw.size, np.uint8))
         for place, plane in zip(layout.planes(at), planes, strict=True):
-            assert (found[place] == plane).all()
-        assert leaves[layout.digests(at)].tobytes() == leaf_digests(raw)
+            assert (staged[place] == plane).all()
+        said = staged[layout.summaries(at)].view(kernels.SUMMARY)
+        assert said["digest"].tobytes() == leaf_digests(raw)
+        assert digests[layout.digests(at)].tobytes() == leaf_digests(raw)
         assert (again[at] == raw).all()
 
 
-def test_a_launch_stands_in_its_stream_and_waits_for_nothing(standin_settings):
-    _, _, layout = on_device(SIZES)
-    table, staged, digests = room_for(layout)
-    kernels.filter_chunks(layout, table, staged, digests, cp.cuda.Stream.null)  # compiles it
-    cp.cuda.Device().synchronize()
-    digests.fill(0)
+def test_strided_runs_are_packed_and_put_back():
+    array = cp.arange(90 * 70, dtype=np.float32).reshape(90, 70).T
+    wanted = np.ascontiguousarray(array.get())
+    packed = cp.zeros(wanted.size, np.float32)
+    places = (array.shape, array.strides, array.itemsize)
+    run = Run(array.data.ptr, *places, packed.data.ptr, 0, packed.nbytes)
+    runs = lay_out_runs([run])
+    table = cp.asarray(runs.rows.view(np.uint8))
     cp.cuda.Device().synchronize()
     stream = cp.cuda.Stream(non_blocking=True)
+    kernels.gather_runs(table.data.ptr, runs.rows.size, runs.pieces, stream)
+    stream.synchronize()
+    assert (packed.get().reshape(wanted.shape) == wanted).all()
+    packed += 1
+    cp.cuda.Device().synchronize()
+    kernels.scatter_runs(table.data.ptr, runs.rows.size, runs.pieces, stream)
+    stream.synchronize()
+    assert (array.get() == wanted + 1).all()
+
+
+@pytest.mark.parametrize("name", ["filter", "unfilter", "digest"])
+def test_a_launch_stands_in_its_stream_and_waits_for_nothing(standin_settings, name):
+    kernels.load_kernels()
+    on_device = OnDevice()
+    stream = cp.cuda.Stream(non_blocking=True)
     gate = Gate(stream, seconds=0.3 if mode_of(standin_settings) == "eager" else 20)
-    kernels.filter_chunks(layout, table, staged, digests, stream)
+    on_device.launch(name, stream)
     launched_before_it_opened = not gate.is_open
     gate.open()
     stream.synchronize()
     gate.join()
-    assert digests.get().any()
+    assert (on_device.staged if name == "filter" else on_device.digests).get().any()
     assert launched_before_it_opened or mode_of(standin_settings) == "eager"
 
 
+def test_loaded_kernels_are_there_at_once():
+    """The second time nothing is compiled, or read, or loaded."""
+    kernels.load_kernels()
+    before = kernels._kernel.cache_info()
+    OnDevice().launch("filter", cp.cuda.Stream.null)
+    kernels.load_kernels()
+    assert kernels._kernel.cache_info().misses == before.misses
+
+
 def test_nothing_to_do_launches_nothing():
-    layout = kernels.lay_out([], [], [])
-    table, staged, digests = room_for(layout)
-    kernels.filter_chunks(layout, table, staged, digests, cp.cuda.Stream.null)
-    kernels.unfilter_chunks(layout, table, staged, digests, cp.cuda.Stream.null)
-
-
-def test_memory_that_is_too_small_or_of_another_kind_is_refused():
-    _, _, layout = on_device(SIZES)
-    table, staged, digests = room_for(layout)
-    for wrong in (
-        staged[:-1],
-        staged[1:],
-        staged.view(np.uint16),
-        cp.zeros(2 * staged.size, "u1")[::2],
-    ):
-        with pytest.raises(AssertionError):
-            kernels.filter_chunks(layout, table, wrong, digests, cp.cuda.Stream.null)
+    stream = cp.cuda.Stream.null
+    kernels.filter_chunks(0, 0, 0, 0, stream)
+    kernels.unfilter_chunks(0, 0, 0, 0, 0, stream)
+    kernels.digest_chunks(0, 0, 0, 0, stream)
+    kernels.gather_runs(0, 0, 0, stream)
+    kernels.scatter_runs(0, 0, 0, stream)

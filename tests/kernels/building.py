@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -15,28 +18,41 @@ from tests.cuda_on_cpu.emulator import cuemu
 Change = Callable[[str], str]
 
 
-def library(name: str, *, check: bool = False, change: Change = str) -> cuemu.Lib:
-    """The kernel, built for the CPU; `change` plants a bug."""
-    try:
-        build.compiler()
-    except build.MissingError as error:
-        pytest.skip(f"the emulator builds kernels: {error}")
-    text = change(kernels.source(name))
-    return cuemu.Lib(
-        cuemu.host_library_of(text, f"{name}.cu", check=check, options=kernels.OPTIONS)
-    )
+def library(name: str, *, check: bool = False) -> cuemu.Lib:
+    """The kernel, built for the CPU."""
+    return cuemu.Lib(_built(kernels.source(name), name, check=check, opt="-O1"))
 
 
 @contextlib.contextmanager
 def mutant(name: str, change: Change) -> Iterator[cuemu.Lib]:
     """The kernel with a bug, under the exact checker; unloaded again, as a process has many."""
-    broken = library(name, check=True, change=change)
+    broken = cuemu.Lib(_built_mutant((name, change)))
     try:
         yield broken
     finally:
         dlclose = ctypes.CDLL(None).dlclose
         dlclose.argtypes = [ctypes.c_void_p]
         dlclose(broken.dll._handle)
+
+
+def build_mutants(bugs: Iterable[tuple[str, Change]]) -> None:
+    """Build them for `mutant` beforehand, several at a time."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(_built_mutant, bugs))
+
+
+def _built_mutant(bug: tuple[str, Change]) -> Path:
+    name, change = bug
+    return _built(change(kernels.source(name)), name, check=True, opt="-O0")  # in half the time
+
+
+def _built(text: str, name: str, *, check: bool, opt: str) -> Path:
+    try:
+        build.compiler()
+    except build.MissingError as error:
+        pytest.skip(f"the emulator builds kernels: {error}")
+    options = kernels.OPTIONS
+    return cuemu.host_library_of(text, f"{name}.cu", check=check, options=options, opt=opt)
 
 
 def without(text: str, at: int = 0) -> Change:

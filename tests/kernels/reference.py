@@ -13,7 +13,7 @@ FLOATS = {1: np.dtype(np.float16), 3: np.dtype(np.float32), 4: np.dtype(np.float
 
 
 def folded(raw: Any, base: Any, width: int) -> Any:
-    """Differences of elements from the base's, small ones of either sign with leading zero bytes."""
+    """Differences of elements from the base's: small ones of either sign are small numbers."""
     unsigned, signed = np.dtype(f"<u{width}"), np.dtype(f"<i{width}")
     difference = raw.copy().view(unsigned) - base.copy().view(unsigned)
     sign = (difference.view(signed) >> (8 * width - 1)).view(unsigned)

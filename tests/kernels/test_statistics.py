@@ -75,7 +75,11 @@ def test_every_sort_of_element_is_counted(fast, dtype):
 @pytest.mark.parametrize(
     ("dtype", "exponent"),
     [
-        *((dtype, e) for dtype in ("bfloat16", "float32") for e in (-128, -70, -50, 0, 50, 63, 126)),
+        *(
+            (dtype, e)
+            for dtype in ("bfloat16", "float32")
+            for e in (-128, -70, -50, 0, 50, 63, 126)
+        ),
         *(("float16", e) for e in (-24, -14, 0, 13)),
         *(("float64", e) for e in (-530, -100, 0, 100, 500)),
     ],

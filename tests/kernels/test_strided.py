@@ -1,4 +1,4 @@
-"""Runs of strided tensors, packed and put back by the emulated kernels; numpy says what is right."""
+"""Runs of strided tensors, packed and put back by the emulated kernels, against numpy."""
 
 from __future__ import annotations
 
@@ -91,9 +91,7 @@ def launch(
         assert untouched_around(tensor.memory)
 
 
-def check(
-    libraries: dict[str, cuemu.Lib], tensors: list[Strided], grid: int | None = None
-) -> None:
+def check(libraries: dict[str, cuemu.Lib], tensors: list[Strided], grid: int | None = None) -> None:
     """Gather, and scatter something else; compare every byte."""
     before = [tensor.memory.copy() for tensor in tensors]
     launch(libraries, "gather", tensors, grid)

@@ -1,0 +1,274 @@
+"""`hold`: the host doesn't wait for it, nothing hangs, and who changes what is read is found out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import cupy as cp
+import numpy as np
+import pytest
+
+import gpuckpt
+from gpuckpt.stores.memory import MemoryStore
+from tests.cuda.gates import Gate, mode_of
+from tests.cuda.held import (
+    CHUNK,
+    COUNT,
+    FEW,
+    LEAST,
+    StuckStore,
+    checkpoints,
+    failure_of,
+    filled,
+    goes_on,
+    has_all_slots,
+    held_up,
+    is_saved,
+    new_stream,
+    patience,
+    without_semaphores,
+)
+from tests.cuda_on_cpu import standin
+
+VIEWS: dict[str, Callable[[Any], Any]] = {
+    "contiguous": lambda array: array,
+    "transposed": lambda array: array.reshape(512, -1).T,
+    "reversed": lambda array: array[::-1],
+}
+
+
+@pytest.fixture
+def separate(standin_settings):
+    if standin_settings is None or standin_settings.get("aliased"):
+        pytest.skip("streams may share a queue here")
+
+
+@pytest.fixture
+def one_queue(standin_settings):
+    if not (standin_settings or {}).get("aliased"):
+        pytest.skip("streams have queues of their own here")
+
+
+def announced(store: MemoryStore, **options: Any) -> gpuckpt.Checkpointer:
+    """A checkpointer that trusts the loop to announce its updates."""
+    ckpt = checkpoints(store, "hold", memory=LEAST, **options)
+    with ckpt.update():
+        return ckpt
+
+
+# ---- nobody waits that needn't ------------------------------------------------------------------
+
+
+def test_an_update_does_not_make_the_host_wait_though_host_memory_is_small(
+    separate, standin_settings
+):
+    if mode_of(standin_settings) == "eager":
+        pytest.skip("in eager mode each call completes before it returns")
+    store, stream, array = MemoryStore(), new_stream(), filled(1)
+    with announced(store) as ckpt:
+        assert array.nbytes > ckpt._resources.budget_nbytes
+        with held_up(ckpt, 20) as gate:
+            pending = ckpt.save(1, {"w": array})
+            with standin.counting() as call, stream, ckpt.update():
+                array += np.uint32(1)
+            assert not gate.is_open
+        pending.result(60)
+    assert call.current["host_sync"] == 0
+    assert call.current["wait_value"] == 1
+    assert is_saved(store, 1)
+    assert (array.get() == 2).all()
+
+
+def test_an_update_of_a_stream_that_is_still_at_work_does_not_wait_either(
+    separate, standin_settings
+):
+    if mode_of(standin_settings) == "eager":
+        pytest.skip("in eager mode each call completes before it returns")
+    store, stream, array = MemoryStore(), new_stream(), filled(1)
+    with announced(store) as ckpt, stream:
+        gate = Gate(stream, 20)
+        array += np.uint32(1)
+        pending = ckpt.save(1, {"w": array})
+        with ckpt.update():
+            array += np.uint32(1)
+        assert not gate.is_open
+        gate.open()
+        pending.result(60)
+        gate.join()
+        stream.synchronize()
+    assert is_saved(store, 2)
+
+
+def test_without_semaphores_an_update_waits_on_the_host(standin_settings):
+    store, stream, array = MemoryStore(), new_stream(), filled(1)
+    with without_semaphores(), announced(store) as ckpt, held_up(ckpt) as gate:
+        pending = ckpt.save(1, {"w": array})
+        with standin.counting() as call, stream, ckpt.update():
+            assert gate.is_open
+            array += np.uint32(1)
+        assert call.current["wait_value"] == 0
+        pending.result(60)
+    assert is_saved(store, 1)
+
+
+def test_without_update_in_the_loop_save_waits_until_all_was_read():
+    store, array = MemoryStore(), filled(1)
+    with checkpoints(store, "hold", memory=LEAST) as ckpt:
+        for step in (1, 2):
+            with held_up(ckpt) as gate:
+                pending = ckpt.save(step, {"w": array})
+                assert gate.is_open
+                assert pending.staged.is_set()
+                with new_stream() as other:
+                    array += np.uint32(1)
+                    other.synchronize()
+    assert is_saved(store, 1, 1)
+    assert is_saved(store, 2, 2)
+
+
+# ---- one queue ----------------------------------------------------------------------------------
+
+
+def test_where_streams_share_a_queue_the_update_is_let_go_and_the_save_given_up(one_queue):
+    store, stream, array = MemoryStore(), new_stream(), filled(1)
+    with patience(0.3), announced(store) as ckpt:
+        with held_up(ckpt):
+            ckpt.save(1, {"w": array})
+            with stream, ckpt.update():
+                array += np.uint32(1)
+        failure = failure_of(ckpt)
+        assert isinstance(failure, gpuckpt.DeviceError)
+        assert "an update waited" in str(failure)
+        assert "snapshot='copy'" in str(failure)
+        assert goes_on(stream.synchronize)
+        assert ckpt.steps() == []
+        assert not store.files
+        assert has_all_slots(ckpt)
+
+
+def test_after_that_updates_wait_on_the_host_and_saves_work(one_queue):
+    store, stream, array = MemoryStore(), new_stream(), filled(1)
+    with patience(0.3), announced(store) as ckpt:
+        with held_up(ckpt):
+            ckpt.save(1, {"w": array})
+            with stream, ckpt.update():
+                array += np.uint32(1)
+        assert isinstance(failure_of(ckpt), gpuckpt.DeviceError)
+        stream.synchronize()
+        for step in (2, 3):
+            with held_up(ckpt):
+                ckpt.save(step, {"w": array})
+                with standin.counting() as call, stream, ckpt.update():
+                    array += np.uint32(1)
+                assert call.current["wait_value"] == 0
+            ckpt.wait()
+        assert ckpt.steps() == [2, 3]
+    assert is_saved(store, 2, 2)
+    assert is_saved(store, 3, 3)
+
+
+# ---- torn ---------------------------------------------------------------------------------------
+
+
+class Changed:
+    """A save whose first chunks have been read, and whose last ones have no slot yet."""
+
+    def __init__(self, snapshot: str, state: dict[str, Any], memory: int = LEAST) -> None:
+        self.store = StuckStore()
+        self.ckpt = checkpoints(self.store, snapshot, memory=memory)
+        with self.ckpt.update():
+            self.ckpt.save(1, state)
+        assert self.store.reached.wait(30)
+
+    def end(self) -> BaseException | None:
+        self.store.freed.set()
+        return failure_of(self.ckpt)
+
+    def assert_torn(self, name: str) -> None:
+        failure = self.end()
+        assert isinstance(failure, gpuckpt.TornError)
+        assert failure.name == name
+        assert name in str(failure)
+        assert self.ckpt.steps() == []
+        assert not self.store.files
+        assert has_all_slots(self.ckpt)
+
+
+def add_one(array: Any) -> None:
+    """On a stream of its own, and unannounced."""
+    with new_stream() as stream:
+        array += np.uint32(1)
+        stream.synchronize()
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_change_while_it_is_read_is_found_out(view):
+    array = filled(1)
+    save = Changed("hold", {"deep": {"w": VIEWS[view](array)}})
+    add_one(array)
+    save.assert_torn("deep.w")
+    with save.ckpt.update():
+        save.ckpt.save(2, {"deep": {"w": VIEWS[view](array)}}).result(60)
+    save.ckpt.close()
+    assert gpuckpt.load("", 2, "cpu", store=save.store)["deep"]["w"].tobytes() == array.get().tobytes()
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_change_of_host_memory_while_it_is_read_is_found_out(view):
+    array = np.full(COUNT, 1, np.uint32)
+    save = Changed("hold", {"w": VIEWS[view](array)})
+    array += np.uint32(1)
+    save.assert_torn("w")
+    save.ckpt.close()
+
+
+def test_a_change_of_what_was_read_already_is_found_out():
+    first, second = filled(1, CHUNK // 16), filled(1)
+    save = Changed("hold", {"a": first, "b": second})
+    add_one(first)
+    save.assert_torn("a")
+    save.ckpt.close()
+
+
+def test_a_change_of_one_element_of_a_strided_tensor_is_found_out():
+    first, second = filled(1, FEW).reshape(256, -1).T, filled(1)
+    save = Changed("hold", {"a": first, "b": second}, memory=3 * LEAST)
+    add_one(first[:1, :1])
+    save.assert_torn("a")
+    save.ckpt.close()
+
+
+def test_a_change_of_one_device_and_none_of_the_host_names_the_device_tensor():
+    array, host = filled(1), np.full(COUNT, 5, np.uint32)
+    save = Changed("hold", {"w": array, "h": host})
+    add_one(array)
+    save.assert_torn("w")
+    save.ckpt.close()
+
+
+def test_an_announced_change_is_no_tear(separate):
+    stream, array = new_stream(), filled(1)
+    save = Changed("hold", {"w": array})
+    with stream, save.ckpt.update():
+        array += np.uint32(1)
+    assert save.end() is None
+    stream.synchronize()
+    save.ckpt.close()
+    assert is_saved(save.store, 1)
+    assert (array.get() == 2).all()
+
+
+@pytest.mark.parametrize("where", ["device", "host"])
+def test_a_copy_is_not_affected(where):
+    array = filled(1) if where == "device" else np.full(COUNT, 1, np.uint32)
+    save = Changed("copy", {"w": array}, memory=LEAST + 2 * array.nbytes)
+    assert save.ckpt._save is not None
+    assert save.ckpt._save.pending.staged.wait(30)
+    if where == "device":
+        add_one(array)
+    else:
+        array += np.uint32(1)
+    assert save.end() is None
+    save.ckpt.close()
+    assert is_saved(save.store, 1)

@@ -1,0 +1,172 @@
+"""The benchmarks run, on tiny sizes, and report what the docs say they do."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench import cases, small
+from bench.disk import drop_cache, read_through, write_and_sync
+from bench.gpu.scale import GIB, MIB, full
+from bench.timing import spread, spreads
+from tests.cuda_on_cpu import standin
+
+HERE = Path(__file__).parents[1]
+
+
+def bench(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", *words]
+    variables = os.environ | {standin.VARIABLE: ""} | environment
+    return subprocess.run(
+        *(command,), cwd=HERE, env=variables, capture_output=True, text=True, check=False
+    )
+
+
+def is_spread(value: object) -> bool:
+    return isinstance(value, dict) and 0 <= value["min"] <= value["median"] <= value["max"]
+
+
+def test_a_spread_is_the_least_the_middle_and_the_most():
+    assert spread([3.0, 1.0, 9.0]) == {"min": 1.0, "median": 3.0, "max": 9.0}
+    assert spreads([{"a": 1.0, "b": 2.0}, {"a": 3.0, "b": 2.0}]) == {
+        "a": {"min": 1.0, "median": 2.0, "max": 3.0},
+        "b": {"min": 2.0, "median": 2.0, "max": 2.0},
+    }
+
+
+def test_the_disk_is_written_and_read_whole(tmp_path):
+    arrays: list[Any] = [np.arange(1000, dtype=np.float32), np.arange(3, dtype=np.uint8)]
+    path = tmp_path / "plain"
+    assert write_and_sync(path, arrays) > 0
+    drop_cache(tmp_path)
+    assert path.read_bytes() == b"".join(array.tobytes() for array in arrays)
+    assert read_through(path, room_nbytes=64) > 0
+
+
+def test_a_stall_stands_beside_a_memcpy(tmp_path):
+    row = cases.stall(tmp_path, 1 << 16, 4)
+    assert all(
+        is_spread(row[name])
+        for name in ("stall_s", "memcpy_s", "stall_over_memcpy", "background_s")
+    )
+    assert row["kept"] == (row["stall_over_memcpy"]["median"] <= 1.3)
+
+
+@pytest.mark.parametrize("codec", ["auto", "raw"])
+def test_a_round_trip_stands_beside_a_plain_write(tmp_path, codec):
+    row = cases.roundtrip(tmp_path, 1 << 16, 4, codec)
+    figures = ("save_s", "write_fsync_s", "save_over_write_fsync", "restore_s")
+    assert all(is_spread(row[name]) for name in figures)
+    assert (row["encoded_over_raw"] < 1) == (codec == "auto")
+
+
+@pytest.mark.parametrize("mode", ["copy", "hold"])
+def test_small_tensors_are_counted_and_their_first_save_is_apart(tmp_path, mode):
+    row = small.small_tensors(tmp_path, np.array, "numpy", "cpu", mode, layers=5)
+    assert (row["tensors"], row["device"], row["mode"]) == (15, "cpu", mode)
+    figures = ("first_stall_s", "stall_s", "thread_cpu_s", "update_s", "background_s", "memcpy_s")
+    assert all(is_spread(row[name]) for name in figures)
+
+
+def test_a_report_says_where_and_how_it_was_made(tmp_path):
+    out = tmp_path / "out.json"
+    done = bench("bench", "--only", "none", "--out", str(out), CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 0, done.stderr
+    where = json.loads(out.read_text("utf-8"))["machine"]
+    assert where.keys() >= {"date", "cpu", "cores", "file_system", "versions", "commit"}
+    assert where["command"] == f"python -m bench --only none --out {out}"
+    assert "aren't measured" in done.stdout
+
+
+def test_without_a_gpu_nothing_is_measured_or_tested():
+    for module in ("bench.gpu", "tests.cuda.on_gpu"):
+        done = bench(module, CUDA_VISIBLE_DEVICES="")
+        assert done.returncode == 3, done.stderr
+        assert done.stderr.startswith("nothing was ")
+
+
+def test_the_stand_ins_figures_are_kept_out_of_the_results():
+    out = HERE / "bench" / "results" / "stand-in.json"
+    done = bench("bench.gpu", "--stand-in", "--out", str(out))
+    assert done.returncode == 2
+    assert "aren't results" in done.stderr
+    assert not out.exists()
+
+
+def test_a_state_leaves_room_for_its_copy_and_on_the_disk():
+    assert full(80 * GIB, 1000 * GIB).states_nbytes == (64 * MIB, 512 * MIB, 4 * GIB, 8 * GIB)
+    assert full(1 * GIB, 1000 * GIB).states_nbytes == (64 * MIB, 409 * MIB)
+    assert full(80 * GIB, 3 * GIB).states_nbytes == (64 * MIB, 512 * MIB, GIB)
+
+
+@pytest.fixture(scope="module")
+def on_stand_in(tmp_path_factory):
+    """The report of everything that `make bench-gpu` measures, on tiny sizes."""
+    reason = standin.available()
+    if reason:
+        pytest.skip(reason)
+    out = tmp_path_factory.mktemp("bench") / "gpu.json"
+    done = bench("bench.gpu", "--stand-in", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    return json.loads(out.read_text("utf-8"))
+
+
+def rows_of(report: Any, case: str) -> list[dict[str, Any]]:
+    found = [row for row in report["results"] if row["case"] == case]
+    assert found, case
+    return found
+
+
+def test_figures_of_the_stand_in_are_labelled_so(on_stand_in):
+    assert on_stand_in["machine"]["device"] == "stand-in"
+
+
+def test_limits_are_measured_in_the_same_run(on_stand_in):
+    assert on_stand_in["limits"].keys() == {
+        *("copy", "to_host", "to_device", "write", "read_cold", "read_warm")
+    }
+    copies = rows_of(on_stand_in, "device-copy")
+    assert on_stand_in["limits"]["copy"] == copies[0]["bytes_per_s"]["max"]
+    assert copies[0]["moved_nbytes"] == 2 * copies[0]["nbytes"]
+    for case in ("to_host", "to_device", "disk-write", "disk-read-cold", "disk-read-warm"):
+        assert is_spread(rows_of(on_stand_in, case)[0]["bytes_per_s"])
+
+
+@pytest.mark.parametrize("kernel", ["filter", "unfilter", "digest", "gather", "scatter"])
+def test_each_kernel_is_a_share_of_a_plain_copy(on_stand_in, kernel):
+    rows = rows_of(on_stand_in, kernel)
+    if kernel in ("filter", "unfilter", "digest"):
+        cases = {(row["width"], row["misaligned"]) for row in rows}
+        assert cases == {(width, off) for width in (1, 2, 4, 8) for off in (False, True)}
+    for row in rows:
+        assert all(is_spread(row[name]) for name in ("seconds", "bytes_per_s", "share_of_copy"))
+
+
+def test_a_save_says_what_caller_stream_and_steps_paid(on_stand_in):
+    rows = rows_of(on_stand_in, "save")
+    assert {(row["mode"], row["codec"]) for row in rows} == {
+        (mode, codec) for mode in ("copy", "hold") for codec in ("auto", "raw")
+    }
+    assert len({row["tensors"] for row in rows}) == 2
+    for row in rows:
+        for name in (
+            *("stall_s", "stream_stall_s", "stream_stall_over_copy", "update_s"),
+            *("stream_update_s", "staged_share_of_to_host", "background_s"),
+            *("step_alone_s", "step_beside_s", "step_beside_over_alone"),
+        ):
+            assert is_spread(row[name]), name
+
+
+def test_a_restore_is_a_share_of_what_disk_and_bus_need(on_stand_in):
+    rows = rows_of(on_stand_in, "restore")
+    assert {row["cache"] for row in rows} == {"cold", "warm"}
+    for row in rows:
+        middle = row["limit_s"] / row["restore_s"]["median"]
+        assert row["share_of_limit"]["min"] <= middle <= row["share_of_limit"]["max"]
