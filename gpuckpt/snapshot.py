@@ -63,7 +63,9 @@ def capture(
     try:
         for name, plan in plans.items():
             copy = _is_copied(plan, devices[name], mode, host_room_nbytes)
-            owners = [inventory.owners[tensor] for tensor in plan.tensors]
+            owners = inventory.owners
+            if len(plans) > 1:
+                owners = [owners[tensor] for tensor in plan.tensors]
             snapshot.frozen[name] = _freeze(
                 plan, inventory.addresses, owners, devices[name], copy=copy, may_hold=mode == "auto"
             )

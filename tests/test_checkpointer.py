@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 
 import gpuckpt
+from gpuckpt.arena import AREAS, FEWEST_SLOTS
+from gpuckpt.plan import area_nbytes
 from gpuckpt.stores.memory import MemoryAppender, MemoryStore
+
+# Memory for the fewest slots, each for a chunk of 4 KiB: a save can't read far ahead of its writes.
+FEWEST: dict = {"chunk_nbytes": 4096, "memory": FEWEST_SLOTS * AREAS * area_nbytes(4096)}
 
 
 def new_state() -> dict:
@@ -36,17 +41,18 @@ def train(root, total: int, **options) -> tuple[dict, list[int]]:
 
 
 class SlowStore(MemoryStore):
-    """A store whose writes wait for `gate`."""
+    """A store whose writes wait for `gate`; `reached` says that one does."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.gate = threading.Event()
+        self.gate, self.reached = threading.Event(), threading.Event()
 
     def create(self, name: str) -> MemoryAppender:
-        appender, gate = super().create(name), self.gate
+        appender, gate, reached = super().create(name), self.gate, self.reached
 
         class Slow(MemoryAppender):
             def append(self, parts: Sequence[memoryview | bytes]) -> None:
+                reached.set()
                 assert gate.wait(30)
                 super().append(parts)
 
@@ -144,12 +150,8 @@ def test_hold_makes_a_loop_without_update_wait_in_save(tmp_path):
 
 
 def test_hold_makes_a_loop_with_update_wait_there(tmp_path):
-    # One slot's worth of memory and closed gates: the copy can't get ahead of the writes.
     store, state, order = SlowStore(), new_state(), []
-    ckpt = gpuckpt.Checkpointer(
-        tmp_path, snapshot="hold", store=store, chunk_nbytes=4096, memory=3 * 2 * 4096
-    )
-    with ckpt:
+    with gpuckpt.Checkpointer(tmp_path, snapshot="hold", store=store, **FEWEST) as ckpt:
         with ckpt.update():
             pass
         pending = ckpt.save(1, state)
@@ -168,6 +170,26 @@ def test_hold_makes_a_loop_with_update_wait_there(tmp_path):
         pending.result(30)
         assert order == ["opened", "updated"]
         assert not gpuckpt.load(tmp_path, store=store)["w"].any()
+
+
+def test_a_change_of_what_hold_has_read_that_no_update_announced_fails_the_save(tmp_path):
+    store, state = SlowStore(), new_state()
+    ckpt = gpuckpt.Checkpointer(tmp_path, snapshot="hold", store=store, **FEWEST)
+    with ckpt.update():
+        pass
+    pending = ckpt.save(1, state)
+    assert store.reached.wait(30)
+    state["w"][0, 0] = 9
+    store.gate.set()
+    with pytest.raises(gpuckpt.TornError, match=r"^w changed while"):
+        pending.result(30)
+    assert ckpt.steps() == []
+    assert store.names() == []
+    with pytest.raises(gpuckpt.TornError):
+        ckpt.wait()
+    ckpt.save(2, state).result(30)
+    ckpt.close()
+    assert gpuckpt.load(tmp_path, store=store)["w"][0, 0] == 9
 
 
 def test_copy_that_does_not_fit_the_budget_says_so_and_auto_holds(tmp_path):

@@ -15,7 +15,7 @@ class Training:
     """Steps of about the same length on the current stream; they touch no state."""
 
     def __init__(self, step_seconds: float, side: int) -> None:
-        """Find out how often to repeat the work on matrices of side²; no products without cuBLAS."""
+        """Find out how often to repeat the work on side² matrices; no products without cuBLAS."""
         self._left = cupy.ones((side, side), np.float32)
         self._right, self._out = cupy.ones_like(self._left), cupy.ones_like(self._left)
         self.products = self._has_products()

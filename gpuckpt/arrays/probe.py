@@ -29,13 +29,16 @@ Addresses = npt.NDArray[np.uint64]
 class Facts:
     """What doesn't change about arrays of one library: properties, and how to read them.
 
-    Those of `memory` are read from what the library has for an array's memory.
+    Those of `memory` are read from what the library has for an array's memory,
+    and `strides` only of arrays whose strides don't follow from the others.
     """
 
     library: Library
     dtypes: list[Any]
     layout: tuple[tuple[Getter, list[Any]], ...]
     memory: tuple[tuple[Getter, list[Any]], ...]
+    strided: bytes
+    strides: list[Any]
 
 
 def probed(kind: type) -> Library | None:
@@ -56,11 +59,14 @@ def probed(kind: type) -> Library | None:
 def facts(library: Library, arrays: Sequence[Any]) -> Facts:
     """The properties of arrays, each of which `look` saw as a tensor; no array is kept."""
     memories = _memories(library, arrays)
+    strided = _strided(library, arrays)
     return Facts(
         library,
         list(map(_DTYPE, arrays)),
         tuple((get, list(map(get, arrays))) for get in _of_layout(library)),
         tuple((get, list(map(get, memories))) for get in _of_memory(library)),
+        strided,
+        list(map(_stride_of(library), compress(arrays, strided))),
     )
 
 
@@ -77,6 +83,8 @@ def locate(arrays: Sequence[Any], before: Facts) -> tuple[Addresses, list[Any]] 
         return None
     if not all(all(map(eq, map(get, arrays), known)) for get, known in before.layout):
         return None  # tuples are compared as they are made, so that they needn't be kept
+    if list(map(_stride_of(before.library), compress(arrays, before.strided))) != before.strides:
+        return None
     dtypes = list(map(_DTYPE, arrays))
     if not (all(map(is_, dtypes, before.dtypes)) or _same_names(dtypes, before.dtypes)):
         return None
@@ -96,9 +104,24 @@ def _memories(library: Library, arrays: Sequence[Any]) -> Sequence[Any]:
 
 
 def _of_layout(library: Library) -> tuple[Getter, ...]:
+    return (_SHAPE, _IS_DENSE) if library == "cupy" else (_SHAPE,)
+
+
+def _strided(library: Library, arrays: Sequence[Any]) -> bytes:
+    """Which arrays may be of other strides though all else is the same, as a mask.
+
+    cupy says in a quarter of the time that an array lies in C order, from
+    which its strides follow, but for those of axes with one element.
+    """
+    if library != "cupy":
+        return b"\1" * len(arrays)
+    return bytes(not _IS_DENSE(array) or 1 in array.shape or not array.size for array in arrays)
+
+
+def _stride_of(library: Library) -> Getter:
     """Of torch's tensors not what torch calls a layout: others than strided have no pointer."""
-    torch = sys.modules["torch"] if library == "torch" else None
-    return attrgetter("shape"), attrgetter("strides") if torch is None else torch.Tensor.stride
+    stride: Getter = sys.modules["torch"].Tensor.stride if library == "torch" else _STRIDES
+    return stride
 
 
 def _of_memory(library: Library) -> tuple[Getter, ...]:
@@ -153,5 +176,6 @@ def _find_data_offset() -> int | None:
     return offset if _pointers(arrays, offset).tolist() == wanted else None
 
 
-_DTYPE = attrgetter("dtype")
+_DTYPE, _SHAPE, _STRIDES = attrgetter("dtype"), attrgetter("shape"), attrgetter("strides")
+_IS_DENSE = attrgetter("_c_contiguous")
 _DATA_OFFSET = _find_data_offset()

@@ -29,6 +29,7 @@ from gpuckpt.statistics import byte_values
 
 # Of the free memory, this much is left to the training run.
 _HEADROOM = 0.1
+_LOCK_MORE = "pass a smaller memory=, or let the process lock more"
 
 
 class CudaDevice:
@@ -45,6 +46,7 @@ class CudaDevice:
         self._holding: tuple[Plan, tuple[Tables, Tables]] | None = None
         with self._stream.used("load kernels"):
             kernels.load_kernels()
+        with self._stream.used("allocate page-locked host memory", _LOCK_MORE):
             self._semaphore = Semaphore() if has_semaphores() else None
 
     @property
@@ -57,8 +59,7 @@ class CudaDevice:
         """Page-locked memory of exactly `nbytes`, for all devices."""
         if not nbytes:
             return np.empty(0, np.uint8)
-        remedy = "pass a smaller memory=, or let the process lock more"
-        with self._stream.used(f"allocate {nbytes} bytes of page-locked host memory", remedy):
+        with self._stream.used(f"allocate {nbytes} bytes of page-locked host memory", _LOCK_MORE):
             return np.asarray(PageLocked(nbytes))
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
@@ -87,7 +88,8 @@ class CudaDevice:
         """Allocate memory for a copy, on gpuckpt's own stream."""
         if self._shadow is None or self._shadow.nbytes < nbytes:
             self._shadow = None
-            self._shadow = self._stream.allocate(nbytes, "a copy of the state")
+            remedy = "pass snapshot='hold', or leave more memory free"
+            self._shadow = self._stream.allocate(nbytes, "a copy of the state", remedy)
 
     def freeze(
         self, plan: Plan, addresses: Addresses, owners: Sequence[object], *, copy: bool
@@ -155,7 +157,9 @@ class CudaDevice:
         nbytes = 3 * area_nbytes(chunk_nbytes)
         if self._scratch is None or self._scratch.memory.nbytes < nbytes:
             self._scratch = None
-            self._scratch = Scratch(self._stream.allocate(nbytes, "chunks on their way"))
+            remedy = "pass a smaller chunk_nbytes=, or leave more memory free"
+            memory = self._stream.allocate(nbytes, "chunks on their way", remedy)
+            self._scratch = Scratch(memory)
         return self._scratch
 
     def _values_at(self, dtype: str) -> int:

@@ -174,7 +174,7 @@ class CudaHold:
         (self._tables, self._rereads), self._owners = tables, owners
         self._semaphore, self._ended = semaphore, Flag()
         self._given, self._arrived = 0, 0
-        self._lost_patience, self._watched = False, False
+        self._lost_patience, self._watched, self._released = False, False, False
         self._begun = self._last = stream.mark()
 
     def download(self, batch: int, slot: Slot) -> Transfer[Sequence[Arrived]]:
@@ -241,8 +241,13 @@ class CudaHold:
         self._ended.set()
 
     def release(self) -> None:
-        """Let go of the tensors."""
-        if not self._ended.is_set():
+        """Let go of the tensors, and updates go on.
+
+        Even if `end_downloads` has seen to that: where streams share a queue, its
+        opening may lie behind an update that came after the last read.
+        """
+        if not self._released:
+            self._released = True
             self._open()
             self._ended.set()
         self._owners = ()

@@ -7,7 +7,8 @@ import contextlib
 import ctypes
 import sys
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, Self
 
@@ -127,9 +128,12 @@ class Semaphore:
     """
 
     def __init__(self) -> None:
-        self._cell = np.asarray(PageLocked(4)).view(np.uint32)
+        memory = PageLocked(4)
+        self._cell = np.asarray(memory).view(np.uint32)
         self._cell[0] = 0
-        self._opener: Any = None
+        self._users: dict[int, Any] = {}  # by stream, an event after its last use of the cell
+        # Not `__del__`: among garbage that of the events might come first.
+        weakref.finalize(self, _outlast, self._users, memory).atexit = False
         self.turn = 0
         self.broken = False
 
@@ -146,28 +150,34 @@ class Semaphore:
         """Let the caller's current streams wait for the opening; the host doesn't."""
         for stream in caller_streams(ordinal):
             _call("cuStreamWaitValue32", stream, self._address, self.turn, _WAIT_GEQ)
+            self._used_by(stream)
 
     def open_after(self, stream: Any) -> None:
         """Open once a stream has come this far."""
-        self._opener = stream
         _call("cuStreamWriteValue32", stream.ptr, self._address, self.turn, 0)
+        self._used_by(stream.ptr)
 
     def open_now(self, *, broken: bool = False) -> None:
         """Open at once; `broken` if it turned out that it can't be relied on here."""
         self._cell[0] = self.turn
         self.broken = self.broken or broken
 
-    def __del__(self) -> None:
-        # The stream may not have come this far yet, and then writes into the cell.
-        opener, self._opener = getattr(self, "_opener", None), None
-        if opener is not None:
-            with contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):
-                opener.synchronize()
+    def _used_by(self, stream: int) -> None:
+        event = new_event()
+        cupy.cuda.runtime.eventRecord(event.ptr, stream)
+        self._users[stream] = event
 
     @property
     def _address(self) -> int:
         address: int = self._cell.ctypes.data
         return address
+
+
+def _outlast(users: Mapping[int, Any], memory: PageLocked) -> None:  # noqa: ARG001
+    """Keep a cell until the streams that still read it, or write into it, have come past that."""
+    for event in users.values():
+        with contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):
+            event.synchronize()
 
 
 def has_semaphores() -> bool:

@@ -53,9 +53,9 @@ class OwnStream:
                     self.stream.synchronize()
                 raise
 
-    def allocate(self, nbytes: int, what: str) -> Any:
+    def allocate(self, nbytes: int, what: str, remedy: str = "leave more memory free") -> Any:
         """Memory of the device that belongs to this stream, as a cupy array of bytes."""
-        with self.used(f"allocate {nbytes} bytes for {what}"), self.stream:
+        with self.used(f"allocate {nbytes} bytes for {what}", remedy), self.stream:
             return cupy.empty(nbytes, "u1")
 
     def to_device(self, address: int, data: Bytes) -> None:

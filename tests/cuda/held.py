@@ -7,6 +7,7 @@ import gc
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -16,6 +17,7 @@ import numpy as np
 
 import gpuckpt
 from gpuckpt.arena import AREAS, FEWEST_SLOTS
+from gpuckpt.arrays import dlpack
 from gpuckpt.devices import cuda, cuda_freeze, kernels
 from gpuckpt.plan import area_nbytes
 from gpuckpt.stores.memory import MemoryAppender, MemoryStore
@@ -66,6 +68,21 @@ class LateStore(MemoryStore):
                 assert self._others.acquire(timeout=30)
         super().read_into(name, offset, buffer)
         self._others.release()
+
+
+class Float8:
+    """An array of another library, float8_e4m3fn, that speaks DLPack alone."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return dlpack.CUDA, self._array.device.id
+
+    def __dlpack__(self, stream: int | None = None) -> Any:
+        capsule = self._array.__dlpack__(stream=stream)
+        dlpack._tensor_of(capsule).dtype.code = 10
+        return capsule
 
 
 def checkpoints(store: MemoryStore, snapshot: str, **options: Any) -> gpuckpt.Checkpointer:
@@ -191,7 +208,24 @@ def collected(stopped: Any) -> Iterator[None]:
         yield
 
 
-def goes_on(waiting: Callable[[], object], seconds: float = 20) -> bool:
+@contextlib.contextmanager
+def held_up_from(ckpt: gpuckpt.Checkpointer, launch: int) -> Iterator[None]:
+    """gpuckpt's own stream waits for a moment before it does a launch for a snapshot."""
+    filter_chunks, launches, gates = kernels.filter_chunks, count(), []
+
+    def after_a_gate(*arguments: Any) -> None:
+        if next(launches) == launch:
+            gates.append(Gate(own_stream(ckpt)))
+        filter_chunks(*arguments)
+
+    with patch.object(kernels, "filter_chunks", after_a_gate):
+        yield
+    for gate in gates:
+        gate.join()
+    cp.cuda.Device().synchronize()
+
+
+def goes_on(waiting: Callable[[], object], seconds: float = 5) -> bool:
     """Whether a wait ends; it is left alone, in a thread that the interpreter's exit ends."""
     thread = threading.Thread(target=waiting, daemon=True)
     thread.start()

@@ -29,13 +29,37 @@ MODULES = (
 )
 # Calls whose results nobody uses: they are there to wait, to order, or to let others go on.
 METHODS = {
-    *("_open", "_set_staged", "_synchronize", "begin_uploads", "end_downloads", "eventRecord"),
+    *(
+        "_check_patience",
+        "_open",
+        "_set_staged",
+        "_synchronize",
+        "begin_uploads",
+        "end_downloads",
+        "eventRecord",
+    ),
     *("finish_uploads", "follow_callers", "give", "join", "lead_callers", "notify", "open_after"),
-    *("open_now", "order_update", "record", "release", "set", "settle", "stop_callers"),
-    *("streamWaitEvent", "synchronize", "wait", "wait_event", "wait_for", "wait_out"),
+    *("open_now", "order_update", "record", "release", "set", "settle", "start_new_thread"),
+    *(
+        "stop_callers",
+        "streamWaitEvent",
+        "synchronize",
+        "wait",
+        "wait_event",
+        "wait_for",
+        "wait_out",
+    ),
 }
 FUNCTIONS = {"_call", "finish", "refused", "staged"}
-STATE = {"_cell", "_last", "_turn", "broken", "stops"}  # says who waits for what
+STATE = {
+    "_arrived",
+    "_cell",
+    "_given",
+    "_last",
+    "_lost_patience",
+    "broken",
+    "turn",
+}  # says who waits for what
 KEPT = {"_keep", "_owners", "_values"}  # is there to keep something
 GUARDS = {"_given_back", "stream", "turn"}  # of a `with`
 
@@ -73,7 +97,7 @@ class Loader(importlib.machinery.SourceFileLoader):
         super().__init__(name, path)
         self._code = code
 
-    def get_code(self, fullname: str) -> Any:  # noqa: ARG002
+    def get_code(self, fullname: str) -> Any:
         return self._code
 
 
@@ -119,12 +143,12 @@ def _of_statement(where: str, body: list[Any], statement: ast.stmt) -> Iterator[
 
     if isinstance(statement, ast.Expr) and _is_order(where, statement.value):
         yield ast.unparse(statement), drop
-    elif isinstance(statement, ast.While) and "done" in _words(statement.test):
-        yield ast.unparse(statement.test), drop
     elif isinstance(statement, ast.Assign | ast.AugAssign) and "__init__" not in where:
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
         if any(STATE & _words(target) for target in targets):
             yield ast.unparse(statement), drop
+    if isinstance(statement, ast.If) and "main_thread" in ast.unparse(statement.test):
+        yield f"if {ast.unparse(statement.test)}", _always(statement)
     if isinstance(statement, ast.Assign):
         yield from _of_assignment(statement, drop)
     elif isinstance(statement, ast.With):
@@ -146,7 +170,9 @@ def _of_assignment(statement: ast.Assign, drop: Callable[[], None]) -> Iterator[
     """What is kept isn't; or what is let go of stays."""
     (target,), value = statement.targets[:1], statement.value
     targets = target.elts if isinstance(target, ast.Tuple) else [target]
-    values = value.elts if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) else [value]
+    values = (
+        value.elts if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) else [value]
+    )
     for one, kept in zip(targets, values, strict=False):
         if not KEPT & _words(one):
             continue
@@ -154,7 +180,10 @@ def _of_assignment(statement: ast.Assign, drop: Callable[[], None]) -> Iterator[
             yield ast.unparse(statement), drop
         elif isinstance(kept, ast.Tuple):
             for at in range(1, len(kept.elts)):
-                yield f"{ast.unparse(one)} keeps {ast.unparse(kept.elts[at])}", _nothing(kept.elts, at)
+                yield (
+                    f"{ast.unparse(one)} keeps {ast.unparse(kept.elts[at])}",
+                    _nothing(kept.elts, at),
+                )
         elif isinstance(value, ast.Tuple):
             at = values.index(kept)
             yield f"{ast.unparse(one)} keeps {ast.unparse(kept)}", _nothing(value.elts, at, ())
@@ -208,6 +237,10 @@ def _nothing(places: list[ast.expr], at: int, value: object = None) -> Callable[
 
 def _removed(places: list[Any], one: Any) -> Callable[[], None]:
     return lambda: places.remove(one)
+
+
+def _always(statement: ast.If) -> Callable[[], None]:
+    return lambda: setattr(statement, "test", ast.Constant(value=True))
 
 
 def _no_guard(item: ast.withitem) -> Callable[[], None]:

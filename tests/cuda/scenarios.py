@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from tests.cuda import scenarios_of_ends as ends
 from tests.cuda import scenarios_of_restores as restores
 from tests.cuda import scenarios_of_saves as saves
+from tests.cuda.held import LEAST
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ SCENARIOS: dict[str, Scenario] = {
     "copy after torch": Scenario(saves.save_behind_torch),
     "update after a copy": Scenario(partial(saves.update_behind_save, "copy")),
     "update after a hold": Scenario(
-        partial(saves.update_behind_save, "hold", memory=saves.LEAST), "queues"
+        partial(saves.update_behind_save, "hold", memory=LEAST), "queues"
     ),
     "update after a hold, on the host": Scenario(saves.update_on_the_host),
     "hold lets the host go on": Scenario(saves.update_on_the_host_goes_on, "streams"),
@@ -45,35 +47,48 @@ SCENARIOS: dict[str, Scenario] = {
     "dropped after a hold": Scenario(partial(saves.drop_behind_save, "hold")),
     "host arrays updated after a hold": Scenario(saves.update_behind_hold_of_host_arrays),
     "host arrays dropped after a hold": Scenario(saves.drop_behind_hold_of_host_arrays),
-    "slots after a copy": Scenario(partial(saves.slots_come_back, "copy")),
-    "slots after a hold": Scenario(partial(saves.slots_come_back, "hold"), "queues"),
-    "slots after a full disk": Scenario(saves.slots_come_back_from_a_full_disk),
+    "slots after a copy": Scenario(partial(ends.slots_come_back, "copy")),
+    "slots after a hold": Scenario(partial(ends.slots_come_back, "hold"), "queues"),
+    "slots after a full disk": Scenario(ends.slots_come_back_from_a_full_disk),
     "slots after a refused download": Scenario(
-        partial(saves.slots_come_back_if_refused, "copy", "cuMemcpyAsync", 1), "faults"
+        partial(ends.slots_come_back_if_refused, "copy", "cuMemcpyAsync", 1), "faults"
     ),
     "slots after a refused second look": Scenario(
-        partial(saves.slots_come_back_if_refused, "hold", "cuLaunchKernel", 4), "faults"
+        partial(ends.slots_come_back_if_refused, "hold", "cuLaunchKernel", 4), "faults"
     ),
     "update goes on if it can't be opened": Scenario(
-        saves.update_goes_on_if_it_cannot_be_opened, "faults and queues"
+        ends.update_goes_on_if_it_cannot_be_opened, "faults and queues"
     ),
     "update goes on though garbage is collected": Scenario(
-        saves.update_goes_on_though_garbage_is_collected, "queues"
+        ends.update_goes_on_though_garbage_is_collected, "queues"
     ),
-    "update goes on without threads": Scenario(saves.update_goes_on_without_threads),
-    "host goes on without threads": Scenario(saves.save_goes_on_without_threads_and_semaphores),
-    "a busy caller": Scenario(saves.a_busy_caller_is_waited_for, "queues"),
-    "a save right after another": Scenario(saves.a_save_right_after_another, "queues"),
-    "a slow disk": Scenario(saves.a_slow_disk_is_waited_for, "queues"),
-    "one queue": Scenario(saves.one_queue_for_all_streams, "one queue"),
-    "a device let go": Scenario(saves.first_device_is_let_go, "two devices"),
+    "update goes on without threads": Scenario(
+        partial(ends.update_goes_on_without_threads, "gpuckpt-work")
+    ),
+    "update goes on without any thread": Scenario(
+        partial(ends.update_goes_on_without_threads, "gpuckpt")
+    ),
+    "host goes on without threads": Scenario(ends.save_goes_on_without_threads_and_semaphores),
+    "a busy caller": Scenario(ends.a_busy_caller_is_waited_for, "queues"),
+    "a save right after another": Scenario(ends.a_save_right_after_another, "queues"),
+    "a slow disk": Scenario(ends.a_slow_disk_is_waited_for, "queues"),
+    "one queue": Scenario(ends.one_queue_for_all_streams, "one queue"),
+    "one queue and a refusal": Scenario(ends.one_queue_and_a_refusal, "one queue"),
+    "tables in memory of their own": Scenario(saves.tables_are_the_streams_own),
+    "a device let go": Scenario(ends.first_device_is_let_go, "two devices"),
     "uploads after the caller": Scenario(restores.restore_behind_work),
     "caller after uploads": Scenario(restores.read_behind_uploads),
     "dropped after an upload": Scenario(restores.drop_behind_upload),
     "slot reused after its upload": Scenario(restores.restore_many_chunks),
     "slot reused after a failed save": Scenario(restores.restore_after_a_failed_save),
     "slot reused after a refused download": Scenario(
-        restores.restore_after_a_refused_download, "faults"
+        partial(restores.restore_after_a_refusal, "copy", 3), "faults"
+    ),
+    "slot reused after a refused read": Scenario(
+        partial(restores.restore_after_a_refusal, "hold", 3), "faults"
+    ),
+    "slot reused after a refused second look": Scenario(
+        partial(restores.restore_after_a_refusal, "hold", 7), "faults"
     ),
     "dropped after a refused upload": Scenario(restores.restore_after_a_refused_upload, "faults"),
     "dropped after a failed restore": Scenario(restores.drop_behind_a_failed_restore),

@@ -30,6 +30,7 @@ from tests.cuda.held import (
     filled_on,
     has_all_slots,
     held_up,
+    held_up_from,
     new_stream,
 )
 from tests.cuda_on_cpu import standin
@@ -105,28 +106,27 @@ def drop_behind_upload() -> bool:
 
 def restore_after_a_failed_save() -> bool:
     """Copies to the host that a failed save began may still arrive in slots that it gave back."""
-    store, array = FullStore(), cp.zeros(6 << 18, np.uint32)
-    options: Any = {"codec": "zstd", "snapshot": "copy", "chunk_nbytes": 1 << 20}
-    with gpuckpt.Checkpointer("", store=store, **options) as ckpt:
+    store, array = FullStore(), filled(1)
+    with checkpoints(store, "hold") as ckpt:
         ckpt.save(1, {"w": array}).result(60)
         array += np.uint32(1)
         store.full = True
-        ckpt.save(2, {"w": array})
-        failed = isinstance(failure_of(ckpt), gpuckpt.StorageError)
-        ckpt.restore({"w": array})
-        cp.cuda.Device().synchronize()
-        return failed and not array.get().any()
+        with held_up_from(ckpt, 2):  # the first two arrive, and can't be written
+            ckpt.save(2, {"w": array})
+            failed = isinstance(failure_of(ckpt), gpuckpt.StorageError)
+            restored = not fails_to_restore(ckpt, {"w": array})
+        return failed and restored and bool((array.get() == 1).all())
 
 
-def restore_after_a_refused_download() -> bool:
+def restore_after_a_refusal(snapshot: str, marks: int) -> bool:
     """Half of what a download consists of was begun before the device refused the other half."""
-    store, array = MemoryStore(), filled(1, FEW // 4)
-    with checkpoints(store, "copy") as ckpt:
+    store, array = MemoryStore(), filled(1, FEW)
+    with checkpoints(store, snapshot, memory=LEAST) as ckpt, ckpt.update():
         ckpt.save(1, {"w": array}).result(60)
         array += np.uint32(1)
         cp.cuda.Device().synchronize()
         with held_up(ckpt):
-            standin.fail("cuEventRecord", error=1, after=3)  # that of the transfer
+            standin.fail("cuEventRecord", error=1, after=marks)
             ckpt.save(2, {"w": array})
             failed = isinstance(failure_of(ckpt), gpuckpt.DeviceError)
             standin.heal()

@@ -11,13 +11,17 @@ import ml_dtypes
 import numpy as np
 import pytest
 from cupy.cuda import runtime
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import gpuckpt
+from gpuckpt.arena import AREAS, FEWEST_SLOTS
 from gpuckpt.arrays import dlpack
 from gpuckpt.commit import open_step
+from gpuckpt.plan import area_nbytes
 from gpuckpt.stores.memory import MemoryStore
 from tests.cuda.gates import Gate
-from tests.devices_contract import VIEWS, bytes_of, numbers
+from tests.views import VIEWS, bytes_of, cuts, numbers
 
 DTYPES = list("?bBhHiIqQefdFD")
 DLPACK_CODES = {"bfloat16": (4, 2), "float8_e4m3fn": (10, 1), "float8_e5m2": (12, 1)}
@@ -128,6 +132,32 @@ def test_arrays_of_any_strides_come_back_and_are_restored_in_place(store, view):
     with checkpointer(store) as ckpt:
         ckpt.restore({"w": VIEWS[view](target)})
     assert_same(target, expected)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.lists(cuts(), min_size=1, max_size=12),
+    st.sampled_from([16, 50, 300, 640, 2000]),
+    st.sampled_from(["auto", "zstd", "raw"]),
+    st.sampled_from(["copy", "hold"]),
+)
+def test_many_small_arrays_of_any_strides_come_back_with_the_least_memory(
+    some, chunk_nbytes, codec, snapshot
+):
+    store, bases = MemoryStore(), [numbers(at, cut.dtype, cut.shape) for at, cut in enumerate(some)]
+    state = [cut.view(put(base)) for cut, base in zip(some, bases, strict=True)]
+    targets = [put(np.zeros_like(base)) for base in bases]
+    views = [cut.view(target) for cut, target in zip(some, targets, strict=True)]
+    least = FEWEST_SLOTS * AREAS * area_nbytes(max(chunk_nbytes, 16))
+    options: dict[str, Any] = {"store": store, "chunk_nbytes": chunk_nbytes, "codec": codec}
+    with gpuckpt.Checkpointer("", snapshot=snapshot, memory=least + MIB, **options) as ckpt:
+        ckpt.save(1, state).result(60)
+    with gpuckpt.Checkpointer("", memory=least, **options) as ckpt:
+        ckpt.restore(views)
+    for cut, base, target in zip(some, bases, targets, strict=True):
+        expected = np.zeros_like(base)
+        cut.view(expected)[...] = cut.view(base)
+        assert_same(target, expected)
 
 
 def test_fortran_order_comes_back_as_it_was(store):
@@ -291,8 +321,10 @@ def test_a_device_writes_the_bytes_that_the_host_would_write(codec, snapshot):
 @pytest.mark.parametrize("own_stream", [True, False], ids=["own stream", "default stream"])
 @pytest.mark.parametrize("snapshot", ["copy", "hold", "auto"])
 def test_every_checkpoint_of_a_loop_is_the_state_at_its_step(
-    store, snapshot, own_stream, announced
+    store, snapshot, own_stream, announced, standin_settings
 ):
+    if snapshot == "hold" and announced and (standin_settings or {}).get("aliased"):
+        pytest.skip("where streams share a queue such a save is given up; see test_hold.py")
     rng = np.random.default_rng(4)
     expected = {
         "w": rng.integers(0, 2**32, 200_000, dtype=np.uint32),
@@ -376,12 +408,12 @@ def test_an_array_dropped_right_after_save_is_saved_all_the_same(store):
 
 @pytest.fixture
 def crowded():
-    """A state of 8 MiB, and less than that of free memory beside it."""
+    """A state of 32 MiB, and less than that of free memory beside it."""
     gc.collect()  # tracebacks of earlier tests hold arrays
     cp.get_default_memory_pool().free_all_blocks()
-    array = cp.full(8 * MIB, 7, np.uint8)
+    array = cp.full(32 * MIB, 7, np.uint8)
     free, _ = runtime.memGetInfo()
-    filler = cp.cuda.memory.Memory(free - 4 * MIB)
+    filler = cp.cuda.memory.Memory(free - 24 * MIB)
     yield {"w": array}
     del filler
 
@@ -391,6 +423,17 @@ def test_auto_holds_where_a_copy_would_not_fit(store, crowded):
         pending = ckpt.save(1, crowded)
         pending.result(60)
         assert pending.stats.mode == "hold"
+    assert (gpuckpt.load("", device="cpu", store=store)["w"] == 7).all()
+
+
+def test_hold_without_room_for_its_chunks_says_what_to_do_and_leaves_nothing(store, crowded):
+    options: dict[str, Any] = {"chunk_nbytes": 16 * MIB, "memory": "128 MiB"}
+    with gpuckpt.Checkpointer("", store=store, snapshot="hold", **options) as ckpt:
+        with pytest.raises(gpuckpt.DeviceMemoryError, match=r"cuda:0.*smaller chunk_nbytes="):
+            ckpt.save(1, crowded)
+        assert store.names() == []
+    with checkpointer(store, snapshot="hold") as ckpt:
+        ckpt.save(2, crowded).result(60)
     assert (gpuckpt.load("", device="cpu", store=store)["w"] == 7).all()
 
 

@@ -77,6 +77,33 @@ def test_the_legacy_streams_two_handles_are_one_stream():
     assert (host == 8).all()
 
 
+def test_event_query_ends():
+    stream = cp.cuda.Stream(non_blocking=True)
+    device = cp.full(MIB, 0x22, dtype=np.uint8)
+    cp.cuda.Device().synchronize()
+    host = pinned(MIB)
+    copy_out(host.ctypes.data, device, stream)
+    done = stream.record()
+    end = time.monotonic() + 30
+    while not done.done:
+        assert time.monotonic() < end
+        time.sleep(0.001)
+    assert (host == 0x22).all()
+
+
+def test_event_orders_two_streams():
+    stream = cp.cuda.Stream(non_blocking=True)
+    copier = cp.cuda.Stream(non_blocking=True)
+    host = pinned(MIB)
+    with stream:
+        device = cp.zeros(MIB, dtype=np.uint8)
+        device += 5
+    copier.wait_event(stream.record())
+    copy_out(host.ctypes.data, device, copier)
+    copier.synchronize()
+    assert (host == 5).all()
+
+
 def events(stream: Any, work: Any) -> tuple[Any, Any]:
     begin, end = cp.cuda.Event(), cp.cuda.Event()
     begin.record(stream)

@@ -404,6 +404,7 @@ API cuMemAlloc(CUdeviceptr *p, size_t n) {
 API cuMemFree(CUdeviceptr p) {
   if (!p) return CUDA_SUCCESS;
   NEED
+  trace("cuMemFree %#llx", p);
   count(FREE);
   wait_ctx(l, c);                       // cuMemFree synchronizes
   if (!unmap_memory(p, true)) return CUDA_ERROR_INVALID_VALUE;
@@ -428,7 +429,7 @@ API cuMemHostAlloc(void **p, size_t n, unsigned flags) {
   return r;
 }
 API cuMemAllocHost(void **p, size_t n) { MAY_FAIL return cuMemHostAlloc(p, n, 0); }
-API cuMemFreeHost(void *p) { NEED count(HOST_FREE); wait_ctx(l, c); return unmap_memory((uintptr_t)p, false) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE; }
+API cuMemFreeHost(void *p) { NEED trace("cuMemFreeHost %p", p); count(HOST_FREE); wait_ctx(l, c); return unmap_memory((uintptr_t)p, false) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE; }
 API cuMemHostGetDevicePointer(CUdeviceptr *d, void *p, unsigned) { *d = (CUdeviceptr)p; return CUDA_SUCCESS; }
 API cuMemHostGetFlags(unsigned *f, void *p) { NEED uintptr_t b; const Alloc *a = find_alloc((uintptr_t)p, &b); if (!a) return CUDA_ERROR_INVALID_VALUE; *f = a->flags; return CUDA_SUCCESS; }
 API cuMemHostRegister(void *p, size_t n, unsigned flags) {

@@ -1,0 +1,172 @@
+"""Host tensors at one moment: copied, or held where they are."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from gpuckpt.apart import Flag
+from gpuckpt.arena import Slot
+from gpuckpt.arrays import gather, host_view
+from gpuckpt.devices import Arrived, Bytes, Done, Transfer
+from gpuckpt.fingerprint import fingerprint
+from gpuckpt.plan import Plan, aligned
+from gpuckpt.spec import Chunk
+
+R = TypeVar("R")
+
+
+class Places:
+    """Where the copies of a plan's tensors belong, one after the other, on cache lines."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        sizes = [plan.specs[tensor].nbytes for tensor in plan.tensors]
+        starts = accumulate(map(aligned, sizes), initial=0)
+        self.offsets = dict(zip(plan.tensors, starts, strict=False))
+        self.nbytes = sum(map(aligned, sizes))
+        dense = [tensor for tensor in plan.tensors if tensor not in plan.strided]
+        self._dense = np.array(dense, np.intp)
+        self._offsets = np.array([self.offsets[tensor] for tensor in dense], np.uint64)
+        self._sizes = [plan.specs[tensor].nbytes for tensor in dense]
+
+    def copy(self, addresses: npt.NDArray[np.uint64], room: Bytes) -> None:
+        """Copy the tensors that lie at these addresses."""
+        targets = (self._offsets + np.uint64(room.ctypes.data)).tolist()
+        sources = addresses[self._dense].tolist()
+        for target, source, nbytes in zip(targets, sources, self._sizes, strict=True):
+            ctypes.memmove(target, source, nbytes)
+        for tensor in self.plan.strided:
+            spec, strides = self.plan.specs[tensor], self.plan.strides[tensor]
+            array = host_view(int(addresses[tensor]), spec, strides)
+            copied = room[self.offsets[tensor] :][: spec.nbytes]
+            np.copyto(copied.view(array.dtype).reshape(array.shape), array)
+
+    def part(self, chunk: Chunk, room: Bytes) -> Bytes:
+        """A chunk of a copy."""
+        return room[self.offsets[chunk.tensor] + chunk.start :][: chunk.nbytes]
+
+
+class CpuCopy:
+    """Copies: the caller may change its arrays at once."""
+
+    live = False
+
+    def __init__(self, plan: Plan, places: Places, room: Bytes) -> None:
+        self._plan, self._places, self._room = plan, places, room
+
+    def download(self, batch: int, slot: Slot) -> Transfer[Sequence[Arrived]]:  # noqa: ARG002
+        """They are where they belong."""
+        part, room = self._places.part, self._room
+        return Done([Arrived((part(chunk, room),)) for chunk in self._plan.batches[batch]])
+
+    def reread(self, at: int, slot: Slot) -> Transfer[Sequence[str]]:  # noqa: ARG002
+        """For completeness: nobody changes them."""
+        part, room, chunks = self._places.part, self._room, self._plan.rereads[at]
+        return _Later(lambda: [fingerprint(part(chunk, room).data) for chunk in chunks])
+
+    def order_update(self) -> None:
+        """Nothing: no live memory is read."""
+
+    def settle(self) -> None:
+        """Nothing: the copies were made at once."""
+
+    def end_downloads(self) -> None:
+        """Nothing: copies are read in place."""
+
+    def release(self) -> None:
+        """Give the copies' memory back to the device, which keeps it."""
+        self._room = np.empty(0, np.uint8)
+
+
+class CpuHold:
+    """Live arrays: the caller's next update waits until all have been read."""
+
+    live = True
+
+    def __init__(
+        self, plan: Plan, addresses: npt.NDArray[np.uint64], owners: Sequence[object]
+    ) -> None:
+        self._plan, self._addresses, self._owners = plan, addresses.tolist(), owners
+        self._released = Flag()
+
+    def download(self, batch: int, slot: Slot) -> Transfer[Sequence[Arrived]]:
+        """The thread that waits for it copies."""
+        chunks = self._plan.batches[batch]
+
+        def work() -> list[Arrived]:
+            places, arrived = _places(chunks, slot), []
+            for chunk, place in zip(chunks, places, strict=True):
+                gather(self._array(chunk), chunk.start, place)
+                arrived.append(Arrived((place,)))
+            return arrived
+
+        return _Later(work)
+
+    def reread(self, at: int, slot: Slot) -> Transfer[Sequence[str]]:
+        """The thread that waits for it reads."""
+        chunks = self._plan.rereads[at]
+
+        def work() -> list[str]:
+            found = []
+            for chunk, place in zip(chunks, _places(chunks, slot), strict=True):
+                array = self._array(chunk)
+                if chunk.tensor in self._plan.strided:
+                    gather(array, chunk.start, place)
+                    found.append(fingerprint(place.data))
+                else:
+                    found.append(fingerprint(_run(array.reshape(-1).view(np.uint8), chunk).data))
+            return found
+
+        return _Later(work)
+
+    def order_update(self) -> None:
+        """Wait: on the host, the caller's thread is the stream.
+
+        An interrupt is raised only after that: who handles it may change the state.
+        """
+        self._released.wait_out()
+
+    def settle(self) -> None:
+        """Nothing: there is no copy."""
+
+    def end_downloads(self) -> None:
+        """Nothing: on the host, downloads end when they have been waited for."""
+
+    def release(self) -> None:
+        """Let updates go on."""
+        self._owners = ()
+        self._released.set()
+
+    def _array(self, chunk: Chunk) -> npt.NDArray[Any]:
+        at = chunk.tensor
+        return host_view(self._addresses[at], self._plan.specs[at], self._plan.strides[at])
+
+
+class _Later(Transfer[R]):
+    """Work that the thread which waits for it does."""
+
+    def __init__(self, work: Callable[[], R]) -> None:
+        self._work = work
+
+    def wait(self) -> R:
+        """Do it."""
+        return self._work()
+
+
+def _places(chunks: Sequence[Chunk], slot: Slot) -> list[Bytes]:
+    """Where in a slot's `raw` each chunk of a batch belongs."""
+    places, offset = [], 0
+    for chunk in chunks:
+        places.append(slot.raw[offset : offset + chunk.nbytes])
+        offset += aligned(chunk.nbytes)
+    return places
+
+
+def _run(data: Bytes, chunk: Chunk) -> Bytes:
+    return data[chunk.start : chunk.start + chunk.nbytes]

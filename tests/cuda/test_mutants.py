@@ -1,0 +1,251 @@
+"""Every wait, order, reference and release of the engine is needed: without it a scenario fails.
+
+The places are found by their syntax, so that a new one can't be forgotten: it must be noticed by a
+scenario, or be named below with the reason why nothing can notice it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from typing import NamedTuple
+
+import pytest
+
+from tests.cuda import mutants
+from tests.cuda.gates import mode_of
+from tests.cuda_on_cpu import standin
+
+AT_ONCE = 3
+LIMIT_S = 10  # for one that hangs; the others end long before
+SETTINGS = {
+    "lazy": "mode=lazy",
+    "async": "mode=async",
+    "one queue": "mode=async,aliased=1",
+    "two devices": "mode=lazy,devices=2",
+}
+
+
+class By(NamedTuple):
+    """The scenario that goes wrong, in a mode of the stand-in; or it hangs."""
+
+    scenario: str
+    mode: str = "lazy"
+    hangs: bool = False
+
+
+COPY, HOLD, TRANSFER = (f"devices/cuda_freeze: Cuda{name}" for name in ("Copy", "Hold", "Transfer"))
+CPU, DEVICE, DRIVER = "devices/cpu_freeze: CpuHold", "devices/cuda: CudaDevice", "devices/driver"
+STREAM, UPLOAD = "devices/stream: OwnStream", "devices/cuda_upload: CudaUpload.start"
+
+NOTICED = {
+    f"{CPU}.__init__: self._owners keeps owners": By("host arrays dropped after a hold"),
+    f"{CPU}.order_update: self._released.wait_out()": By("host arrays updated after a hold"),
+    f"{CPU}.release: self._owners = ()": By("host arrays dropped after a hold"),
+    f"{CPU}.release: self._released.set()": By("host arrays updated after a hold", hangs=True),
+    f"{DEVICE}.freeze: self._stream.follow_callers() (no. 1)": By("copy after the caller"),
+    f"{DEVICE}.freeze: self._stream.follow_callers() (no. 2)": By("hold after the caller"),
+    f"{DEVICE}.begin_uploads: self._stream.follow_callers()": By("uploads after the caller"),
+    f"{DEVICE}.finish_uploads: self._stream.lead_callers(self._stream.mark())": By(
+        "caller after uploads"
+    ),
+    f"{TRANSFER}.__init__: self._keep keeps keep": By("dropped after an upload"),
+    f"{TRANSFER}.wait: self._synchronize(self._event)": By("copy after the caller"),
+    f"{COPY}.__init__: self._owners keeps owners": By("dropped after a copy"),
+    f"{COPY}.download: self._stream.steps('copy to the host')": By(
+        "slot reused after a refused download"
+    ),
+    f"{COPY}.order_update: self._stream.lead_callers(self._made)": By("update after a copy"),
+    f"{COPY}.settle: self._stream.synchronize(self._made)": By("update once a copy is staged"),
+    f"{COPY}.settle: self._owners = ()": By("copy staged before it is written"),
+    f"{HOLD}.__init__: self._owners keeps owners": By("dropped after a hold"),
+    f"{HOLD}.download: stream.steps('copy to the host', self._open)": By(
+        "slot reused after a refused read"
+    ),
+    f"{HOLD}.download: self._given += 1": By("one queue", "one queue", hangs=True),
+    f"{HOLD}.reread: stream.steps('look for changes', self._open)": By(
+        "slot reused after a refused second look"
+    ),
+    f"{HOLD}.order_update: _thread.start_new_thread(self._watch, "
+    "(self._semaphore, self._semaphore.turn))": By("one queue", "one queue", hangs=True),
+    f"{HOLD}.order_update: self._semaphore.stop_callers(self._stream.ordinal)": By(
+        "update after a hold"
+    ),
+    f"{HOLD}.order_update: self._ended.wait_out()": By("update after a hold, on the host"),
+    f"{HOLD}.order_update: self._stream.lead_callers(self._last)": By("update after given reads"),
+    f"{HOLD}.end_downloads: self._last = self._stream.mark()": By("update after given reads"),
+    f"{HOLD}.end_downloads: self._ended.set()": By("hold lets the host go on"),
+    f"{HOLD}.release: self._open()": By("update goes on without threads"),
+    f"{HOLD}.release: self._ended.set()": By("host goes on without threads"),
+    f"{HOLD}.release: self._owners = ()": By("hold staged before it is written"),
+    f"{HOLD}._open: self._semaphore.open_now()": By(
+        "update goes on if it can't be opened", hangs=True
+    ),
+    f"{HOLD}._transfer: CudaTransfer keeps self._synchronize": By("a slow disk"),
+    f"{HOLD}._synchronize: self._stream.synchronize(event)": By("hold after the caller"),
+    f"{HOLD}._synchronize: self._arrived += 1": By("a slow disk"),
+    f"{HOLD}._synchronize: self._check_patience()": By("one queue", "one queue"),
+    f"{HOLD}._watch: self._lost_patience = True": By("one queue", "one queue"),
+    f"{HOLD}._watch: semaphore.open_now(broken=True)": By("one queue", "one queue", hangs=True),
+    f"{UPLOAD}: with stream.turn": By("uploads after the caller"),
+    f"{UPLOAD}: stream.steps('copy from the host')": By("dropped after a refused upload", "async"),
+    f"{UPLOAD}: CudaTransfer keeps (self._pieces, scratch.memory)": By("dropped after an upload"),
+    f"{DRIVER}: caller_streams: streams.append(torch.cuda.current_stream(ordinal).cuda_stream)": By(
+        "copy after torch"
+    ),
+    f"{DRIVER}: PageLocked.__del__: if threading.current_thread() is threading.main_thread()": By(
+        "update goes on though garbage is collected", hangs=True
+    ),
+    f"{DRIVER}: Semaphore.begin: self.turn += 1": By("update after a hold"),
+    f"{DRIVER}: Semaphore.stop_callers: "
+    "_call('cuStreamWaitValue32', stream, self._address, self.turn, _WAIT_GEQ)": By(
+        "update after a hold"
+    ),
+    f"{DRIVER}: Semaphore.open_now: self._cell[0] = self.turn": By(
+        "update goes on without threads"
+    ),
+    f"{DRIVER}: Semaphore.open_now: self.broken = self.broken or broken": By(
+        "one queue", "one queue"
+    ),
+    f"{STREAM}.steps: refused()": By("one queue and a refusal", "one queue", hangs=True),
+    f"{STREAM}.steps: self.stream.synchronize()": By("slot reused after a refused download"),
+    f"{STREAM}.allocate: with self.stream": By("tables in memory of their own"),
+    f"{STREAM}.mark: event.record(self.stream)": By("copy after the caller"),
+    f"{STREAM}.follow_callers: cupy.cuda.runtime.eventRecord(event.ptr, stream)": By(
+        "copy after the caller"
+    ),
+    f"{STREAM}.follow_callers: self.stream.wait_event(event)": By("copy after the caller"),
+    f"{STREAM}.lead_callers: cupy.cuda.runtime.streamWaitEvent(stream, event.ptr)": By(
+        "update after a copy"
+    ),
+    f"{STREAM}.synchronize: event.synchronize()": By("copy after the caller"),
+    "arena: Arena.take: self._changed.wait_for(lambda: self._free)": By("copy after the caller"),
+    "arena: Arena.give: self._changed.notify()": By("copy after the caller", hangs=True),
+    "background: BackgroundSave.join: self._apart.ended.wait()": By("slots after a full disk"),
+    "background: BackgroundSave._fail: self.snapshot.release()": By(
+        "update goes on without any thread"
+    ),
+    "checkpointer: Checkpointer.update: self._save.snapshot.order_update()": By(
+        "update after a copy"
+    ),
+    "checkpointer: Checkpointer._begin: snapshot.order_update()": By(
+        "update after a copy, unannounced"
+    ),
+    "checkpointer: Checkpointer._begin: snapshot.staged.wait_out()": By(
+        "update after a hold, unannounced"
+    ),
+    "checkpointer: Checkpointer._reap: save.join()": By("slots after a full disk"),
+    "inventory: Snapshot.order_update: frozen.order_update()": By("update after a copy"),
+    "inventory: Snapshot.settle: frozen.settle()": By("update once a copy is staged"),
+    "inventory: Snapshot.settle: self._set_staged()": By("copy staged before it is written"),
+    "inventory: Snapshot.release: frozen.release()": By(
+        "host arrays updated after a hold", hangs=True
+    ),
+    "inventory: Snapshot.release: self._set_staged()": By("hold staged before it is written"),
+    "inventory: Snapshot._set_staged: self.staged.set()": By("copy staged before it is written"),
+    "restore: restore_tensors: resources.devices[name].begin_uploads(arena.chunk_nbytes)": By(
+        "uploads after the caller"
+    ),
+    "restore: _restore_all: ordered_map(drop=drop)": By("slots after a refused upload"),
+    "restore: _restore_all: arena.give(batch.slot)": By("slots after a restore"),
+    "restore: _check_filled: arena.give(slot)": By("slots after overlapping targets"),
+    "restore: _drop: batch.transfer.wait()": By("dropped after a failed restore"),
+    "restore: _drop: arena.give(batch.slot)": By("slots after a refused upload"),
+    "save: _write_chunks: ordered_map(drop=drop)": By("slots after a full disk"),
+    "save: _write_chunks: arena.give(done.staged.slot)": By("slots after a copy"),
+    "save: _worker.work: staged() (no. 1)": By("hold staged before it is written"),
+    "save: _worker.work: staged() (no. 2)": By("hold staged before it is written"),
+    "save: _countdown.fewer: finish()": By("hold staged before it is written"),
+    "staging: stage: snapshot.settle()": By("copy staged before it is written"),
+    "staging: _stage: with _given_back(slot, arena) (no. 1)": By("slots after a refused download"),
+    "staging: _stage: with _given_back(slot, arena) (no. 2)": By(
+        "slots after a refused second look"
+    ),
+    "staging: _stage: frozen.end_downloads()": By("a device let go", "two devices"),
+    "staging: give_back: staged.transfer.wait()": By("slot reused after a failed save"),
+    "staging: give_back: arena.give(staged.slot)": By("slots after a full disk"),
+    "staging: _given_back: arena.give(slot)": By("slots after a refused download"),
+}
+
+ITS_OWN = "the memory is the own stream's: whoever gets it next uses it after this"
+DROPPED = "what was frozen is dropped: at worst, memory of a pool is read for nothing"
+RELEASED = "updates go on as soon as the host has seen the last read and released it"
+ONE_DRAWS = "one thread at a time gives reads to a device"
+# Nothing can notice these; each with the reason.
+EQUIVALENT = {
+    f"{HOLD}.end_downloads: self._semaphore.open_after(self._stream.stream)": RELEASED,
+    f"{DRIVER}: Semaphore.open_after: "
+    "_call('cuStreamWriteValue32', stream.ptr, self._address, self.turn, 0)": RELEASED,
+    f"{DRIVER}: PageLocked.__del__: _thread.start_new_thread(_free_host, (address,))": (
+        "nobody waits for memory that is never freed"
+    ),
+    f"{DEVICE}._values_at: self._values[dtype] keeps data": "freeing it would wait for the device",
+    f"{TRANSFER}.wait: self._keep = None": "transfers live hardly longer",
+    f"{COPY}.__init__: stream.steps('take a snapshot')": DROPPED,
+    f"{COPY}.download: CudaTransfer keeps self._memory": ITS_OWN,
+    f"{COPY}.release: self.settle()": DROPPED,
+    f"{COPY}.release: self._owners, self._memory = ((), None)": "snapshots live hardly longer",
+    f"{HOLD}.download: with stream.turn": ONE_DRAWS,
+    f"{HOLD}.reread: with stream.turn": ONE_DRAWS,
+    f"{HOLD}.reread: self._given += 1": "the downloads before it are counted, and alike",
+    f"{HOLD}._transfer: CudaTransfer keeps self._scratch.memory": ITS_OWN,
+    f"{HOLD}._synchronize: with self._stream.turn": "two additions would have to collide",
+    f"{DRIVER}: Semaphore.__del__: opener.synchronize()": "freeing the cell waits for the device",
+    "background: BackgroundSave._run: self.snapshot.release()": "save_snapshot has done it",
+    "checkpointer: Checkpointer._at_exit: self._save.join()": "the interpreter waits for threads",
+    "inventory: Snapshot.end_downloads: frozen.end_downloads()": "a failed save releases next",
+    "restore: restore_tensors: resources.devices[name].finish_uploads()": (
+        "the host has waited for every upload"
+    ),
+    "restore: _check_filled: frozen.release()": "nobody updates while a restore runs",
+    "save: save_snapshot: snapshot.release()": "BackgroundSave does it a moment later",
+    "snapshot: capture: snapshot.release()": DROPPED,
+    "staging: stage: snapshot.end_downloads()": "a failed save releases next",
+}
+
+
+def play(mutant: str) -> str:
+    """How a mutant fares in its scenario: `right`, `wrong` or `hangs`."""
+    by = NOTICED[mutant]
+    command = [sys.executable, "-m", "tests.cuda.mutants", by.scenario, mutant]
+    environment = os.environ | {standin.VARIABLE: f"mem_mb=512,{SETTINGS[by.mode]}"}
+    try:
+        done = subprocess.run(
+            command,
+            check=False,
+            capture_output=True,
+            cwd=mutants.PACKAGE.parent,
+            env=environment,
+            timeout=LIMIT_S,
+        )
+    except subprocess.TimeoutExpired:
+        return "hangs"
+    return "right" if done.returncode == 0 else "wrong"
+
+
+@pytest.fixture(scope="module")
+def fates(standin_settings) -> dict[str, str]:
+    if mode_of(standin_settings) != "lazy" or (standin_settings or {}).get("devices", 1) > 1:
+        pytest.skip("one mode of the stand-in does it, and starts the others that it needs")
+    known = [mutant for mutant in NOTICED if mutant in mutants.find()]
+    hanging = [mutant for mutant in known if NOTICED[mutant].hangs]
+    others = [mutant for mutant in known if not NOTICED[mutant].hangs]
+    with ThreadPoolExecutor(AT_ONCE) as pool, ThreadPoolExecutor(AT_ONCE) as idle:
+        found = pool.map(play, others), idle.map(play, hanging)
+        return dict(zip([*others, *hanging], chain(*found), strict=True))
+
+
+def test_every_place_is_known():
+    known, found = NOTICED.keys() | EQUIVALENT.keys(), mutants.find().keys()
+    assert not NOTICED.keys() & EQUIVALENT.keys()
+    assert sorted(found - known) == [], "name a scenario that fails without these"
+    assert sorted(known - found) == [], "these are gone"
+
+
+@pytest.mark.parametrize("mutant", NOTICED)
+def test_without_it_something_goes_wrong(mutant, fates):
+    expected = "hangs" if NOTICED[mutant].hangs else "wrong"
+    assert fates[mutant] == expected
