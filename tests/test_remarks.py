@@ -48,7 +48,11 @@ def test_a_checkpointer_warns_in_the_loop_not_in_its_own_thread(store, snapshot)
 
 
 def test_finite_states_that_change_are_not_remarked_upon(store):
-    state = {"w": np.zeros(10), "n": np.arange(3), "empty": np.empty((0, 2), np.float32)}
+    state: dict[str, Any] = {
+        "w": np.zeros(10),
+        "n": np.arange(3),
+        "empty": np.empty((0, 2), np.float32),
+    }
     with checkpointer(store) as ckpt:
         for step in range(1, 4):
             state["w"] += 1
@@ -56,7 +60,7 @@ def test_finite_states_that_change_are_not_remarked_upon(store):
 
 
 def test_a_state_that_stands_still_while_the_steps_go_on_raises_an_alarm(store):
-    state = {"w": np.ones(10), "trained": True}
+    state: dict[str, Any] = {"w": np.ones(10), "trained": True}
     with checkpointer(store) as ckpt:
         ckpt.save(1, state)
         ckpt.save(2, {**state, "lr": 0.1})

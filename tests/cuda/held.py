@@ -119,13 +119,15 @@ def own_stream(ckpt: gpuckpt.Checkpointer, name: str = "cuda:0") -> Any:
 
 
 @contextlib.contextmanager
-def held_up(ckpt: gpuckpt.Checkpointer, seconds: float = 0.1) -> Iterator[Gate]:
+def held_up(ckpt: gpuckpt.Checkpointer, seconds: float = 0.1, device: int = 0) -> Iterator[Gate]:
     """What gpuckpt's own stream is given in the block waits for a moment."""
-    gate = Gate(own_stream(ckpt), seconds)
+    with cp.cuda.Device(device):
+        gate = Gate(own_stream(ckpt, f"cuda:{device}"), seconds)
     yield gate
     gate.open()
     gate.join()
-    cp.cuda.Device().synchronize()
+    with cp.cuda.Device(device):
+        cp.cuda.Device().synchronize()
 
 
 def frozen_of(ckpt: gpuckpt.Checkpointer, name: str = "cuda:0") -> Any:

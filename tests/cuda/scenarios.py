@@ -75,6 +75,8 @@ SCENARIOS: dict[str, Scenario] = {
     "one queue": Scenario(ends.one_queue_for_all_streams, "one queue"),
     "one queue and a refusal": Scenario(ends.one_queue_and_a_refusal, "one queue"),
     "tables in memory of their own": Scenario(saves.tables_are_the_streams_own),
+    "tables of another device": Scenario(saves.tables_of_another_device, "two devices"),
+    "a stream later than the end": Scenario(ends.a_stream_comes_later_than_the_end, "two devices"),
     "a device let go": Scenario(ends.first_device_is_let_go, "two devices"),
     "uploads after the caller": Scenario(restores.restore_behind_work),
     "caller after uploads": Scenario(restores.read_behind_uploads),

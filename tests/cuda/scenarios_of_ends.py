@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from typing import Any
 
@@ -26,6 +27,7 @@ from tests.cuda.held import (
     is_saved,
     new_stream,
     no_threads,
+    own_stream,
     patience,
     without_semaphores,
 )
@@ -183,6 +185,28 @@ def one_queue_and_a_refusal() -> bool:
         standin.heal()
         assert fault.struck == 1
         return right and goes_on(stream.synchronize)
+
+
+def a_stream_comes_later_than_the_end() -> bool:
+    """A stream waits to be let go by a save that ended long ago, and whose checkpointer is gone."""
+    store = MemoryStore()
+    with cp.cuda.Device(1):
+        stream, array = new_stream(), filled(1, FEW)
+        with checkpoints(store, "hold") as ckpt, ckpt.update():
+            ckpt.save(1, {"w": array}).result(60)
+            array += np.uint32(1)
+            gates = [Gate(own_stream(ckpt, "cuda:1")), Gate(stream, 0.5)]
+            ckpt.save(2, {"w": array})
+            with stream, ckpt.update():
+                array += np.uint32(1)
+            ckpt.wait()
+    del ckpt
+    gc.collect()
+    with cp.cuda.Device(1):
+        right = goes_on(stream.synchronize)
+        for gate in gates:
+            gate.join()
+        return right and bool((array.get() == 3).all())
 
 
 def first_device_is_let_go() -> bool:

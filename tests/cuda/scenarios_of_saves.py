@@ -191,6 +191,22 @@ def drop_behind_hold_of_host_arrays() -> bool:
     return kept and alive() is None
 
 
+def tables_of_another_device() -> bool:
+    """A type's values are on their way while memory is freed for another device."""
+    store = MemoryStore()
+    with cp.cuda.Device(1):
+        ones = filled(0x38383838, FEW // 4)
+    state = {"w": Float8(ones.view(np.uint8))}
+    with checkpoints(store, "copy") as ckpt:
+        ckpt.save(1, {"w": ones}).result(60)
+        with held_up(ckpt, device=1):
+            pending = ckpt.save(2, state)
+            gc.collect()
+            pending.result(60)
+    (tensor,) = open_step(store).tensors
+    return tensor.statistics == Statistics(0, 0, float(ones.nbytes))
+
+
 def tables_are_the_streams_own() -> bool:
     """Memory that the caller gave back, and still writes to, isn't used for a type's values."""
     store, stream = MemoryStore(), new_stream()

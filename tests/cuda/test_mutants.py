@@ -42,6 +42,13 @@ CPU, DEVICE, DRIVER = "devices/cpu_freeze: CpuHold", "devices/cuda: CudaDevice",
 STREAM, UPLOAD = "devices/stream: OwnStream", "devices/cuda_upload: CudaUpload.start"
 
 NOTICED = {
+    f"{DEVICE}._values_at: self._values[dtype] keeps data": By(
+        "tables of another device", "two devices"
+    ),
+    f"{DRIVER}: Semaphore._used_by: cupy.cuda.runtime.eventRecord(event.ptr, stream)": By(
+        "a stream later than the end", "two devices"
+    ),
+    f"{DRIVER}: _outlast: event.synchronize()": By("a stream later than the end", "two devices"),
     f"{CPU}.__init__: self._owners keeps owners": By("host arrays dropped after a hold"),
     f"{CPU}.order_update: self._released.wait_out()": By("host arrays updated after a hold"),
     f"{CPU}.release: self._owners = ()": By("host arrays dropped after a hold"),
@@ -182,7 +189,6 @@ EQUIVALENT = {
     f"{DRIVER}: PageLocked.__del__: _thread.start_new_thread(_free_host, (address,))": (
         "nobody waits for memory that is never freed"
     ),
-    f"{DEVICE}._values_at: self._values[dtype] keeps data": "freeing it would wait for the device",
     f"{TRANSFER}.wait: self._keep = None": "transfers live hardly longer",
     f"{COPY}.__init__: stream.steps('take a snapshot')": DROPPED,
     f"{COPY}.download: CudaTransfer keeps self._memory": ITS_OWN,
@@ -193,7 +199,6 @@ EQUIVALENT = {
     f"{HOLD}.reread: self._given += 1": "the downloads before it are counted, and alike",
     f"{HOLD}._transfer: CudaTransfer keeps self._scratch.memory": ITS_OWN,
     f"{HOLD}._synchronize: with self._stream.turn": "two additions would have to collide",
-    f"{DRIVER}: Semaphore.__del__: opener.synchronize()": "freeing the cell waits for the device",
     "background: BackgroundSave._run: self.snapshot.release()": "save_snapshot has done it",
     "checkpointer: Checkpointer._at_exit: self._save.join()": "the interpreter waits for threads",
     "inventory: Snapshot.end_downloads: frozen.end_downloads()": "a failed save releases next",
