@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from gpuckpt.errors import CheckpointError
+
 R = TypeVar("R")
 
 # A waiter whose wake-up an interrupt swallowed looks again after this time.
@@ -89,6 +91,12 @@ class Apart(Generic[R]):
             _thread.start_new_thread(self._launch, ())
         except RuntimeError as error:
             self._refuse(error)
+        self._asked = True
+
+    def cancel_unless_begun(self) -> None:
+        """If an interrupt kept it from beginning, see to it that it never does, and has ended."""
+        if not self._asked and self._claimed.acquire(blocking=False):
+            self._refuse(CheckpointError("an interrupt kept this from beginning; it wasn't done"))
 
     def run(self, interrupted: Callable[[], object] = lambda: None) -> R:
         """Begin, wait it out, and return what the function returned.
@@ -122,7 +130,6 @@ class Apart(Generic[R]):
     def _start_and_wait(self) -> None:
         if not self._asked:
             self.start()
-            self._asked = True
         self.ended.wait()
 
     def _run(self) -> None:
@@ -131,6 +138,7 @@ class Apart(Generic[R]):
         except BaseException as error:
             self._failure = error
         finally:
+            del self._work, self._refused  # who owns them owns this, too
             self.ended.set()
 
 

@@ -26,8 +26,13 @@ class BackgroundSave:
         """Begin; call it once.  If no thread can be had, that is how the save ends."""
         self._apart.start()
 
+    def cancel_unless_begun(self) -> None:
+        """If an interrupt came between this and its `start`, let it have failed."""
+        self._apart.cancel_unless_begun()
+
     def join(self) -> None:
         """Wait until it has ended; an interrupt leaves it running."""
+        self.cancel_unless_begun()
         self._apart.ended.wait()
 
     @property

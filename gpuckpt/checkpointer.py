@@ -269,16 +269,16 @@ class Checkpointer:
             mode=self._options.snapshot,
             host_room_nbytes=self._resources.host_room_nbytes,
         )
-        del inventory  # and with it its references to the state's arrays
+        del inventory  # it refers to the state's arrays
         stats.mode = snapshot.mode
+        if snapshot.mode == "copy":
+            snapshot.order_update()  # before it can become a checkpoint
         pending = Pending(stats, snapshot.staged)
         self._save = BackgroundSave(
             snapshot, pending, lambda: self._write(snapshot, header, stats), self._store.root
         )
         self._save.start()
-        if snapshot.mode == "copy":
-            snapshot.order_update()
-        elif not self._updates_seen:
+        if snapshot.mode == "hold" and not self._updates_seen:
             # A loop that announces no updates would change what is being read.
             snapshot.staged.wait_out()
         self._updates_seen = False
@@ -306,7 +306,10 @@ class Checkpointer:
     def _reap(self, *, wait: bool) -> None:
         """Take note of a save that has ended; wait for it if asked to."""
         save = self._save
-        if save is None or not (wait or save.pending.committed.is_set()):
+        if save is None:
+            return
+        save.cancel_unless_begun()
+        if not (wait or save.pending.committed.is_set()):
             return
         save.join()
         self._save = None
@@ -330,9 +333,8 @@ class Checkpointer:
     def _reserve(self, state: Any) -> None:
         if self._schedule is None:
             return
-        for name, plan in self._planned(self._census.take(state)).items():
-            if self._options.snapshot == "hold":
-                continue
+        plans = self._planned(self._census.take(state))
+        for name, plan in plans.items() if self._options.snapshot != "hold" else ():
             device = self._resources.devices[name]
             nbytes, host_room = device.copy_nbytes(plan), self._resources.host_room_nbytes
             if nbytes <= host_room if name == "cpu" else device.has_room(nbytes):
@@ -340,8 +342,7 @@ class Checkpointer:
                     device.reserve(nbytes)
 
     def _sweep(self) -> None:
-        removed = sweep(self._store)
-        if removed:
+        if removed := sweep(self._store):
             log.info("swept away %d files that no checkpoint names", len(removed))
 
     def _check_open(self) -> None:

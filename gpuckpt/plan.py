@@ -136,6 +136,11 @@ def staged_nbytes(nbytes: int, width: int, strided: bool) -> int:  # noqa: FBT00
     return aligned(planes + _leaves(nbytes) * SUMMARY_NBYTES + strided * RUN_NBYTES)
 
 
+def target_nbytes(nbytes: int) -> int:
+    """Room that each place takes to which a chunk is restored: its rows, and leaves' digests."""
+    return aligned(SUMMARY_NBYTES) + aligned(RUN_NBYTES) + aligned(_leaves(nbytes) * _DIGEST_NBYTES)
+
+
 def aligned(nbytes: int) -> int:
     """`nbytes`, rounded up so that what follows begins on a cache line."""
     return _up(nbytes, ALIGNMENT)

@@ -19,7 +19,7 @@ from gpuckpt.errors import CorruptError, MismatchError
 from gpuckpt.fingerprint import checksum, fingerprint
 from gpuckpt.manifest import TensorEntry
 from gpuckpt.ordered import alternated, ordered_map
-from gpuckpt.plan import Plan, batch_chunks, is_dense, staged_nbytes
+from gpuckpt.plan import Plan, batch_chunks, is_dense, staged_nbytes, target_nbytes
 from gpuckpt.resources import Resources
 from gpuckpt.segments import read
 from gpuckpt.spec import Chunk, ChunkEntry
@@ -71,9 +71,9 @@ def restore_tensors(
         CorruptError: some bytes aren't what was written.  Targets may have
             been filled in part, with these bytes too.
     """
-    shares = _by_device(jobs)
-    names = list(shares)
+    names = {target.spec.device for job in jobs for target in job.targets}
     arena = resources.arena(names, largest_chunk(job.entry for job in jobs))
+    shares = _by_device(jobs, arena)
     stopped = Flag()
     apart = Apart(lambda: _restore_all(shares, resources, arena, progress, stopped))
     for name in names:
@@ -85,13 +85,16 @@ def restore_tensors(
             resources.devices[name].finish_uploads()
 
 
-def _by_device(jobs: Sequence[Job]) -> dict[str, list[Job]]:
-    """The jobs, each with the targets that lie on one device."""
+def _by_device(jobs: Sequence[Job], arena: Arena) -> dict[str, list[Job]]:
+    """The jobs, each with targets on one device, and no more of them than a slot has room for."""
     shares: dict[str, list[Job]] = {}
     for job in jobs:
+        most = max(arena.area_nbytes // target_nbytes(largest_chunk([job.entry])), 1)
         for device in dict.fromkeys(target.spec.device for target in job.targets):
             targets = tuple(one for one in job.targets if one.spec.device == device)
-            shares.setdefault(device, []).append(replace(job, targets=targets))
+            shares.setdefault(device, []).extend(
+                replace(job, targets=targets[at : at + most]) for at in range(0, len(targets), most)
+            )
     return shares
 
 
@@ -197,7 +200,8 @@ def _share_batches(device: str, jobs: Sequence[Job], arena: Arena) -> Iterator[_
 
     def cost(chunk: Chunk) -> int:
         job, entry = every[chunk.tensor]
-        return staged_nbytes(chunk.nbytes, len(entry.planes), strided=True) * len(job.targets)
+        staged = staged_nbytes(chunk.nbytes, len(entry.planes), strided=True)
+        return max(staged, target_nbytes(chunk.nbytes) * len(job.targets))
 
     chunks = (Chunk(at, 0, chunk.nbytes) for at, (_, chunk) in enumerate(every))
     area = arena.area_nbytes

@@ -21,7 +21,7 @@ from gpuckpt.arena import Slot
 from gpuckpt.devices import Bytes, Frozen, Piece, Upload, kernels
 from gpuckpt.devices.cuda_freeze import CudaCopy, CudaHold, Scratch, copy_nbytes
 from gpuckpt.devices.cuda_upload import CudaUpload
-from gpuckpt.devices.driver import PageLocked, Semaphore, has_semaphores
+from gpuckpt.devices.driver import PageLocked, usable_semaphore
 from gpuckpt.devices.stream import OwnStream
 from gpuckpt.devices.tables import Addresses, Tables
 from gpuckpt.plan import Plan, area_nbytes
@@ -42,12 +42,13 @@ class CudaDevice:
         self._scratch: Scratch | None = None
         self._rows: Bytes = np.empty(0, np.uint8)
         self._values: dict[str, tuple[Any, Bytes]] = {}
+        self._copy: CudaCopy | None = None
         self._copying: tuple[Plan, Tables] | None = None
         self._holding: tuple[Plan, tuple[Tables, Tables]] | None = None
         with self._stream.used("load kernels"):
             kernels.load_kernels()
         with self._stream.used("allocate page-locked host memory", _LOCK_MORE):
-            self._semaphore = Semaphore() if has_semaphores() else None
+            self._semaphore = usable_semaphore(self._stream.stream)
 
     @property
     def kept_nbytes(self) -> int:
@@ -85,9 +86,11 @@ class CudaDevice:
             return int((free + cupy.get_default_memory_pool().free_bytes()) * (1 - _HEADROOM))
 
     def reserve(self, nbytes: int) -> None:
-        """Allocate memory for a copy, on gpuckpt's own stream."""
+        """Allocate memory for a copy, if the last one took less; that one must have been made."""
+        if self._copy is not None:
+            self._copy.settle()  # it was, but if an interrupt kept it from being saved
         if self._shadow is None or self._shadow.nbytes < nbytes:
-            self._shadow = None
+            self._shadow = self._copy = None
             remedy = "pass snapshot='hold', or leave more memory free"
             self._shadow = self._stream.allocate(nbytes, "a copy of the state", remedy)
 
@@ -107,9 +110,11 @@ class CudaDevice:
             with self._stream.used("take a snapshot"):
                 self._stream.follow_callers()
             rows = self._rows[: tables.rows_nbytes]
-            return CudaCopy(
+            self._copy = CudaCopy(
                 *(self._stream, tables, self._shadow, rows), addresses=addresses, owners=owners
             )
+            self._copy.begin()
+            return self._copy
         both, scratch = self._hold_tables(plan), self._reserved_scratch(plan.chunk_nbytes)
         semaphore = self._semaphore
         usable = None if semaphore is None or semaphore.broken else semaphore.begin()

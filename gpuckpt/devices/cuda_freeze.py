@@ -94,15 +94,19 @@ class CudaCopy:
     ) -> None:
         """`memory` has `copy_nbytes`, `rows` is page-locked and has `rows_nbytes` bytes."""
         self._stream, self._tables, self._memory, self._owners = stream, tables, memory, owners
-        packed = memory.data.ptr + rows.nbytes
-        self._staged: int = packed + tables.packed_nbytes
-        table = tables.whole(addresses, packed)
+        self._packed: int = memory.data.ptr + rows.nbytes
+        self._staged = self._packed + tables.packed_nbytes
+        self._rows, self._addresses = rows, addresses
+        self._made: Any = None
+
+    def begin(self) -> None:
+        """Give the device its work; until it has been done, this must not be let go of."""
+        stream, start = self._stream, self._memory.data.ptr
+        table = self._tables.whole(self._addresses, self._packed)
         with stream.steps("take a snapshot"):
-            stream.to_device(memory.data.ptr, table.write(rows))
-            gather(table, memory.data.ptr, stream)
-            kernels.filter_chunks(
-                memory.data.ptr, len(table.rows), table.leaves, self._staged, stream.stream
-            )
+            stream.to_device(start, table.write(self._rows))
+            gather(table, start, stream)
+            kernels.filter_chunks(start, len(table.rows), table.leaves, self._staged, stream.stream)
             self._made = stream.mark()
 
     def download(self, batch: int, slot: Slot) -> Transfer[Sequence[Arrived]]:
@@ -128,7 +132,8 @@ class CudaCopy:
     def settle(self) -> None:
         """Wait for the copies; only then may the sources' memory be used again."""
         if self._owners:
-            self._stream.synchronize(self._made)
+            # No event: an interrupt came before it was made, but not before the rest.
+            self._stream.synchronize(self._made or self._stream.stream)
             self._owners = ()
 
     def end_downloads(self) -> None:
@@ -281,14 +286,17 @@ class CudaHold:
         hardware, or a thread that frees memory, which waits for the device)
         can't do it.
         """
-        seen, since = (-1, -1), 0.0
+        seen, looks, begun = (-1, -1), 0, False
         with contextlib.suppress(DeviceError), self._stream.used("watch a snapshot"):
             while not semaphore.is_open(turn):
                 now = (self._given, self._arrived)
                 patience = PATIENCE_SECONDS if now[0] > now[1] else _IDLE_PATIENCE_SECONDS
-                if now != seen or not self._begun.done:
-                    seen, since = now, time.monotonic()
-                elif time.monotonic() > since + patience:
+                # Asked no more than needed: the driver, too, may be stuck.
+                begun = begun or self._begun.done
+                # Looks are counted, since clocks go on while a process is stopped.
+                looks = looks + 1 if begun and now == seen else 0
+                seen = now
+                if looks * _LOOK_SECONDS > patience:
                     self._lost_patience = True
                     semaphore.open_now(broken=True)
                 time.sleep(_LOOK_SECONDS)

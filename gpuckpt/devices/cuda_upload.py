@@ -43,8 +43,9 @@ class CudaUpload:
         table, counts = self._table()
         slot, stream, scratch = self._slot, self._stream, self._scratch
         nbytes = self._layout.staged_nbytes
-        digests = scratch.staged + aligned(nbytes)
+        digests = scratch.table + table.nbytes
         found = slot.raw[table.nbytes :][: table.leaves * kernels.DIGEST_NBYTES]
+        assert found.size == table.leaves * kernels.DIGEST_NBYTES, "more targets than a slot takes"
         firsts, lengths = table.rows["first_leaf"].tolist(), table.rows["nbytes"].tolist()
 
         def read() -> list[list[str]]:

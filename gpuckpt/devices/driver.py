@@ -22,6 +22,7 @@ Bytes = npt.NDArray[np.uint8]
 
 _PORTABLE = 1  # cudaHostAllocPortable: page-locked for every device
 _OUT_OF_MEMORY = 2
+_NOT_SUPPORTED = 801
 # After these nothing can be done on the device any more in this process:
 # uncorrectable memory error, lost or stuck device, faults of a kernel (cudaError_t).
 _LOST = {46, 214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 999}
@@ -149,12 +150,12 @@ class Semaphore:
     def stop_callers(self, ordinal: int) -> None:
         """Let the caller's current streams wait for the opening; the host doesn't."""
         for stream in caller_streams(ordinal):
-            _call("cuStreamWaitValue32", stream, self._address, self.turn, _WAIT_GEQ)
+            _call("cuStreamWaitValue32", stream, self.address, self.turn, _WAIT_GEQ)
             self._used_by(stream)
 
     def open_after(self, stream: Any) -> None:
         """Open once a stream has come this far."""
-        _call("cuStreamWriteValue32", stream.ptr, self._address, self.turn, 0)
+        _call("cuStreamWriteValue32", stream.ptr, self.address, self.turn, 0)
         self._used_by(stream.ptr)
 
     def open_now(self, *, broken: bool = False) -> None:
@@ -168,7 +169,8 @@ class Semaphore:
         self._users[stream] = event
 
     @property
-    def _address(self) -> int:
+    def address(self) -> int:
+        """Of the cell, the same for the host and the device."""
         address: int = self._cell.ctypes.data
         return address
 
@@ -180,9 +182,19 @@ def _outlast(users: Mapping[int, Any], memory: PageLocked) -> None:  # noqa: ARG
             event.synchronize()
 
 
-def has_semaphores() -> bool:
-    """Whether the driver has what a `Semaphore` needs."""
-    return _function("cuStreamWaitValue32") is not None
+def usable_semaphore(stream: Any) -> Semaphore | None:
+    """One that works on a stream; None if the driver or the device lacks the calls for it."""
+    if _function("cuStreamWaitValue32") is None:
+        return None
+    semaphore = Semaphore()
+    try:
+        semaphore.open_after(stream)
+        _call("cuStreamWaitValue32", stream.ptr, semaphore.address, 0, _WAIT_GEQ)
+    except cupy.cuda.driver.CUDADriverError as error:
+        if error.status == _NOT_SUPPORTED:
+            return None
+        raise
+    return semaphore
 
 
 def _call(name: str, stream: int, address: int, value: int, flags: int) -> None:

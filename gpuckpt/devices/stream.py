@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -54,9 +55,15 @@ class OwnStream:
                 raise
 
     def allocate(self, nbytes: int, what: str, remedy: str = "leave more memory free") -> Any:
-        """Memory of the device that belongs to this stream, as a cupy array of bytes."""
-        with self.used(f"allocate {nbytes} bytes for {what}", remedy), self.stream:
-            return cupy.empty(nbytes, "u1")
+        """Memory of the device, as a cupy array of bytes, out of cupy's pool.
+
+        Out of the default stream's part of it: this stream's own would stay
+        behind when it is gone.  It goes back once this stream's work is done.
+        """
+        with self.used(f"allocate {nbytes} bytes for {what}", remedy), cupy.cuda.Stream.null:
+            lent = _Lent(self.stream, cupy.cuda.alloc(nbytes))
+            memory = cupy.cuda.UnownedMemory(lent.address, nbytes, lent, self.ordinal)
+            return cupy.ndarray(nbytes, "u1", cupy.cuda.MemoryPointer(memory, 0))
 
     def to_device(self, address: int, data: Bytes) -> None:
         """Begin to copy host memory to an address; at once only if it is page-locked."""
@@ -72,13 +79,12 @@ class OwnStream:
         event.record(self.stream)
         return event
 
-    def follow_callers(self) -> Any:
-        """Order this stream after the caller's current ones; an event after that."""
+    def follow_callers(self) -> None:
+        """Order this stream after the caller's current ones."""
         for stream in caller_streams(self.ordinal):
             event = new_event()
             cupy.cuda.runtime.eventRecord(event.ptr, stream)
             self.stream.wait_event(event)
-        return self.mark()
 
     def lead_callers(self, event: Any) -> None:
         """Order the caller's current streams after an event of this one."""
@@ -93,3 +99,17 @@ class OwnStream:
     def _copy(self, to: int, source: int, nbytes: int, kind: int) -> None:
         if nbytes:
             cupy.cuda.runtime.memcpyAsync(to, source, nbytes, kind, self.stream.ptr)
+
+
+class _Lent:
+    """Memory out of the pool, which has it back when a stream can't be using it any more."""
+
+    def __init__(self, stream: Any, memory: Any) -> None:
+        self.address: int = memory.ptr
+        # Not `__del__`: among garbage the stream's might come first.
+        weakref.finalize(self, _give_back, stream, memory).atexit = False
+
+
+def _give_back(stream: Any, memory: object) -> None:  # noqa: ARG001 - its last reference
+    with contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):
+        stream.synchronize()

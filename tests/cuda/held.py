@@ -155,7 +155,7 @@ def has_all_slots(ckpt: gpuckpt.Checkpointer) -> bool:
 @contextlib.contextmanager
 def without_semaphores() -> Iterator[None]:
     """As with a driver that has no stream memory operations."""
-    with patch.object(cuda, "has_semaphores", lambda: False):
+    with patch.object(cuda, "usable_semaphore", lambda _: None):
         yield
 
 

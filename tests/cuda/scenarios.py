@@ -69,6 +69,13 @@ SCENARIOS: dict[str, Scenario] = {
         partial(ends.update_goes_on_without_threads, "gpuckpt")
     ),
     "host goes on without threads": Scenario(ends.save_goes_on_without_threads_and_semaphores),
+    "a copy that nobody saves": Scenario(ends.a_copy_that_nobody_saves),
+    "a driver without setting": Scenario(
+        partial(ends.a_driver_without, "cuStreamWriteValue32"), "faults"
+    ),
+    "a driver without waiting": Scenario(
+        partial(ends.a_driver_without, "cuStreamWaitValue32"), "faults"
+    ),
     "a busy caller": Scenario(ends.a_busy_caller_is_waited_for, "queues"),
     "a save right after another": Scenario(ends.a_save_right_after_another, "queues"),
     "a slow disk": Scenario(ends.a_slow_disk_is_waited_for, "queues"),
@@ -84,13 +91,13 @@ SCENARIOS: dict[str, Scenario] = {
     "slot reused after its upload": Scenario(restores.restore_many_chunks),
     "slot reused after a failed save": Scenario(restores.restore_after_a_failed_save),
     "slot reused after a refused download": Scenario(
-        partial(restores.restore_after_a_refusal, "copy", 3), "faults"
+        partial(restores.restore_after_a_refusal, "copy", 2), "faults"
     ),
     "slot reused after a refused read": Scenario(
-        partial(restores.restore_after_a_refusal, "hold", 3), "faults"
+        partial(restores.restore_after_a_refusal, "hold", 2), "faults"
     ),
     "slot reused after a refused second look": Scenario(
-        partial(restores.restore_after_a_refusal, "hold", 7), "faults"
+        partial(restores.restore_after_a_refusal, "hold", 6), "faults"
     ),
     "dropped after a refused upload": Scenario(restores.restore_after_a_refused_upload, "faults"),
     "dropped after a failed restore": Scenario(restores.drop_behind_a_failed_restore),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import threading
 from typing import Any
+from unittest.mock import patch
 
 import cupy as cp
 import numpy as np
+import pytest
 
 import gpuckpt
 from gpuckpt.stores.memory import MemoryStore
@@ -191,10 +193,11 @@ def a_stream_comes_later_than_the_end() -> bool:
     """A stream waits to be let go by a save that ended long ago, and whose checkpointer is gone."""
     store = MemoryStore()
     with cp.cuda.Device(1):
-        stream, array = new_stream(), filled(1, FEW)
-        with checkpoints(store, "hold") as ckpt, ckpt.update():
+        stream, array = new_stream(), filled(1)
+        with checkpoints(store, "hold", memory=LEAST) as ckpt:
             ckpt.save(1, {"w": array}).result(60)
-            array += np.uint32(1)
+            with ckpt.update():
+                array += np.uint32(1)
             gates = [Gate(own_stream(ckpt, "cuda:1")), Gate(stream, 0.5)]
             ckpt.save(2, {"w": array})
             with stream, ckpt.update():
@@ -207,6 +210,42 @@ def a_stream_comes_later_than_the_end() -> bool:
         for gate in gates:
             gate.join()
         return right and bool((array.get() == 3).all())
+
+
+def a_copy_that_nobody_saves() -> bool:
+    """An interrupt drops a copy that is still to be made; the next writes its table over it."""
+    store, stream, large = MemoryStore(), new_stream(), filled(1, 8 * FEW)
+    with gpuckpt.Checkpointer("", store=store, snapshot="copy") as ckpt:
+        ckpt.save(1, {"w": large}).result(60)
+        small = filled(9, FEW)
+        with stream:
+            gate = Gate(stream)
+            with (
+                patch("gpuckpt.checkpointer.BackgroundSave", side_effect=KeyboardInterrupt),
+                pytest.raises(KeyboardInterrupt),
+            ):
+                ckpt.save(2, {"w": large})
+            ckpt.save(3, {"w": small}).result(60)
+            gate.join()
+        cp.cuda.Device().synchronize()
+    return is_saved(store, 9, 3)
+
+
+def a_driver_without(call: str) -> bool:
+    """The driver has the calls of a semaphore, and refuses one: updates wait on the host."""
+    standin.fail(call, error=801, times=1 << 20)
+    store, array = MemoryStore(), filled(1)
+    try:
+        with checkpoints(store, "hold") as ckpt:
+            with ckpt.update():
+                pass
+            ckpt.save(1, {"w": array})
+            with ckpt.update():
+                array += np.uint32(1)
+            ckpt.wait()
+    finally:
+        standin.heal()
+    return is_saved(store, 1)
 
 
 def first_device_is_let_go() -> bool:

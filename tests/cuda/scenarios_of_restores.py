@@ -142,7 +142,7 @@ def restore_after_a_refused_upload() -> bool:
         target = filled_on(other, 2, FEW // 4)
         address = target.data.ptr
         with held_up(ckpt):
-            standin.fail("cuEventRecord", error=1, after=2)  # that of the transfer
+            standin.fail("cuEventRecord", error=1, after=1)  # that of the transfer
             failed = fails_to_restore(ckpt, {"w": target})
             standin.heal()
             del target

@@ -14,7 +14,7 @@ import pytest
 
 import gpuckpt
 from gpuckpt.devices import kernels
-from gpuckpt.devices.driver import PageLocked, Semaphore, has_semaphores
+from gpuckpt.devices.driver import PageLocked, Semaphore, usable_semaphore
 from gpuckpt.devices.stream import OwnStream
 from gpuckpt.devices.strided import Run, lay_out_runs
 from gpuckpt.dtypes import width_of
@@ -187,8 +187,10 @@ def test_a_copy_out_does_not_wait_for_a_stream_that_waits():
 @pytest.mark.parametrize("others", [0, 32, 128])
 def test_a_stopped_stream_goes_on_once_gpuckpts_has_come_so_far(others):
     """Streams share a few queues of the hardware: gpuckpt's must not stand behind a stopped one."""
-    assert has_semaphores()
-    own, semaphore = OwnStream("cuda:0"), Semaphore().begin()
+    own = OwnStream("cuda:0")
+    usable = usable_semaphore(own.stream)
+    assert usable is not None
+    semaphore = usable.begin()
     alive = [cp.cuda.Stream(non_blocking=True) for _ in range(others)]
     cells = cp.zeros((others + 1, 256), np.int32)
     read, seen = cp.zeros(256, np.int32), np.asarray(PageLocked(1024)).view(np.int32)
