@@ -206,10 +206,7 @@ class Checkpointer:
         self._reap(wait=True)
         manifest = open_step(self._store, step)
         found = restore_state(
-            state,
-            manifest,
-            self._store,
-            self._resources,
+            *(state, manifest, self._store, self._resources),
             names=names,
             rename=rename,
             strict=strict,
