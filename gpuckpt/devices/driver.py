@@ -135,6 +135,7 @@ class Semaphore:
         self._users: dict[int, Any] = {}  # by stream, an event after its last use of the cell
         # Not `__del__`: among garbage that of the events might come first.
         weakref.finalize(self, _outlast, self._users, memory).atexit = False
+        self._opening: tuple[int, Any] = 0, None  # the last by a stream: its turn, and an event
         self.turn = 0
         self.broken = False
 
@@ -156,17 +157,24 @@ class Semaphore:
     def open_after(self, stream: Any) -> None:
         """Open once a stream has come this far."""
         _call("cuStreamWriteValue32", stream.ptr, self.address, self.turn, 0)
-        self._used_by(stream.ptr)
+        self._opening = self.turn, self._used_by(stream.ptr)
 
     def open_now(self, *, broken: bool = False) -> None:
         """Open at once; `broken` if it turned out that it can't be relied on here."""
+        turn, written = self._opening
+        if turn < self.turn and written is not None:
+            # Else an opening of an earlier turn could still come, and close this one.
+            with contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):
+                if not written.done:
+                    written.synchronize()
         self._cell[0] = self.turn
         self.broken = self.broken or broken
 
-    def _used_by(self, stream: int) -> None:
+    def _used_by(self, stream: int) -> Any:
         event = new_event()
         cupy.cuda.runtime.eventRecord(event.ptr, stream)
         self._users[stream] = event
+        return event
 
     @property
     def address(self) -> int:
@@ -188,12 +196,14 @@ def usable_semaphore(stream: Any) -> Semaphore | None:
         return None
     semaphore = Semaphore()
     try:
-        semaphore.open_after(stream)
         _call("cuStreamWaitValue32", stream.ptr, semaphore.address, 0, _WAIT_GEQ)
+        semaphore.open_after(stream)
     except cupy.cuda.driver.CUDADriverError as error:
         if error.status == _NOT_SUPPORTED:
             return None
         raise
+    finally:
+        stream.synchronize()  # what was tried uses the cell, which may go at once
     return semaphore
 
 

@@ -57,6 +57,7 @@ STATE = {
     "_given",
     "_last",
     "_lost_patience",
+    "_opening",
     "broken",
     "turn",
 }  # says who waits for what

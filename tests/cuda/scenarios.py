@@ -68,6 +68,9 @@ SCENARIOS: dict[str, Scenario] = {
     "update goes on without any thread": Scenario(
         partial(ends.update_goes_on_without_threads, "gpuckpt")
     ),
+    "update goes on though one before is let go late": Scenario(
+        ends.update_goes_on_though_one_before_is_let_go_late
+    ),
     "host goes on without threads": Scenario(ends.save_goes_on_without_threads_and_semaphores),
     "a copy that nobody saves": Scenario(ends.a_copy_that_nobody_saves),
     "a driver without setting": Scenario(

@@ -108,6 +108,23 @@ def update_goes_on_without_threads(named: str) -> bool:
         return isinstance(failure_of(ckpt), RuntimeError) and goes_on(stream.synchronize)
 
 
+def update_goes_on_though_one_before_is_let_go_late() -> bool:
+    """What lets the update of a good save go on comes after that of a save that could not begin."""
+    store, stream, array = MemoryStore(), new_stream(), filled(1)
+    with checkpoints(store, "hold", memory=LEAST) as ckpt:
+        ckpt.save(1, {"w": array}).result(60)
+        with ckpt.update():
+            gate = Gate(stream)
+        with no_threads("gpuckpt-work") as shows:
+            ckpt.save(2, {"w": array})
+            with stream, ckpt.update():
+                shows.set()
+            failed = isinstance(failure_of(ckpt), RuntimeError)
+        own_stream(ckpt).synchronize()
+        gate.join()
+        return failed and goes_on(stream.synchronize)
+
+
 def save_goes_on_without_threads_and_semaphores() -> bool:
     """The same where the host waits."""
     right: list[bool] = []

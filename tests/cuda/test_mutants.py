@@ -48,6 +48,12 @@ NOTICED = {
     f"{DRIVER}: Semaphore._used_by: cupy.cuda.runtime.eventRecord(event.ptr, stream)": By(
         "a stream later than the end", "two devices"
     ),
+    f"{DRIVER}: Semaphore.open_now: written.synchronize()": By(
+        "update goes on though one before is let go late", hangs=True
+    ),
+    f"{DRIVER}: Semaphore.open_after: self._opening = (self.turn, self._used_by(stream.ptr))": By(
+        "update goes on though one before is let go late", hangs=True
+    ),
     f"{DRIVER}: _outlast: event.synchronize()": By("a stream later than the end", "two devices"),
     f"{CPU}.__init__: self._owners keeps owners": By("host arrays dropped after a hold"),
     f"{CPU}.order_update: self._released.wait_out()": By("host arrays updated after a hold"),
@@ -206,6 +212,9 @@ EQUIVALENT = {
     f"{HOLD}._transfer: CudaTransfer keeps self._scratch.memory": ITS_OWN,
     f"{HOLD}._synchronize: with self._stream.turn": "two additions would have to collide",
     f"{CPU}.release: self._owners = ()": "snapshots live hardly longer",
+    f"{DRIVER}: usable_semaphore: stream.synchronize()": (
+        "to free the cell waits for the device; this only doesn't rely on that"
+    ),
     "devices/stream: _give_back: stream.synchronize()": (
         "page-locked memory goes with it, and to free that waits for the device"
     ),
