@@ -107,7 +107,7 @@ class Parameter(Tensor):
     __module__ = "torch.nn.parameter"
 
 
-def library() -> types.ModuleType:
+def module() -> types.ModuleType:
     """The library as a module."""
     module: Any = types.ModuleType("torch")
     module.Tensor, module.nn = Tensor, types.SimpleNamespace(Parameter=Parameter)

@@ -356,7 +356,7 @@ def test_an_inventory_keeps_the_memory_whatever_becomes_of_the_state():
 
 @pytest.fixture
 def torch(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    library = like_torch.library()
+    library = like_torch.module()
     monkeypatch.setitem(sys.modules, "torch", library)
     return library
 

@@ -33,7 +33,7 @@ class Facts:
     and `strides` only of arrays whose strides don't follow from the others.
     """
 
-    library: Library
+    maker: Library
     dtypes: list[Any]
     layout: tuple[tuple[Getter, list[Any]], ...]
     memory: tuple[tuple[Getter, list[Any]], ...]
@@ -78,19 +78,19 @@ def locate(arrays: Sequence[Any], before: Facts) -> tuple[Addresses, list[Any]] 
     nothing.  A torch tensor can be given other memory at any time, so that
     its storage is kept instead.
     """
-    memories = _memories(before.library, arrays)
+    memories = _memories(before.maker, arrays)
     if any(list(map(get, memories)) != known for get, known in before.memory):
         return None
     if not all(all(map(eq, map(get, arrays), known)) for get, known in before.layout):
         return None  # tuples are compared as they are made, so that they needn't be kept
-    if list(map(_stride_of(before.library), compress(arrays, before.strided))) != before.strides:
+    if list(map(_stride_of(before.maker), compress(arrays, before.strided))) != before.strides:
         return None
     dtypes = list(map(_DTYPE, arrays))
     if not (all(map(is_, dtypes, before.dtypes)) or _same_names(dtypes, before.dtypes)):
         return None
-    if before.library == "numpy":
+    if before.maker == "numpy":
         return _data_pointers(arrays), list(arrays)
-    if before.library == "cupy":
+    if before.maker == "cupy":
         return np.fromiter(map(attrgetter("ptr"), memories), np.uint64, len(arrays)), list(arrays)
     tensor = sys.modules["torch"].Tensor
     if any(map(tensor.is_neg, arrays)) or any(map(tensor.is_conj, _complex(arrays, dtypes))):
