@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -35,8 +36,8 @@ def ordered_map(
 
 def alternated(lines: Iterable[Iterator[T]]) -> Iterator[T]:
     """One item from each in turn, until all have ended; those that haven't are closed."""
-    left = list(lines)
-    try:
+    with contextlib.ExitStack() as closings:
+        left = [closings.enter_context(_closing(line)) for line in lines]
         while left:
             for line in tuple(left):
                 try:
@@ -45,9 +46,6 @@ def alternated(lines: Iterable[Iterator[T]]) -> Iterator[T]:
                     left.remove(line)
                     continue
                 yield item
-    finally:
-        for line in left:
-            _close(line)
 
 
 class _Task(Generic[T, R]):
@@ -123,16 +121,16 @@ class _Line(Generic[T, R]):
     def _draw(self) -> None:
         end: BaseException | None = None
         try:
-            for item in self._items:
-                task: _Task[T, R] = _Task(item)
-                self._results.put(task)
-                self._tasks.put(task)
-                if self._stopped.is_set():
-                    break
+            with _closing(self._items):
+                for item in self._items:
+                    task: _Task[T, R] = _Task(item)
+                    self._results.put(task)
+                    self._tasks.put(task)
+                    if self._stopped.is_set():
+                        break
         except BaseException as error:
             end = error
         finally:
-            _close(self._items)
             self._results.put(end)
             self._end_workers()
 
@@ -146,8 +144,12 @@ class _Line(Generic[T, R]):
             task.done.set()
 
 
-def _close(items: object) -> None:
-    """End a generator here and now, in the thread that drew from it."""
-    close = getattr(items, "close", None)
-    if close is not None:
-        close()
+@contextlib.contextmanager
+def _closing(items: R) -> Iterator[R]:
+    """End a generator here and now, in the thread that drew from it; it may raise even then."""
+    try:
+        yield items
+    finally:
+        close = getattr(items, "close", None)
+        if close is not None:
+            close()

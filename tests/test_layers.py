@@ -38,7 +38,7 @@ from gpuckpt.fingerprint import checksum, checksum128, fingerprint
 from gpuckpt.inventory import Inventory, Snapshot
 from gpuckpt.manifest import Manifest, TensorEntry, pack_manifest, unpack_manifest
 from gpuckpt.names import names_of
-from gpuckpt.ordered import ordered_map
+from gpuckpt.ordered import alternated, ordered_map
 from gpuckpt.plan import area_nbytes, plan_chunks
 from gpuckpt.planes import join, split
 from gpuckpt.save import CODECS
@@ -1048,6 +1048,53 @@ def test_a_source_is_closed_where_it_was_drawn_from():
     next(iter(line))
     line.close()  # type: ignore[attr-defined]
     assert closed == ["gpuckpt-draw"]
+
+
+def test_a_source_that_fails_to_close_keeps_nobody_waiting():
+    """As a device does that was lost: work fails by it, and then the source's end."""
+    room = threading.Semaphore(2)
+
+    def items() -> Iterator[int]:
+        try:
+            for at in itertools.count():
+                room.acquire()
+                yield at
+        finally:
+            raise ValueError("closing")
+
+    def fails(at: int) -> int:
+        raise ValueError("work", at)
+
+    errors: list[ValueError] = []
+
+    def draw() -> None:
+        try:
+            list(ordered_map(fails, items(), workers=1, drop=lambda _: room.release()))
+        except ValueError as error:
+            errors.append(error)
+
+    drawing = threading.Thread(target=draw, daemon=True)
+    drawing.start()
+    drawing.join(20)
+    assert [error.args for error in errors] == [("work", 0)]
+
+
+def test_all_of_several_lines_are_closed_though_one_fails_to():
+    closed: list[int] = []
+
+    def items(at: int) -> Iterator[int]:
+        try:
+            yield from itertools.count()
+        finally:
+            closed.append(at)
+            raise ValueError(at)
+
+    line = alternated([items(0), items(1)])
+    next(line)
+    next(line)
+    with pytest.raises(ValueError, match="0"):
+        line.close()  # type: ignore[attr-defined]
+    assert sorted(closed) == [0, 1]
 
 
 def test_an_arena_hands_out_each_slot_once():
