@@ -6,7 +6,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, compress
-from operator import call
+from operator import call, is_
 from typing import Any, Literal
 
 from gpuckpt.arrays import probed
@@ -172,6 +172,12 @@ class _Level:
 
     def _same_keys(self, keys: list[Any]) -> bool:
         """As they are written: 1, 1.0 and True are equal, but not the same key."""
+        if (
+            self.key_texts is None
+            and len(keys) == len(self.keys)
+            and all(map(is_, keys, self.keys))
+        ):
+            return True
         if list(map(type, keys)) != self.key_types:
             return False
         if self.key_texts is None:

@@ -7,10 +7,11 @@ them, and where they lie now.  So it is little, and read in bulk.
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress
-from operator import attrgetter, eq, is_
+from operator import attrgetter, call, eq, is_
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +24,27 @@ Library = Literal["numpy", "cupy", "torch"]
 LIBRARIES: tuple[Library, ...] = ("numpy", "cupy", "torch")
 Getter = Callable[[Any], Any]
 Addresses = npt.NDArray[np.uint64]
+
+
+class Same:
+    """Arrays of cupy's, known again as the very ones that lay at certain addresses.
+
+    Such an array has one memory, on one device, and one dtype for its whole
+    life: what it says of them can't be set.  Doesn't keep the arrays alive.
+    """
+
+    def __init__(self) -> None:
+        self._arrays: list[weakref.ref[Any]] = []
+        self._addresses: Addresses = np.empty(0, np.uint64)
+
+    def note(self, arrays: Sequence[Any], addresses: Addresses) -> None:
+        """From now on these are the arrays."""
+        self._arrays, self._addresses = list(map(weakref.ref, arrays)), addresses
+
+    def addresses(self, arrays: Sequence[Any]) -> Addresses | None:
+        """Where they lie; None if one of them is another one."""
+        same = len(arrays) == len(self._arrays) and all(map(is_, map(call, self._arrays), arrays))
+        return self._addresses if same else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +61,7 @@ class Facts:
     memory: tuple[tuple[Getter, list[Any]], ...]
     strided: bytes
     strides: list[Any]
+    same: Same
 
 
 def probed(kind: type) -> Library | None:
@@ -67,6 +90,7 @@ def facts(library: Library, arrays: Sequence[Any]) -> Facts:
         tuple((get, list(map(get, memories))) for get in _of_memory(library)),
         strided,
         list(map(_stride_of(library), compress(arrays, strided))),
+        Same(),
     )
 
 
@@ -78,12 +102,14 @@ def locate(arrays: Sequence[Any], before: Facts) -> tuple[Addresses, list[Any]] 
     nothing.  A torch tensor can be given other memory at any time, so that
     its storage is kept instead.
     """
-    memories = _memories(before.maker, arrays)
-    if any(list(map(get, memories)) != known for get, known in before.memory):
-        return None
     if not all(all(map(eq, map(get, arrays), known)) for get, known in before.layout):
         return None  # tuples are compared as they are made, so that they needn't be kept
     if list(map(_stride_of(before.maker), compress(arrays, before.strided))) != before.strides:
+        return None
+    if (addresses := before.same.addresses(arrays)) is not None:
+        return addresses, list(arrays)
+    memories = _memories(before.maker, arrays)
+    if any(list(map(get, memories)) != known for get, known in before.memory):
         return None
     dtypes = list(map(_DTYPE, arrays))
     if not (all(map(is_, dtypes, before.dtypes)) or _same_names(dtypes, before.dtypes)):
@@ -91,7 +117,9 @@ def locate(arrays: Sequence[Any], before: Facts) -> tuple[Addresses, list[Any]] 
     if before.maker == "numpy":
         return _data_pointers(arrays), list(arrays)
     if before.maker == "cupy":
-        return np.fromiter(map(attrgetter("ptr"), memories), np.uint64, len(arrays)), list(arrays)
+        addresses = np.fromiter(map(attrgetter("ptr"), memories), np.uint64, len(arrays))
+        before.same.note(arrays, addresses)
+        return addresses, list(arrays)
     tensor = sys.modules["torch"].Tensor
     if any(map(tensor.is_neg, arrays)) or any(map(tensor.is_conj, _complex(arrays, dtypes))):
         return None

@@ -19,9 +19,10 @@ import numpy as np
 
 from gpuckpt.arena import Slot
 from gpuckpt.devices import Bytes, Frozen, Piece, Upload, kernels
-from gpuckpt.devices.cuda_freeze import CudaCopy, CudaHold, Scratch, copy_nbytes
+from gpuckpt.devices.cuda_freeze import CudaCopy, CudaHold
 from gpuckpt.devices.cuda_upload import CudaUpload
 from gpuckpt.devices.driver import PageLocked, usable_semaphore
+from gpuckpt.devices.room import Scratch, Shadow, copy_nbytes
 from gpuckpt.devices.stream import OwnStream
 from gpuckpt.devices.tables import Addresses, Tables
 from gpuckpt.plan import Plan, area_nbytes
@@ -38,7 +39,7 @@ class CudaDevice:
     def __init__(self, ordinal: int) -> None:
         self.name = f"cuda:{ordinal}"
         self._stream = OwnStream(self.name)
-        self._shadow: Any = None
+        self._shadow: Shadow | None = None
         self._scratch: Scratch | None = None
         self._rows: Bytes = np.empty(0, np.uint8)
         self._values: dict[str, tuple[Any, Bytes]] = {}
@@ -92,7 +93,8 @@ class CudaDevice:
         if self._shadow is None or self._shadow.nbytes < nbytes:
             self._shadow = self._copy = None
             remedy = "pass snapshot='hold', or leave more memory free"
-            self._shadow = self._stream.allocate(nbytes, "a copy of the state", remedy)
+            memory = self._stream.allocate(nbytes, "a copy of the state", remedy)
+            self._shadow = Shadow(memory)
 
     def freeze(
         self, plan: Plan, addresses: Addresses, owners: Sequence[object], *, copy: bool
@@ -110,6 +112,7 @@ class CudaDevice:
             with self._stream.used("take a snapshot"):
                 self._stream.follow_callers()
             rows = self._rows[: tables.rows_nbytes]
+            assert self._shadow is not None, "reserved"
             self._copy = CudaCopy(
                 *(self._stream, tables, self._shadow, rows), addresses=addresses, owners=owners
             )

@@ -16,8 +16,9 @@ from gpuckpt.apart import Flag
 from gpuckpt.arena import Slot
 from gpuckpt.devices import Arrived, Bytes, Transfer, kernels
 from gpuckpt.devices.driver import Semaphore
+from gpuckpt.devices.room import Scratch, Shadow, gather
 from gpuckpt.devices.stream import OwnStream
-from gpuckpt.devices.tables import Addresses, Table, Tables, fingerprints
+from gpuckpt.devices.tables import Addresses, Tables, fingerprints
 from gpuckpt.errors import DeviceError
 
 R = TypeVar("R")
@@ -51,28 +52,6 @@ class CudaTransfer(Transfer[R]):
         return self._read()
 
 
-class Scratch:
-    """Device memory of three equal regions: tables, what is gathered, and what kernels write."""
-
-    def __init__(self, memory: Any) -> None:
-        """`memory` is a cupy array of bytes; nothing is done with it by two launches at once."""
-        self.memory = memory
-        region = memory.nbytes // 3
-        self.table: int = memory.data.ptr
-        self.packed, self.staged = self.table + region, self.table + 2 * region
-
-    def gather(self, table: Table, room: Bytes, stream: OwnStream) -> None:
-        """Bring a table to the device by way of page-locked `room`, and gather strided tensors."""
-        stream.to_device(self.table, table.write(room))
-        gather(table, self.table, stream)
-
-
-def gather(table: Table, address: int, stream: OwnStream) -> None:
-    """Gather the strided tensors of a table that lies at an address of the device."""
-    runs = table.runs
-    kernels.gather_runs(address + table.runs_at, len(runs.rows), runs.pieces, stream.stream)
-
-
 class CudaCopy:
     """Copies on the device, made as soon as the caller's streams have come this far.
 
@@ -86,27 +65,29 @@ class CudaCopy:
         self,
         stream: OwnStream,
         tables: Tables,
-        memory: Any,
+        shadow: Shadow,
         rows: Bytes,
         *,
         addresses: Addresses,
         owners: Sequence[object],
     ) -> None:
-        """`memory` has `copy_nbytes`, `rows` is page-locked and has `rows_nbytes` bytes."""
-        self._stream, self._tables, self._memory, self._owners = stream, tables, memory, owners
-        self._packed: int = memory.data.ptr + rows.nbytes
-        self._staged = self._packed + tables.packed_nbytes
+        """`shadow` has `copy_nbytes`, `rows` is page-locked and has `rows_nbytes` bytes."""
+        self._stream, self._tables, self._owners = stream, tables, owners
+        self._shadow: Shadow | None = shadow
         self._rows, self._addresses = rows, addresses
+        self._staged = shadow.staged(tables)
         self._made: Any = None
 
     def begin(self) -> None:
         """Give the device its work; until it has been done, this must not be let go of."""
-        stream, start = self._stream, self._memory.data.ptr
-        table = self._tables.whole(self._addresses, self._packed)
+        stream, shadow = self._stream, self._shadow
+        assert shadow is not None, "released"
         with stream.steps("take a snapshot"):
-            stream.to_device(start, table.write(self._rows))
-            gather(table, start, stream)
-            kernels.filter_chunks(start, len(table.rows), table.leaves, self._staged, stream.stream)
+            table = shadow.table(self._tables, self._addresses, self._rows, stream)
+            gather(table, shadow.start, stream)
+            kernels.filter_chunks(
+                shadow.start, len(table.rows), table.leaves, self._staged, stream.stream
+            )
             self._made = stream.mark()
 
     def download(self, batch: int, slot: Slot) -> Transfer[Sequence[Arrived]]:
@@ -117,7 +98,7 @@ class CudaCopy:
             self._stream.to_host(room[: summaries.nbytes], self._staged + summaries.start)
             self._stream.to_host(room[summaries.nbytes :], self._staged + planes.start)
             return CudaTransfer(
-                self._stream, lambda: self._tables.arrived(batch, room), self._memory
+                self._stream, lambda: self._tables.arrived(batch, room), self._shadow
             )
 
     def reread(self, at: int, slot: Slot) -> Transfer[Sequence[str]]:
@@ -143,12 +124,7 @@ class CudaCopy:
         """Let go of the copies, whose memory the device keeps."""
         with contextlib.suppress(DeviceError):  # a lost device copies nothing any more
             self.settle()
-        self._owners, self._memory = (), None
-
-
-def copy_nbytes(tables: Tables) -> int:
-    """Room for a copy of all a plan's chunks, and what it takes to make it."""
-    return tables.rows_nbytes + tables.packed_nbytes + tables.layout.staged_nbytes
+        self._owners, self._shadow = (), None
 
 
 class CudaHold:

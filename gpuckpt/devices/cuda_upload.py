@@ -9,7 +9,8 @@ import numpy as np
 from gpuckpt.arena import Slot
 from gpuckpt.arrays import Tensor
 from gpuckpt.devices import Bytes, Piece, Transfer, kernels
-from gpuckpt.devices.cuda_freeze import CudaTransfer, Scratch
+from gpuckpt.devices.cuda_freeze import CudaTransfer
+from gpuckpt.devices.room import Scratch
 from gpuckpt.devices.stream import OwnStream
 from gpuckpt.devices.strided import Run, lay_out_runs
 from gpuckpt.devices.tables import Table, fingerprints

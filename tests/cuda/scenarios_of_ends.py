@@ -234,14 +234,14 @@ def a_copy_that_nobody_saves() -> bool:
     store, stream, large = MemoryStore(), new_stream(), filled(1, 8 * FEW)
     with gpuckpt.Checkpointer("", store=store, snapshot="copy") as ckpt:
         ckpt.save(1, {"w": large}).result(60)
-        small = filled(9, FEW)
+        small, other = filled(9, FEW), filled(2, 8 * FEW)
         with stream:
             gate = Gate(stream)
             with (
                 patch("gpuckpt.checkpointer.BackgroundSave", side_effect=KeyboardInterrupt),
                 pytest.raises(KeyboardInterrupt),
             ):
-                ckpt.save(2, {"w": large})
+                ckpt.save(2, {"w": other})
             ckpt.save(3, {"w": small}).result(60)
             gate.join()
         cp.cuda.Device().synchronize()

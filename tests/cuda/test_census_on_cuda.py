@@ -91,3 +91,24 @@ def test_no_array_is_held_between_two_looks():
             assert reference() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("name", ["data", "dtype", "data.ptr", "data.device_id", "data.mem"])
+def test_an_array_keeps_its_memory_and_dtype_for_its_whole_life(name):
+    """What makes it enough to see that it is the same array."""
+    array, other = cupy.zeros(3, np.float32), cupy.ones(3, np.int32)
+    *inside, last = name.split(".")
+    for attribute in inside:
+        array, other = getattr(array, attribute), getattr(other, attribute)
+    with pytest.raises(AttributeError):
+        setattr(array, last, getattr(other, last))
+
+
+def test_arrays_that_take_the_place_of_others_are_found_where_they_lie():
+    census, state = Census(), {"w": [cupy.full((2, 3), at, np.float32) for at in range(20)]}
+    first = taken(census, state)
+    for at in range(19, -1, -1):
+        taken(census, state)
+        state["w"][at] = None  # its object may be the next one's
+        state["w"][at] = cupy.full((2, 3), -at, np.float32)
+        assert taken(census, state).roster is first.roster

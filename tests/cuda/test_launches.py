@@ -78,7 +78,8 @@ def test_a_save_launches_by_slots_and_the_caller_waits_for_nothing(state, slots,
     assert 0 < work <= MOST * taken
     assert work < TENSORS / 10
     assert call.current["host_sync"] == 0
-    assert call.current["launch"] + call.current["copy"] <= 3
+    assert call.current["launch"] <= 2
+    assert call.current["copy"] == 0  # of the arrays' addresses, which the device has
     assert memory_of(whole) == {"alloc": 0, "free": 0, "host_alloc": 0, "host_free": 0}
 
 

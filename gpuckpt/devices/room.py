@@ -1,0 +1,71 @@
+"""Device memory that is kept from save to save: for a copy of the state, and for chunks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpuckpt.devices import Bytes, kernels
+from gpuckpt.devices.stream import OwnStream
+from gpuckpt.devices.tables import Addresses, Table, Tables
+
+
+class Scratch:
+    """Device memory of three equal regions: tables, what is gathered, and what kernels write."""
+
+    def __init__(self, memory: Any) -> None:
+        """`memory` is a cupy array of bytes; nothing is done with it by two launches at once."""
+        self.memory = memory
+        region = memory.nbytes // 3
+        self.table: int = memory.data.ptr
+        self.packed, self.staged = self.table + region, self.table + 2 * region
+
+    def gather(self, table: Table, room: Bytes, stream: OwnStream) -> None:
+        """Bring a table to the device by way of page-locked `room`, and gather strided tensors."""
+        stream.to_device(self.table, table.write(room))
+        gather(table, self.table, stream)
+
+
+class Shadow:
+    """Device memory for a copy: its table, what is gathered, and what kernels write.
+
+    A state that lies where it lay at the last copy needs no other table.
+    """
+
+    def __init__(self, memory: Any) -> None:
+        """`memory` is a cupy array of bytes."""
+        self._memory = memory
+        self.nbytes: int = memory.nbytes
+        self.start: int = memory.data.ptr
+        self._there: tuple[Tables, Addresses, Table] | None = None
+
+    def table(self, tables: Tables, addresses: Addresses, room: Bytes, stream: OwnStream) -> Table:
+        """The table of all chunks, brought to `start` by way of page-locked `room`.
+
+        Unless it is there already.
+        """
+        if self._there is not None:
+            before, where, table = self._there
+            if before is tables and np.array_equal(where, addresses):
+                return table
+        self._there = None
+        table = tables.whole(addresses, self.start + tables.rows_nbytes)
+        stream.to_device(self.start, table.write(room))
+        self._there = tables, addresses, table
+        return table
+
+    def staged(self, tables: Tables) -> int:
+        """The address of what kernels write."""
+        return self.start + tables.rows_nbytes + tables.packed_nbytes
+
+
+def copy_nbytes(tables: Tables) -> int:
+    """Room for a copy of all a plan's chunks, and what it takes to make it."""
+    return tables.rows_nbytes + tables.packed_nbytes + tables.layout.staged_nbytes
+
+
+def gather(table: Table, address: int, stream: OwnStream) -> None:
+    """Gather the strided tensors of a table that lies at an address of the device."""
+    runs = table.runs
+    kernels.gather_runs(address + table.runs_at, len(runs.rows), runs.pieces, stream.stream)
