@@ -58,7 +58,7 @@ NOTICED = {
     f"{CPU}.__init__: self._owners keeps owners": By("host arrays dropped after a hold"),
     f"{CPU}.order_update: self._released.wait_out()": By("host arrays updated after a hold"),
     f"{CPU}.release: self._released.set()": By("host arrays updated after a hold", hangs=True),
-    f"{DEVICE}.reserve: self._copy.settle()": By("a copy that nobody saves"),
+    f"{DEVICE}.reserve: self._copy.settle()": By("a copy that nobody saves", "async"),
     f"{DRIVER}: usable_semaphore: semaphore.open_after(stream)": By("a driver without setting"),
     f"{DRIVER}: usable_semaphore: "
     "_call('cuStreamWaitValue32', stream.ptr, semaphore.address, 0, _WAIT_GEQ)": By(
