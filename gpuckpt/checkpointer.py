@@ -15,13 +15,13 @@ from gpuckpt import layout
 from gpuckpt.background import BackgroundSave
 from gpuckpt.census import Census
 from gpuckpt.commit import open_step, steps, sweep
-from gpuckpt.errors import CheckpointError, ClosedError, DeviceMemoryError
+from gpuckpt.errors import CheckpointError, ClosedError
 from gpuckpt.inventory import Inventory, Snapshot
 from gpuckpt.loading import restore_state
 from gpuckpt.manifest import Manifest
 from gpuckpt.matching import Rename
 from gpuckpt.meter import Meter
-from gpuckpt.options import Options, make_header
+from gpuckpt.options import FULL_EVERY, Options, make_header
 from gpuckpt.pending import Checkpoint, Pending, checkpoint_of
 from gpuckpt.plan import Plan, largest_nbytes
 from gpuckpt.remarks import remark, remarks_on
@@ -29,7 +29,7 @@ from gpuckpt.resources import Resources
 from gpuckpt.retention import Keep, prune_quietly
 from gpuckpt.save import Header, save_snapshot
 from gpuckpt.schedule import Every, Schedule
-from gpuckpt.snapshot import Planner, capture
+from gpuckpt.snapshot import Planner, capture, reserve
 from gpuckpt.stats import Stats
 from gpuckpt.stores import Store
 from gpuckpt.stores.local import LocalStore
@@ -51,7 +51,9 @@ class Checkpointer:
     bounds the host memory that gpuckpt takes, whatever the state's size.
     With a save in flight, `step` waits for it or, `when_busy="skip"`, skips.
     A failed save is raised by the next call, or, `on_error="warn"`, warned
-    of; the last committed checkpoint stays in any case.
+    of; the last committed checkpoint stays in any case.  Chunks that haven't
+    changed since the save before aren't written again, and their segments
+    stay; with `full_every=1` each checkpoint has files of its own alone.
 
     Not for use by several threads at once.  A root has one writer at a time.
     """
@@ -67,6 +69,7 @@ class Checkpointer:
         memory: int | str = "1 GiB",
         when_busy: Literal["wait", "skip"] = "wait",
         on_error: Literal["raise", "warn"] = "raise",
+        full_every: int = FULL_EVERY,
         store: Store | None = None,
         chunk_nbytes: int = layout.CHUNK_NBYTES,
     ) -> None:
@@ -76,7 +79,7 @@ class Checkpointer:
             LockedError: another writer has the root.
             InvalidError: an option makes no sense.
         """
-        self._options = Options(codec, snapshot, when_busy, on_error)
+        self._options = Options(codec, snapshot, when_busy, on_error, full_every)
         self._resources = Resources(memory, chunk_nbytes=chunk_nbytes)
         self._census = Census()
         self._planner = Planner(chunk_nbytes, split=codec != "raw")
@@ -293,6 +296,7 @@ class Checkpointer:
             self._resources,
             codec=self._options.codec,
             previous=self._previous,
+            refer=self._options.full_every > 1,
             stats=stats,
         )
         stats.remarks = remarks_on(manifest, self._previous)
@@ -328,15 +332,12 @@ class Checkpointer:
         return plans
 
     def _reserve(self, state: Any) -> None:
-        if self._schedule is None:
-            return
-        plans = self._planned(self._census.take(state))
-        for name, plan in plans.items() if self._options.snapshot != "hold" else ():
-            device = self._resources.devices[name]
-            nbytes, host_room = device.copy_nbytes(plan), self._resources.host_room_nbytes
-            if nbytes <= host_room if name == "cpu" else device.has_room(nbytes):
-                with contextlib.suppress(DeviceMemoryError):
-                    device.reserve(nbytes)
+        if self._schedule is not None:
+            plans = self._planned(self._census.take(state))
+            reserve(
+                *(plans, self._resources.devices, self._options.snapshot),
+                host_room_nbytes=self._resources.host_room_nbytes,
+            )
 
     def _sweep(self) -> None:
         if removed := sweep(self._store):

@@ -143,7 +143,8 @@ def _check_whole(entries: Iterable[TensorEntry]) -> None:
         if held != entry.spec.nbytes:
             raise NotFoundError(
                 f"{entry.spec.name}: this data file holds only {held} of its {entry.spec.nbytes} "
-                "bytes; give warm_start all files of the save, or pick other names"
+                "bytes; give warm_start all data files that the step's manifest names, or pick "
+                "other names"
             )
 
 

@@ -12,15 +12,18 @@ from gpuckpt.errors import InvalidError
 from gpuckpt.save import Header, choice
 from gpuckpt.snapshot import MODES
 
+FULL_EVERY = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Those options of a checkpointer that are one word of a few."""
+    """Those options of a checkpointer that are one word of a few, or one number."""
 
     codec: str
     snapshot: str
     when_busy: str
     on_error: str
+    full_every: int
 
     def __post_init__(self) -> None:
         choice(self.codec)
@@ -30,6 +33,8 @@ class Options:
                 raise InvalidError(
                     f"{name} is one of {', '.join(values)}; got {getattr(self, name)!r}"
                 )
+        if type(self.full_every) is not int or self.full_every < 1:
+            raise InvalidError(f"full_every is a positive integer, got {self.full_every!r}")
 
 
 def make_header(step: int, epoch: int | None, metrics: dict[str, float] | None) -> Header:

@@ -14,13 +14,14 @@ from gpuckpt.statistics import Statistics
 
 @dataclass(frozen=True, slots=True)
 class CodedChunk:
-    """A chunk ready to be written."""
+    """A chunk ready to be written, or the entry of one that is on the disk already."""
 
     chunk: Chunk
-    encoded: Encoded
+    statistics: Statistics | None
     fingerprint: str
     checksum: str
-    statistics: Statistics | None
+    encoded: Encoded | None
+    same: ChunkEntry | None = None
 
 
 class Rows:
@@ -31,10 +32,10 @@ class Rows:
         self._chunks: list[list[ChunkEntry]] = [[] for _ in specs]
         self._statistics: list[Statistics | None] = [None] * len(specs)
 
-    def add(self, coded: CodedChunk, extent: Extent) -> None:
-        """Take note of a chunk that was written."""
+    def add(self, coded: CodedChunk, extent: Extent | None) -> None:
+        """Take note of a chunk that was written; one that was there already has no new extent."""
         at, statistics = coded.chunk.tensor, coded.statistics
-        self._chunks[at].append(_entry(coded, extent))
+        self._chunks[at].append(coded.same or _entry(coded, extent))
         if statistics is not None:
             self._statistics[at] = statistics + (self._statistics[at] or Statistics())
 
@@ -66,7 +67,9 @@ class Rows:
         return chunk.start // self._chunks[chunk.tensor][0].nbytes
 
 
-def _entry(coded: CodedChunk, extent: Extent) -> ChunkEntry:
+def _entry(coded: CodedChunk, extent: Extent | None) -> ChunkEntry:
+    assert coded.encoded is not None, coded.chunk
+    assert extent is not None, coded.chunk
     return ChunkEntry(
         start=coded.chunk.start,
         nbytes=coded.chunk.nbytes,

@@ -16,6 +16,7 @@ from gpuckpt.commit import commit
 from gpuckpt.devices import Arrived
 from gpuckpt.errors import InvalidError
 from gpuckpt.fingerprint import checksum, fingerprint
+from gpuckpt.increments import Before
 from gpuckpt.inventory import Snapshot
 from gpuckpt.manifest import Manifest
 from gpuckpt.ordered import ordered_map
@@ -74,11 +75,13 @@ def save_snapshot(
     codec: str,
     previous: Manifest | None,
     stats: Stats,
+    refer: bool = False,
     segment_nbytes: int = layout.SEGMENT_NBYTES,
 ) -> Manifest:
     """Write a snapshot and commit it; on return it is durable.
 
-    Releases the snapshot as soon as nothing of it is read any more, and in
+    With `refer`, chunks that are in `previous`, which is committed, aren't
+    written again.  Releases the snapshot as soon as nothing of it is read any more, and in
     any case.  If it fails, what it wrote is deleted, and no checkpoint was made.
     """
     token = secrets.token_hex(4)
@@ -88,7 +91,8 @@ def save_snapshot(
         segment_nbytes=segment_nbytes,
     )
     try:
-        rows = _write_chunks(snapshot, writer, resources, choice(codec), stats)
+        before = Before.of(previous if refer else None, snapshot.inventory.specs, store)
+        rows = _write_chunks(snapshot, writer, resources, choice(codec), before, stats)
         tensors = rows.entries(header.step, previous)
         begun = time.perf_counter()
         writer.finish(tensors, header.step)
@@ -120,8 +124,13 @@ def choice(codec: str) -> Choice:
         raise InvalidError(f"codec is one of {', '.join(CODECS)}; got {codec!r}") from None
 
 
-def _write_chunks(
-    snapshot: Snapshot, writer: Writer, resources: Resources, choose: Choice, stats: Stats
+def _write_chunks(  # noqa: PLR0917 - all that a save has
+    snapshot: Snapshot,
+    writer: Writer,
+    resources: Resources,
+    choose: Choice,
+    before: Before,
+    stats: Stats,
 ) -> Rows:
     """Bring every chunk of a snapshot to the disk."""
     arena = resources.arena(snapshot.plans, largest_nbytes(snapshot.plans))
@@ -130,7 +139,7 @@ def _write_chunks(
     rows = Rows(snapshot.inventory.specs)
     reads = sum(len(plan.batches) for plan in snapshot.plans.values())
     reads += sum(len(snapshot.plans[name].rereads) for name in snapshot.live)
-    work = _worker(choose, _countdown(reads, snapshot.release))
+    work = _worker(choose, before, _countdown(reads, snapshot.release))
     drop = partial(give_back, arena=arena)
     staged = stage(snapshot, arena)
     for done in ordered_map(work, staged, workers=resources.workers, drop=drop):
@@ -138,32 +147,47 @@ def _write_chunks(
             if isinstance(done, _Again):
                 rows.compare(done.staged.chunks, done.fingerprints)
                 continue
-            begun = time.perf_counter()
-            extents = writer.write(one.encoded.parts for one in done.chunks)
-            stats.write_seconds += time.perf_counter() - begun
+            _write(done.chunks, writer, rows, stats)
         finally:
             arena.give(done.staged.slot)
-        for one, extent in zip(done.chunks, extents, strict=True):
-            rows.add(one, extent)
-        stats.chunks += len(extents)
-        stats.encoded_nbytes += sum(extent.length for extent in extents)
         stats.encode_seconds += done.seconds
         stats.cpu_seconds += done.cpu_seconds
     return rows
 
 
+def _write(chunks: Sequence[CodedChunk], writer: Writer, rows: Rows, stats: Stats) -> None:
+    """Write those chunks that aren't on the disk yet, and take note of all."""
+    begun = time.perf_counter()
+    extents = iter(writer.write(one.encoded.parts for one in chunks if one.encoded is not None))
+    stats.write_seconds += time.perf_counter() - begun
+    for one in chunks:
+        if one.same is not None:
+            rows.add(one, None)
+            stats.encoded_nbytes += one.same.extent.length
+            stats.unchanged_nbytes += one.chunk.nbytes
+            continue
+        extent = next(extents)
+        rows.add(one, extent)
+        stats.encoded_nbytes += extent.length
+        stats.written_nbytes += extent.length
+    stats.chunks += len(chunks)
+
+
 def _worker(
-    choose: Choice, staged: Callable[[], None]
+    choose: Choice, before: Before, staged: Callable[[], None]
 ) -> Callable[[Staged | Reread], _Coded | _Again]:
     """Encode a batch, or read one again; `staged` is told when each has come to the host."""
 
     def one(chunk: Chunk, arrived: Arrived, spec: Spec, part: Slot) -> CodedChunk:
-        encoded = encode(arrived.planes, spec.width, part, choose)
         known, statistics = arrived.fingerprint, arrived.statistics
         if known is None:
             (raw,) = arrived.planes
             known, statistics = fingerprint(raw.data), statistics_of(raw, spec.dtype)
-        return CodedChunk(chunk, encoded, known, checksum(encoded.parts), statistics)
+        same = before.same(chunk, known)
+        if same is not None:
+            return CodedChunk(chunk, statistics, known, same.checksum, None, same)
+        encoded = encode(arrived.planes, spec.width, part, choose)
+        return CodedChunk(chunk, statistics, known, checksum(encoded.parts), encoded)
 
     def work(batch: Staged | Reread) -> _Coded | _Again:
         if isinstance(batch, Reread):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -73,6 +74,18 @@ def capture(
         snapshot.release()
         raise
     return snapshot
+
+
+def reserve(
+    plans: Mapping[str, Plan], devices: Devices, mode: str, *, host_room_nbytes: int
+) -> None:
+    """Take the memory for copies, where there is room, before the first snapshot wants it."""
+    for name, plan in plans.items() if mode != "hold" else ():
+        device = devices[name]
+        nbytes = device.copy_nbytes(plan)
+        if nbytes <= host_room_nbytes if name == "cpu" else device.has_room(nbytes):
+            with contextlib.suppress(DeviceMemoryError):
+                device.reserve(nbytes)
 
 
 def place(

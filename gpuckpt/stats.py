@@ -17,7 +17,8 @@ class Stats:
     more.  `background_seconds`: from the end of the stall until the save was
     durable.  `encode_seconds` and `cpu_seconds` are sums over threads;
     `write_seconds` and `commit_seconds` (syncs and manifest) are not.
-    `raw_nbytes` is the state in memory, `encoded_nbytes` its chunks on disk,
+    `raw_nbytes` is the state in memory, `unchanged_nbytes` of which weren't
+    written again; `encoded_nbytes` its chunks on disk, `written_nbytes` those written now,
     `host_nbytes` the arena, `copy_nbytes` what the devices keep for copies and
     for chunks on their way.  `remarks` are sentences about what was saved: values
     that aren't finite, a state that hasn't changed.
@@ -35,7 +36,9 @@ class Stats:
     commit_seconds: float = 0.0
     cpu_seconds: float = 0.0
     raw_nbytes: int = 0
+    unchanged_nbytes: int = 0
     encoded_nbytes: int = 0
+    written_nbytes: int = 0
     tensors: int = 0
     chunks: int = 0
     host_nbytes: int = 0

@@ -21,7 +21,7 @@ ROWS: list[set[str]] = [
     {"devices", "manifest", "outline"},
     {"inventory", "pending"},
     {"census", "snapshot", "staging", "coding", "segments", "commit"},
-    {"resources", "matching", "rows"},
+    {"resources", "matching", "rows", "increments"},
     {"save", "restore"},
     {
         "verify",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,13 +16,15 @@ from gpuckpt.resources import Resources
 from gpuckpt.verify import verify_step
 from tests.crash_store import CrashStore, PowerLossError
 
-OLD = {"w": np.arange(300, dtype=np.float32), "step": 1}
-NEW = {"w": np.arange(300, dtype=np.float32) ** 2, "step": 2}
-LATER = {"w": np.zeros(4), "step": 3}
+FROZEN = np.random.default_rng(1).standard_normal(500)
+OLD: dict[str, Any] = {"w": np.arange(300, dtype=np.float32), "frozen": FROZEN, "step": 1}
+NEW: dict[str, Any] = {"w": np.arange(300, dtype=np.float32) ** 2, "frozen": FROZEN, "step": 2}
+LATER: dict[str, Any] = {"w": np.zeros(4), "frozen": np.zeros(2), "step": 3}
 
 
 def same(one: dict, other: dict) -> bool:
-    return bool(one["step"] == other["step"] and one["w"].tobytes() == other["w"].tobytes())
+    arrays = (one[name].tobytes() == other[name].tobytes() for name in ("w", "frozen"))
+    return bool(one["step"] == other["step"] and all(arrays))
 
 
 def save_new_beside_old(store: CrashStore) -> None:
@@ -34,6 +37,22 @@ def save_new_and_prune_old(store: CrashStore) -> None:
 
 def replace_old(store: CrashStore) -> None:
     gpuckpt.save("", NEW, 1, store=store)
+
+
+def save_what_has_changed_and_prune_old(store: CrashStore) -> None:
+    """The new checkpoint refers to a segment that only the old one named, which is deleted."""
+    state = {"w": OLD["w"].copy(), "frozen": FROZEN.copy(), "step": 0}
+    options: dict[str, Any] = {
+        "memory": "1 MiB",
+        "chunk_nbytes": 4096,
+        "keep": gpuckpt.Keep(last=1),
+    }
+    with gpuckpt.Checkpointer("", store=store, **options) as ckpt:
+        ckpt.restore(state)
+        state |= {"w": NEW["w"], "step": 2}
+        pending = ckpt.save(2, state)
+        pending.result()
+    assert pending.stats.unchanged_nbytes == FROZEN.nbytes
 
 
 def old_store(deaf_sync: int | None = None) -> CrashStore:
@@ -72,7 +91,12 @@ def check(after: CrashStore, *, committed: bool) -> None:
     assert same(gpuckpt.load("", store=after, memory="64 MiB"), LATER)
 
 
-CHANGES = [save_new_beside_old, save_new_and_prune_old, replace_old]
+CHANGES = [
+    save_new_beside_old,
+    save_new_and_prune_old,
+    replace_old,
+    save_what_has_changed_and_prune_old,
+]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)

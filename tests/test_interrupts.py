@@ -10,7 +10,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -23,8 +23,10 @@ from tests.test_checkpointer import SlowStore
 
 
 @contextlib.contextmanager
-def interrupted_after(seconds: float, *more: float) -> Iterator[None]:
-    """Ctrl-C strikes the main thread after these times, as a signal does.
+def interrupted_after(
+    seconds: float, *more: float, once: threading.Event | None = None
+) -> Iterator[None]:
+    """Ctrl-C strikes the main thread after these times (`once` that is set), as a signal does.
 
     Garbage isn't collected meanwhile: Python drops what is raised in a callback of the collector,
     and test tools have such callbacks.
@@ -40,13 +42,28 @@ def interrupted_after(seconds: float, *more: float) -> Iterator[None]:
     gc.collect()
     gc.disable()
     before = signal.signal(signal.SIGALRM, strike)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    if once is None:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+    else:
+        main = threading.get_ident()
+        after(once, seconds, lambda: signal.pthread_kill(main, signal.SIGALRM))
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         gc.enable()
+
+
+def after(event: threading.Event, seconds: float, do: Callable[[], object]) -> None:
+    """Do something so long after an event, in a thread of its own."""
+
+    def run() -> None:
+        if event.wait(30):
+            time.sleep(seconds)
+            do()
+
+    threading.Thread(target=run, daemon=True).start()
 
 
 def own_threads() -> list[str]:
@@ -95,8 +112,8 @@ def test_an_interrupted_close_keeps_the_lock_while_the_save_goes_on(tmp_path):
 
 def test_an_interrupted_save_is_raised_when_the_save_has_ended(tmp_path):
     store, state = SlowStore(), {"w": np.ones(1000)}
-    threading.Timer(0.2, store.gate.set).start()
-    with interrupted_after(0.05, 0.05), pytest.raises(KeyboardInterrupt):
+    after(store.reached, 0.2, store.gate.set)
+    with interrupted_after(0.05, 0.05, once=store.reached), pytest.raises(KeyboardInterrupt):
         gpuckpt.save(tmp_path, state, 1, store=store)
     state["w"][:] = 2
     assert np.unique(gpuckpt.load(tmp_path, store=store)["w"]) == [1]
