@@ -24,10 +24,10 @@ from gpuckpt.meter import Meter
 from gpuckpt.options import FULL_EVERY, Options, make_header
 from gpuckpt.pending import Checkpoint, Pending, checkpoint_of
 from gpuckpt.plan import Plan, largest_nbytes
-from gpuckpt.remarks import remark, remarks_on
+from gpuckpt.remarks import conclude, remarks_on
 from gpuckpt.resources import Resources
 from gpuckpt.retention import Keep, prune_quietly
-from gpuckpt.save import Header, save_snapshot
+from gpuckpt.save import DELTA, Header, save_snapshot
 from gpuckpt.schedule import Every, Schedule
 from gpuckpt.snapshot import Planner, capture, reserve
 from gpuckpt.stats import Stats
@@ -43,7 +43,9 @@ class Checkpointer:
     """Saves a training run's state in the background, and brings it back.
 
     One save is in flight at a time.  `codec` is `auto` (planes that a sample
-    shows to be worth it are compressed), `zstd` (all) or `raw` (none).
+    shows to be worth it are compressed), `delta` (and what a chunk differs by
+    from the save before, where that is less and `memory` has room for that
+    one's bytes), `zstd` (all planes) or `raw` (none).
     `snapshot` is `copy` (the state is copied on its device before `save`
     returns or, on a GPU, before its stream goes on), `hold` (it is read where
     it is; `update` makes the next update wait; a loop that doesn't use
@@ -296,7 +298,7 @@ class Checkpointer:
             self._resources,
             codec=self._options.codec,
             previous=self._previous,
-            refer=self._options.full_every > 1,
+            full_every=self._options.full_every,
             stats=stats,
         )
         stats.remarks = remarks_on(manifest, self._previous)
@@ -314,21 +316,18 @@ class Checkpointer:
             return
         save.join()
         self._save = None
-        failure, stats = save.pending.failure, save.pending.stats
+        stats = save.pending.stats
         stats.slowdown_seconds = self._meter.slowdown_seconds()
         if self._schedule is not None:
             self._schedule.cost(stats.stall_seconds + stats.slowdown_seconds)
-        if failure is None:
-            remark(stats.remarks, stacklevel=5)
-        elif self._options.on_error == "raise" or not isinstance(failure, Exception):
-            raise failure
-        else:
-            remark([f"step {save.pending.step} was not saved: {failure}"], stacklevel=5)
+        conclude(save.pending, self._options.on_error, stacklevel=5)
 
     def _planned(self, inventory: Inventory) -> Mapping[str, Plan]:
         """Plans for the state, and the slots that its chunks will need."""
         plans = self._planner.plans(inventory.roster)
         self._resources.arena(plans, largest_nbytes(plans))
+        if self._options.codec == DELTA:
+            self._resources.bases.prepare(plans, self._resources.host_room_nbytes)
         return plans
 
     def _reserve(self, state: Any) -> None:

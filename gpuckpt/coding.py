@@ -44,7 +44,7 @@ def encode(given: Sequence[Bytes], width: int, slot: Slot, choose: Choice) -> En
     `raw` for planes.  `given` stays the owner of what is not compressed.
     """
     whole = given[0] if len(given) == 1 else None
-    tries = choose(given if whole is None else _columns(whole, width))
+    tries = choose(given if whole is None else columns(whole, width))
     if any(tries):
         planes = given if whole is None else _split(whole, width, slot)
         encoded = _encode_planes(planes, tries, slot)
@@ -69,11 +69,11 @@ def decode(
             promise; nothing is allocated for it.
     """
     if len(rooms) == len(planes):
-        _decode_planes(coded, planes, slot, rooms, where)
+        decode_planes(coded, planes, slot, rooms, where)
         return
     (out,) = rooms
     parts = list(slot.planes[: out.size].reshape(len(planes), -1))
-    _decode_planes(coded, planes, slot, parts, where)
+    decode_planes(coded, planes, slot, parts, where)
     join(parts, out)
 
 
@@ -108,7 +108,7 @@ def sample_entropy(plane: Bytes) -> float:
     return float(bits + (len(counts) - 1) / (2 * count) * np.log2(np.e))
 
 
-def _columns(raw: Bytes, width: int) -> list[Bytes]:
+def columns(raw: Bytes, width: int) -> list[Bytes]:
     """Byte k of every element, where it lies."""
     elements = raw.reshape(-1, width)
     return [elements[:, k] for k in range(width)]
@@ -121,25 +121,28 @@ def _split(raw: Bytes, width: int, slot: Slot) -> Sequence[Bytes]:
 def _encode_planes(planes: Sequence[Bytes], tries: Sequence[bool], slot: Slot) -> Encoded:
     coded, parts, entries = slot.coded, [], []
     for plane, worth_trying in zip(planes, tries, strict=True):
-        length = _compress(plane, coded, slot.compressor) if worth_trying else 0
+        length = compress(plane, coded, slot.compressor) if worth_trying else 0
         entries.append(Plane("zstd", length) if length else Plane("raw", plane.size))
         parts.append(coded[:length].data if length else plane.data)
         coded = coded[length:]
     return Encoded(tuple(entries), tuple(parts))
 
 
-def _decode_planes(
+def decode_planes(
     coded: Bytes, planes: Sequence[Plane], slot: Slot, rooms: Sequence[Bytes], where: str
 ) -> None:
+    """Decode each of `planes`, which lie one after the other, into its room."""
     for plane, room in zip(planes, rooms, strict=True):
         part, coded = coded[: plane.length], coded[plane.length :]
         if plane.codec == "zstd":
             _decompress(part, room, slot.decompressor, where)
+        elif part.size != room.size:
+            raise CorruptError(where, f"{part.size} bytes where {room.size} belong")
         else:
             np.copyto(room, part)
 
 
-def _compress(plane: Bytes, room: Bytes, compressor: zstandard.ZstdCompressor) -> int:
+def compress(plane: Bytes, room: Bytes, compressor: zstandard.ZstdCompressor) -> int:
     """Write a frame to `room`; its length, or 0 if that isn't worthwhile."""
     limit = min(int(plane.size * WORTHWHILE), room.size)
     reader = compressor.stream_reader(plane.data, size=plane.size)

@@ -16,24 +16,32 @@ from gpuckpt.stores import Store
 LEAST_LIVE = 0.5
 
 
+# What must be read for a chunk with all its bases, as a share of its raw bytes.
+CHAIN_SHARE = 1.5
+
+
 class Before:
     """The chunks of the checkpoint before to which the next one may refer."""
 
-    def __init__(self, chunks: Sequence[dict[int, ChunkEntry]]) -> None:
+    def __init__(self, chunks: Sequence[dict[int, ChunkEntry]], full_every: int) -> None:
         """By position of the tensor in the new state, then by the byte at which they start."""
-        self._chunks = chunks
+        self._chunks, self._full_every = chunks, full_every
 
     @classmethod
-    def of(cls, previous: Manifest | None, specs: Sequence[Spec], store: Store) -> Before:
+    def of(
+        cls, previous: Manifest | None, specs: Sequence[Spec], store: Store, full_every: int
+    ) -> Before:
         """Those of `previous`, which must be committed in `store`, for tensors of the same name.
 
-        Without those of segments that are gone or mostly out of use.
+        Without those of segments that are gone or mostly out of use.  None at
+        all if every checkpoint is to be full.
         """
-        if previous is None:
-            return cls([{} for _ in specs])
+        if previous is None or full_every == 1:
+            return cls([{} for _ in specs], full_every)
         usable = _usable(previous, store)
         entries = {entry.spec.name: entry for entry in previous.tensors}
-        return cls([_chunks(entries.get(spec.name), spec, usable) for spec in specs])
+        chunks = [_chunks(entries.get(spec.name), spec, usable) for spec in specs]
+        return cls(chunks, full_every)
 
     def same(self, chunk: Chunk, fingerprint: str) -> ChunkEntry | None:
         """The entry of a chunk that has not changed."""
@@ -42,19 +50,36 @@ class Before:
             return None
         return entry
 
+    def base(self, chunk: Chunk) -> ChunkEntry | None:
+        """The entry of a chunk from which one that has changed may be a delta."""
+        entry = self._chunks[chunk.tensor].get(chunk.start)
+        if entry is None or entry.nbytes != chunk.nbytes or len(entry.chain) >= self._full_every:
+            return None
+        return entry
+
+
+def is_short(base: ChunkEntry, share: float) -> bool:
+    """Whether a delta, of such a share of the raw bytes, leaves the chain quick to read."""
+    nbytes = sum(link.extent.length for link in base.chain) + share * base.nbytes
+    return nbytes <= CHAIN_SHARE * base.nbytes
+
 
 def _chunks(entry: TensorEntry | None, spec: Spec, usable: frozenset[str]) -> dict[int, ChunkEntry]:
     if entry is None or entry.spec.dtype != spec.dtype:
         return {}
-    return {chunk.start: chunk for chunk in entry.chunks if chunk.extent.segment in usable}
+    return {
+        chunk.start: chunk
+        for chunk in entry.chunks
+        if all(link.extent.segment in usable for link in chunk.chain)
+    }
 
 
 def _usable(previous: Manifest, store: Store) -> frozenset[str]:
     """The segments that are there, and of which enough is in use."""
     live: Counter[str] = Counter()
     for entry in previous.tensors:
-        for chunk in entry.chunks:
-            live[chunk.extent.segment] += chunk.extent.length
+        for link in (link for chunk in entry.chunks for link in chunk.chain):
+            live[link.extent.segment] += link.extent.length
     found = set()
     for name, nbytes in live.items():
         with contextlib.suppress(CheckpointError):

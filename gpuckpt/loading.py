@@ -20,8 +20,9 @@ from gpuckpt.matching import (
     select,
 )
 from gpuckpt.names import names_of
+from gpuckpt.reading import Job
 from gpuckpt.resources import Resources
-from gpuckpt.restore import Job, Progress, restore_tensors
+from gpuckpt.restore import Progress, restore_tensors
 from gpuckpt.snapshot import place
 from gpuckpt.stores import Store
 from gpuckpt.tree import Flat, Mark, Path, flatten, from_json, walk_json

@@ -9,25 +9,33 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from gpuckpt import layout
 from gpuckpt.dtypes import to_numpy
+from gpuckpt.entries import (
+    COUNT_MAX,
+    FEATURES,
+    as_count,
+    as_text,
+    check_chunks,
+    features_of,
+    pack_chunk,
+    unpack_chunk,
+)
 from gpuckpt.errors import CorruptError, FormatError
 from gpuckpt.fingerprint import checksum128
-from gpuckpt.spec import ChunkEntry, Extent, Plane, Spec
+from gpuckpt.spec import ChunkEntry, Spec
 from gpuckpt.statistics import Statistics
 from gpuckpt.tree import walk_json
 from gpuckpt.values import Json
 
-CODECS = ("raw", "zstd")
 # What JSON of another shape than ours makes the code that reads it raise.
 NOT_AS_EXPECTED = (
     *(KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, OverflowError),
 )
-_COUNT_MAX = 2**63 - 1
 _BEGINNING = re.compile(rb'\{"gpuckpt":([0-9]{1,9}),')
 
 
@@ -69,21 +77,20 @@ class Manifest:
 
     @property
     def encoded_nbytes(self) -> int:
-        """Bytes of all tensors' chunks on disk."""
+        """Bytes of all tensors' chunks on disk, without those of their bases."""
         return sum(chunk.extent.length for entry in self.tensors for chunk in entry.chunks)
 
     @property
     def segments(self) -> list[str]:
         """The data files that it names, each once, in order of use."""
-        names = (chunk.extent.segment for entry in self.tensors for chunk in entry.chunks)
-        return list(dict.fromkeys(names))
+        return segments_of(self.tensors)
 
 
 def pack_manifest(manifest: Manifest) -> bytes:
     """The bytes of a manifest's file."""
     segments = manifest.segments
     body = {
-        "requires": [],
+        "requires": features_of(chunk for entry in manifest.tensors for chunk in entry.chunks),
         "step": manifest.step,
         "epoch": manifest.epoch,
         "metrics": {name: _number(value) for name, value in manifest.metrics.items()},
@@ -109,11 +116,10 @@ def unpack_manifest(data: bytes, where: str) -> Manifest:
     """
     body = _checked_body(data, where)
     try:
-        if body["requires"]:
-            raise FormatError(
-                f"{where}: needs {body['requires']}, unknown to this gpuckpt; upgrade"
-            )
-        segments = [_segment(name) for name in body["segments"]]
+        unknown = [one for one in body["requires"] if one not in FEATURES]
+        if unknown:
+            raise FormatError(f"{where}: needs {unknown}, unknown to this gpuckpt; upgrade")
+        segments = [check_segment(name) for name in body["segments"]]
         manifest = Manifest(
             step=layout.check_step(body["step"]),
             structure=body["structure"],
@@ -141,7 +147,7 @@ def pack_tensors(tensors: Sequence[TensorEntry], segments: Sequence[str]) -> lis
             "kind": entry.spec.kind,
             "device": entry.spec.device,
             "version": entry.version,
-            "chunks": [_pack_chunk(chunk, positions) for chunk in entry.chunks],
+            "chunks": [pack_chunk(chunk, positions) for chunk in entry.chunks],
             **_pack_statistics(entry.statistics),
         }
         for entry in tensors
@@ -156,6 +162,23 @@ def unpack_tensors(
     `whole` asks for every byte of each tensor to be there, once.
     """
     return tuple(_unpack_tensor(row, segments, whole=whole) for row in rows)
+
+
+def segments_of(tensors: Iterable[TensorEntry]) -> list[str]:
+    """The data files that tensors' chunks and their bases lie in, each once, in order of use."""
+    links = (link for entry in tensors for chunk in entry.chunks for link in chunk.chain)
+    return list(dict.fromkeys(link.extent.segment for link in links))
+
+
+def check_segment(name: Json) -> str:
+    """A segment's name, which holds no path.
+
+    Raises:
+        ValueError: it isn't one.
+    """
+    if not isinstance(name, str) or layout.segment_step(name) is None:
+        raise ValueError(f"{name!r} isn't a segment's name")
+    return name
 
 
 def notable(tensors: Sequence[TensorEntry]) -> str | None:
@@ -209,22 +232,6 @@ def _number(value: float) -> Json:
     return value if value - value == 0 else repr(value)
 
 
-def _segment(name: Json) -> str:
-    if not isinstance(name, str) or layout.segment_step(name) is None:
-        raise ValueError(f"{name!r} isn't a segment's name")
-    return name
-
-
-def _pack_chunk(chunk: ChunkEntry, positions: dict[str, int]) -> list[Json]:
-    extent = chunk.extent
-    return [
-        *(chunk.start, chunk.nbytes),
-        *(positions[extent.segment], extent.offset, extent.length),
-        *(chunk.fingerprint, chunk.checksum),
-        [[plane.codec, plane.length] for plane in chunk.planes],
-    ]
-
-
 def _pack_statistics(statistics: Statistics | None) -> dict[str, Json]:
     if statistics is None:
         return {}
@@ -236,7 +243,7 @@ def _unpack_statistics(row: Json, spec: Spec) -> Statistics | None:
     if "statistics" not in row:
         return None
     nans, infs, squares = row["statistics"]
-    if _count(nans) + _count(infs) > _numbers(spec):
+    if as_count(nans) + as_count(infs) > _numbers(spec):
         raise ValueError(f"{spec.name}: {nans} NaNs and {infs} infinities of {_numbers(spec)}")
     if squares == "inf":
         return Statistics(nans, infs, math.inf)
@@ -252,58 +259,18 @@ def _numbers(spec: Spec) -> int:
 
 def _unpack_tensor(row: Json, segments: Sequence[str], *, whole: bool) -> TensorEntry:
     axes = row["axes"]
-    shape = tuple(_count(extent) for extent in row["shape"])
+    shape = tuple(as_count(extent) for extent in row["shape"])
     spec = Spec(
-        *(_text(row["name"]), _text(row["dtype"]), shape),
-        axes=None if axes is None else tuple(_count(axis) for axis in axes),
-        kind=_text(row["kind"]),
-        device=_text(row["device"]),
+        *(as_text(row["name"]), as_text(row["dtype"]), shape),
+        axes=None if axes is None else tuple(as_count(axis) for axis in axes),
+        kind=as_text(row["kind"]),
+        device=as_text(row["device"]),
     )
-    if spec.nbytes > _COUNT_MAX or math.prod(n for n in shape if n) > _COUNT_MAX:
+    if spec.nbytes > COUNT_MAX or math.prod(n for n in shape if n) > COUNT_MAX:
         raise ValueError(f"{spec.name}: a shape of {shape} is too large to be one")
-    chunks = tuple(_unpack_chunk(chunk, segments) for chunk in row["chunks"])
-    _check_chunks(spec, chunks, whole=whole)
-    return TensorEntry(spec, chunks, _count(row["version"]), _unpack_statistics(row, spec))
-
-
-def _unpack_chunk(row: Json, segments: Sequence[str]) -> ChunkEntry:
-    start, nbytes, segment, offset, length, fingerprint, checksum, planes = row
-    return ChunkEntry(
-        start=_count(start),
-        nbytes=_count(nbytes),
-        extent=Extent(segments[_count(segment)], _count(offset), _count(length)),
-        fingerprint=_text(fingerprint),
-        checksum=_text(checksum),
-        planes=tuple(Plane(_text(codec), _count(size)) for codec, size in planes),
-    )
-
-
-def _check_chunks(spec: Spec, chunks: Sequence[ChunkEntry], *, whole: bool) -> None:
-    """Chunks follow each other without a hole or an overlap, and their planes fill them."""
-    end, itemsize = 0, to_numpy(spec.dtype).itemsize
-    for chunk in chunks:
-        if chunk.start < end or (whole and chunk.start > end) or not chunk.nbytes:
-            raise ValueError(f"{spec.name}: a chunk at {chunk.start}, after one that ends at {end}")
-        end = chunk.start + chunk.nbytes
-        if chunk.nbytes > layout.CHUNK_NBYTES_MAX:
-            raise ValueError(f"{spec.name}: a chunk of {chunk.nbytes} bytes")
-        if chunk.start % itemsize or chunk.nbytes % itemsize:
-            raise ValueError(f"{spec.name}: a chunk cuts an element")
-        if len(chunk.planes) not in (1, spec.width):
-            raise ValueError(f"{spec.name}: {len(chunk.planes)} planes of {spec.width}")
-        if sum(plane.length for plane in chunk.planes) != chunk.extent.length:
-            raise ValueError(f"{spec.name}: planes don't fill their extent")
-        for plane in chunk.planes:
-            _check_plane(spec.name, plane, chunk.nbytes // len(chunk.planes))
-    if end > spec.nbytes or (whole and end != spec.nbytes):
-        raise ValueError(f"{spec.name}: {end} bytes of {spec.nbytes}")
-
-
-def _check_plane(name: str, plane: Plane, nbytes: int) -> None:
-    if plane.codec not in CODECS:
-        raise FormatError(f"{name}: codec {plane.codec!r} isn't known to this gpuckpt; upgrade it")
-    if plane.length > nbytes or (plane.codec == "raw" and plane.length != nbytes):
-        raise ValueError(f"{name}: a {plane.codec} plane of {plane.length} bytes for {nbytes}")
+    chunks = tuple(unpack_chunk(chunk, segments) for chunk in row["chunks"])
+    check_chunks(spec, chunks, whole=whole)
+    return TensorEntry(spec, chunks, as_count(row["version"]), _unpack_statistics(row, spec))
 
 
 def _check_structure(manifest: Manifest) -> None:
@@ -314,19 +281,7 @@ def _check_structure(manifest: Manifest) -> None:
             raise ValueError(f"the structure names tensor {number} of {count}")
 
 
-def _count(value: Json) -> int:
-    if type(value) is not int or not 0 <= value <= _COUNT_MAX:
-        raise ValueError(f"{value!r} isn't a count")
-    return value
-
-
 def _integer(value: Json) -> int:
     if type(value) is not int:
         raise TypeError(f"{value!r} isn't an integer")
-    return value
-
-
-def _text(value: Json) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} isn't a string")
     return value

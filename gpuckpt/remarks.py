@@ -6,12 +6,26 @@ import warnings
 from collections.abc import Iterable
 
 from gpuckpt.manifest import Manifest, notable
+from gpuckpt.pending import Pending
 
 
 def remarks_on(manifest: Manifest, previous: Manifest | None) -> list[str]:
     """Sentences about a checkpoint that was just committed; `previous` came before it."""
     found = [notable(manifest.tensors), _unchanged(manifest, previous)]
     return [f"step {manifest.step} holds {phrase}" for phrase in found if phrase]
+
+
+def conclude(pending: Pending, on_error: str, *, stacklevel: int) -> None:
+    """Tell the user how a save ended; by warnings, if it isn't raised.
+
+    Raises:
+        BaseException: what made it fail, if it is to be raised.
+    """
+    failure = pending.failure
+    if failure is not None and (on_error == "raise" or not isinstance(failure, Exception)):
+        raise failure
+    told = [f"step {pending.step} was not saved: {failure}"] if failure else pending.stats.remarks
+    remark(told, stacklevel=stacklevel + 1)
 
 
 def remark(remarks: Iterable[str], *, stacklevel: int) -> None:

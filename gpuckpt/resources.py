@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 
 from gpuckpt.arena import Arena, arena_nbytes
+from gpuckpt.bases import Bases
 from gpuckpt.devices import Devices
 from gpuckpt.errors import InvalidError
 from gpuckpt.layout import CHUNK_NBYTES, CHUNK_NBYTES_MAX
@@ -24,6 +25,7 @@ class Resources:
             InvalidError: it isn't a size, or is too small to work with.
         """
         self.devices = Devices()
+        self.bases = Bases()
         self.workers = min(len(os.sched_getaffinity(0)), _WORKERS_MAX)
         self.chunk_nbytes = chunk_nbytes
         if not 0 < chunk_nbytes <= CHUNK_NBYTES_MAX:
@@ -35,8 +37,8 @@ class Resources:
 
     @property
     def host_room_nbytes(self) -> int:
-        """What the budget leaves beside the arena."""
-        return self.budget_nbytes - self._arena_nbytes
+        """What the budget leaves beside the arena and the bases."""
+        return max(self.budget_nbytes - self._arena_nbytes - self.bases.nbytes, 0)
 
     def arena(self, device_names: Iterable[str], largest_nbytes: int = 0) -> Arena:
         """The arena, taken at its first use: page-locked if a GPU is among the devices.

@@ -8,40 +8,26 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 
 from gpuckpt.apart import Apart, Flag
 from gpuckpt.arena import Arena, Slot
 from gpuckpt.arrays import Tensor
-from gpuckpt.coding import decode
 from gpuckpt.devices import Device, Devices, Piece, Transfer
-from gpuckpt.errors import CorruptError, MismatchError
-from gpuckpt.fingerprint import checksum, fingerprint
+from gpuckpt.errors import MismatchError
 from gpuckpt.manifest import TensorEntry
 from gpuckpt.ordered import alternated, ordered_map
 from gpuckpt.plan import Plan, batch_chunks, is_dense, staged_nbytes, target_nbytes
+from gpuckpt.reading import Job, compare, read_chunk, rooms_of
 from gpuckpt.resources import Resources
-from gpuckpt.segments import read
 from gpuckpt.spec import Chunk, ChunkEntry
 from gpuckpt.staging import upload
-from gpuckpt.stores import Store
 
 log = logging.getLogger("gpuckpt")
 
-Bytes = npt.NDArray[np.uint8]
 Progress = Callable[[int], None]
 
 # Small chunks that one worker takes at a time: each is a read, and reads may be slow.
 READS_TOGETHER = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A tensor of a checkpoint, and the tensors to fill with its bytes (at least one)."""
-
-    store: Store
-    entry: TensorEntry
-    targets: tuple[Tensor, ...]
 
 
 @dataclass(slots=True)
@@ -111,7 +97,7 @@ def _restore_all(
 
     def work(batch: _Batch) -> _Batch:
         if not stopped.is_set():
-            batch.transfer = _begin(batch, resources.devices[batch.device], shared)
+            batch.transfer = _begin(batch, resources.devices[batch.device], arena, shared)
         return batch
 
     drop = partial(_drop, arena=arena)
@@ -178,18 +164,6 @@ def largest_chunk(entries: Iterable[TensorEntry]) -> int:
     return max((chunk.nbytes for entry in entries for chunk in entry.chunks), default=0)
 
 
-def check_chunk(job: Job, chunk: ChunkEntry, slot: Slot) -> Bytes:
-    """Read, decode and check one chunk; its raw bytes lie in the slot.
-
-    Raises:
-        CorruptError: names tensor, file and offset.
-    """
-    room = slot.raw[: chunk.nbytes]
-    _read(job, chunk, slot, [room])
-    _compare(job, chunk, [fingerprint(room.data)])
-    return room
-
-
 def _batches(shares: Mapping[str, Sequence[Job]], arena: Arena) -> Iterator[_Batch]:
     """Chunks in the order of the jobs, small ones together, the devices in turn."""
     return alternated(_share_batches(device, jobs, arena) for device, jobs in shares.items())
@@ -200,7 +174,7 @@ def _share_batches(device: str, jobs: Sequence[Job], arena: Arena) -> Iterator[_
 
     def cost(chunk: Chunk) -> int:
         job, entry = every[chunk.tensor]
-        staged = staged_nbytes(chunk.nbytes, len(entry.planes), strided=True)
+        staged = staged_nbytes(chunk.nbytes, rooms_of(entry), strided=True)
         return max(staged, target_nbytes(chunk.nbytes) * len(job.targets))
 
     chunks = (Chunk(at, 0, chunk.nbytes) for at, (_, chunk) in enumerate(every))
@@ -210,19 +184,19 @@ def _share_batches(device: str, jobs: Sequence[Job], arena: Arena) -> Iterator[_
 
 
 def _begin(
-    batch: _Batch, device: Device, shared: frozenset[int]
+    batch: _Batch, device: Device, arena: Arena, shared: frozenset[int]
 ) -> Transfer[Sequence[Sequence[str]]]:
     """Read and decode a batch's chunks, and begin to upload them.
 
     `shared` are the jobs, by identity, whose targets share memory with others.
     """
     pieces = [
-        Piece(chunk.nbytes, len(chunk.planes), chunk.start, job.targets, id(job) in shared)
+        Piece(chunk.nbytes, rooms_of(chunk), chunk.start, job.targets, id(job) in shared)
         for job, chunk in batch.chunks
     ]
     uploading = upload(pieces, device, batch.slot)
     for (job, chunk), rooms in zip(batch.chunks, uploading.rooms, strict=True):
-        _read(job, chunk, batch.slot, rooms)
+        read_chunk(job, chunk, batch.slot, rooms, arena)
     return uploading.start()
 
 
@@ -239,26 +213,4 @@ def _drop(batch: _Batch, arena: Arena) -> None:
 
 def _check(batch: _Batch, found: Sequence[Sequence[str]]) -> None:
     for (job, chunk), fingerprints in zip(batch.chunks, found, strict=True):
-        _compare(job, chunk, fingerprints)
-
-
-def _compare(job: Job, chunk: ChunkEntry, fingerprints: Sequence[str]) -> None:
-    if any(found != chunk.fingerprint for found in fingerprints):
-        raise CorruptError(
-            _where(job, chunk), "the fingerprint of the decoded bytes isn't the manifest's"
-        )
-
-
-def _read(job: Job, chunk: ChunkEntry, slot: Slot, rooms: Sequence[Bytes]) -> None:
-    """Read a chunk and decode it into its rooms."""
-    coded = slot.coded[: chunk.extent.length]
-    read(job.store, chunk.extent, coded.data)
-    if checksum([coded.data]) != chunk.checksum:
-        raise CorruptError(
-            _where(job, chunk), "the checksum of the bytes on disk isn't the manifest's"
-        )
-    decode(coded, chunk.planes, slot, rooms, _where(job, chunk))
-
-
-def _where(job: Job, chunk: ChunkEntry) -> str:
-    return f"{job.entry.spec.name} in {job.store.root}/{chunk.extent}"
+        compare(job, chunk, fingerprints)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from gpuckpt.coding import Encoded
@@ -13,15 +13,22 @@ from gpuckpt.statistics import Statistics
 
 
 @dataclass(frozen=True, slots=True)
+class Fresh:
+    """A chunk's bytes, ready to be written: all of it, or what it differs from its base by."""
+
+    encoded: Encoded
+    checksum: str
+    base: ChunkEntry | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class CodedChunk:
-    """A chunk ready to be written, or the entry of one that is on the disk already."""
+    """A chunk ready to be written, or one that is on the disk already."""
 
     chunk: Chunk
-    statistics: Statistics | None
     fingerprint: str
-    checksum: str
-    encoded: Encoded | None
-    same: ChunkEntry | None = None
+    statistics: Statistics | None
+    coded: Fresh | ChunkEntry
 
 
 class Rows:
@@ -32,12 +39,16 @@ class Rows:
         self._chunks: list[list[ChunkEntry]] = [[] for _ in specs]
         self._statistics: list[Statistics | None] = [None] * len(specs)
 
-    def add(self, coded: CodedChunk, extent: Extent | None) -> None:
-        """Take note of a chunk that was written; one that was there already has no new extent."""
-        at, statistics = coded.chunk.tensor, coded.statistics
-        self._chunks[at].append(coded.same or _entry(coded, extent))
+    def add(self, one: CodedChunk, extents: Iterator[Extent]) -> ChunkEntry:
+        """Take note of a chunk: if it is fresh, it was written to the next of `extents`."""
+        at, statistics = one.chunk.tensor, one.statistics
+        entry = one.coded
+        if isinstance(entry, Fresh):
+            entry = _entry(one, entry, next(extents))
+        self._chunks[at].append(entry)
         if statistics is not None:
             self._statistics[at] = statistics + (self._statistics[at] or Statistics())
+        return entry
 
     def compare(self, chunks: Sequence[Chunk], fingerprints: Sequence[str]) -> None:
         """See that chunks which were read again are what was written.
@@ -67,16 +78,15 @@ class Rows:
         return chunk.start // self._chunks[chunk.tensor][0].nbytes
 
 
-def _entry(coded: CodedChunk, extent: Extent | None) -> ChunkEntry:
-    assert coded.encoded is not None, coded.chunk
-    assert extent is not None, coded.chunk
+def _entry(one: CodedChunk, fresh: Fresh, extent: Extent) -> ChunkEntry:
     return ChunkEntry(
-        start=coded.chunk.start,
-        nbytes=coded.chunk.nbytes,
+        start=one.chunk.start,
+        nbytes=one.chunk.nbytes,
         extent=extent,
-        fingerprint=coded.fingerprint,
-        checksum=coded.checksum,
-        planes=coded.encoded.planes,
+        fingerprint=one.fingerprint,
+        checksum=fresh.checksum,
+        planes=fresh.encoded.planes,
+        base=fresh.base,
     )
 
 

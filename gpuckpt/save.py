@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import secrets
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from gpuckpt import layout
-from gpuckpt.arena import Slot
-from gpuckpt.coding import Choice, choose_all, choose_by_entropy, choose_nothing, encode
+from gpuckpt.coding import Choice, choose_all, choose_by_entropy, choose_nothing
 from gpuckpt.commit import commit
-from gpuckpt.devices import Arrived
+from gpuckpt.encoder import Again, Encoder, countdown
 from gpuckpt.errors import InvalidError
-from gpuckpt.fingerprint import checksum, fingerprint
 from gpuckpt.increments import Before
 from gpuckpt.inventory import Snapshot
 from gpuckpt.manifest import Manifest
 from gpuckpt.ordered import ordered_map
 from gpuckpt.plan import largest_nbytes
 from gpuckpt.resources import Resources
-from gpuckpt.rows import CodedChunk, Rows
+from gpuckpt.rows import CodedChunk, Fresh, Rows
 from gpuckpt.segments import Writer
-from gpuckpt.spec import Chunk, Spec
-from gpuckpt.staging import Reread, Staged, give_back, stage
-from gpuckpt.statistics import statistics_of
+from gpuckpt.staging import give_back, stage
 from gpuckpt.stats import Stats
 from gpuckpt.stores import Store
 
+# As `auto`, and as what the state differs by from the one before.
+DELTA = "delta"
 CODECS: dict[str, Choice] = {
     "auto": choose_by_entropy,
+    DELTA: choose_by_entropy,
     "raw": choose_nothing,
     "zstd": choose_all,
 }
@@ -48,24 +46,6 @@ class Header:
     writer: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Coded:
-    """Chunks ready to be written, and what that took."""
-
-    staged: Staged
-    chunks: tuple[CodedChunk, ...]
-    seconds: float
-    cpu_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Again:
-    """Fingerprints of chunks that were read a second time."""
-
-    staged: Reread
-    fingerprints: Sequence[str]
-
-
 def save_snapshot(
     snapshot: Snapshot,
     header: Header,
@@ -75,14 +55,15 @@ def save_snapshot(
     codec: str,
     previous: Manifest | None,
     stats: Stats,
-    refer: bool = False,
+    full_every: int = 1,
     segment_nbytes: int = layout.SEGMENT_NBYTES,
 ) -> Manifest:
     """Write a snapshot and commit it; on return it is durable.
 
-    With `refer`, chunks that are in `previous`, which is committed, aren't
-    written again.  Releases the snapshot as soon as nothing of it is read any more, and in
-    any case.  If it fails, what it wrote is deleted, and no checkpoint was made.
+    Chunks that are in `previous`, which is committed, aren't written again,
+    unless each is to be full.  Releases the snapshot as soon as nothing of it
+    is read any more, and in any case.  If it fails, what it wrote is deleted,
+    and no checkpoint was made.
     """
     token = secrets.token_hex(4)
     writer = Writer(
@@ -91,8 +72,8 @@ def save_snapshot(
         segment_nbytes=segment_nbytes,
     )
     try:
-        before = Before.of(previous if refer else None, snapshot.inventory.specs, store)
-        rows = _write_chunks(snapshot, writer, resources, choice(codec), before, stats)
+        before = Before.of(previous, snapshot.inventory.specs, store, full_every)
+        rows = _write_chunks(snapshot, writer, resources, codec, before, stats)
         tensors = rows.entries(header.step, previous)
         begun = time.perf_counter()
         writer.finish(tensors, header.step)
@@ -128,23 +109,25 @@ def _write_chunks(  # noqa: PLR0917 - all that a save has
     snapshot: Snapshot,
     writer: Writer,
     resources: Resources,
-    choose: Choice,
+    codec: str,
     before: Before,
     stats: Stats,
 ) -> Rows:
     """Bring every chunk of a snapshot to the disk."""
     arena = resources.arena(snapshot.plans, largest_nbytes(snapshot.plans))
-    stats.host_nbytes = arena.nbytes
+    stats.host_nbytes = arena.nbytes + resources.bases.nbytes
     stats.copy_nbytes = sum(resources.devices[name].kept_nbytes for name in snapshot.plans)
     rows = Rows(snapshot.inventory.specs)
     reads = sum(len(plan.batches) for plan in snapshot.plans.values())
     reads += sum(len(snapshot.plans[name].rereads) for name in snapshot.live)
-    work = _worker(choose, before, _countdown(reads, snapshot.release))
+    bases = resources.bases if codec == DELTA else None
+    arrived = countdown(reads, snapshot.release)
+    encoder = Encoder(choice(codec), before, bases, arena, arrived)
     drop = partial(give_back, arena=arena)
     staged = stage(snapshot, arena)
-    for done in ordered_map(work, staged, workers=resources.workers, drop=drop):
+    for done in ordered_map(encoder.work, staged, workers=resources.workers, drop=drop):
         try:
-            if isinstance(done, _Again):
+            if isinstance(done, Again):
                 rows.compare(done.staged.chunks, done.fingerprints)
                 continue
             _write(done.chunks, writer, rows, stats)
@@ -158,65 +141,15 @@ def _write_chunks(  # noqa: PLR0917 - all that a save has
 def _write(chunks: Sequence[CodedChunk], writer: Writer, rows: Rows, stats: Stats) -> None:
     """Write those chunks that aren't on the disk yet, and take note of all."""
     begun = time.perf_counter()
-    extents = iter(writer.write(one.encoded.parts for one in chunks if one.encoded is not None))
+    fresh = [one.coded for one in chunks if isinstance(one.coded, Fresh)]
+    extents = writer.write(one.encoded.parts for one in fresh)
     stats.write_seconds += time.perf_counter() - begun
-    for one in chunks:
-        if one.same is not None:
-            rows.add(one, None)
-            stats.encoded_nbytes += one.same.extent.length
-            stats.unchanged_nbytes += one.chunk.nbytes
-            continue
-        extent = next(extents)
-        rows.add(one, extent)
-        stats.encoded_nbytes += extent.length
-        stats.written_nbytes += extent.length
+    places = iter(extents)
+    entries = [rows.add(one, places) for one in chunks]
     stats.chunks += len(chunks)
-
-
-def _worker(
-    choose: Choice, before: Before, staged: Callable[[], None]
-) -> Callable[[Staged | Reread], _Coded | _Again]:
-    """Encode a batch, or read one again; `staged` is told when each has come to the host."""
-
-    def one(chunk: Chunk, arrived: Arrived, spec: Spec, part: Slot) -> CodedChunk:
-        known, statistics = arrived.fingerprint, arrived.statistics
-        if known is None:
-            (raw,) = arrived.planes
-            known, statistics = fingerprint(raw.data), statistics_of(raw, spec.dtype)
-        same = before.same(chunk, known)
-        if same is not None:
-            return CodedChunk(chunk, statistics, known, same.checksum, None, same)
-        encoded = encode(arrived.planes, spec.width, part, choose)
-        return CodedChunk(chunk, statistics, known, checksum(encoded.parts), encoded)
-
-    def work(batch: Staged | Reread) -> _Coded | _Again:
-        if isinstance(batch, Reread):
-            again = _Again(batch, batch.transfer.wait())
-            staged()
-            return again
-        every = batch.transfer.wait()
-        staged()
-        begun, cpu, specs = time.perf_counter(), time.thread_time(), batch.plan.specs
-        chunks = tuple(
-            one(chunk, arrived, specs[chunk.tensor], part)
-            for chunk, arrived, part in zip(batch.chunks, every, batch.parts, strict=True)
-        )
-        elapsed, used = time.perf_counter() - begun, time.thread_time() - cpu
-        return _Coded(batch, chunks, elapsed, used)
-
-    return work
-
-
-def _countdown(count: int, finish: Callable[[], None]) -> Callable[[], None]:
-    """Call `finish` once the returned function was called `count` times, by any threads."""
-    lock, left = threading.Lock(), count
-
-    def fewer() -> None:
-        nonlocal left
-        with lock:
-            left -= 1
-            last = left == 0
-        if last:
-            finish()
-
-    return fewer
+    stats.encoded_nbytes += sum(entry.extent.length for entry in entries)
+    stats.written_nbytes += sum(extent.length for extent in extents)
+    stats.delta_nbytes += sum(one.base.nbytes for one in fresh if one.base is not None)
+    stats.unchanged_nbytes += sum(
+        one.chunk.nbytes for one in chunks if not isinstance(one.coded, Fresh)
+    )

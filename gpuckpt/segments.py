@@ -16,7 +16,14 @@ import zstandard
 from gpuckpt import layout
 from gpuckpt.errors import CheckpointError, CorruptError, FormatError
 from gpuckpt.fingerprint import checksum128
-from gpuckpt.manifest import NOT_AS_EXPECTED, TensorEntry, pack_tensors, unpack_tensors
+from gpuckpt.manifest import (
+    NOT_AS_EXPECTED,
+    TensorEntry,
+    check_segment,
+    pack_tensors,
+    segments_of,
+    unpack_tensors,
+)
 from gpuckpt.spec import Extent
 from gpuckpt.stores import Appender, Store
 
@@ -122,8 +129,9 @@ def read_index(store: Store, name: str) -> tuple[int, tuple[TensorEntry, ...]]:
         if zstandard.frame_content_size(packed) != trailer.raw_length:
             raise ValueError("its length isn't the trailer's")
         body = json.loads(zstandard.decompress(packed, max_output_size=trailer.raw_length))
-        # Extents are in this file, whatever it was called when it was written.
-        return layout.check_step(body["step"]), unpack_tensors(body["tensors"], [name], whole=False)
+        # Extents are in this file, whatever it was called when it was written, or are bases'.
+        files = [name, *(check_segment(other) for other in body.get("bases", ()))]
+        return layout.check_step(body["step"]), unpack_tensors(body["tensors"], files, whole=False)
     except (*NOT_AS_EXPECTED, zstandard.ZstdError) as error:
         raise CorruptError(where, f"not an index ({error})") from error
 
@@ -134,7 +142,10 @@ def _append_index(file: Appender, name: str, tensors: Sequence[TensorEntry], ste
         chunks = tuple(chunk for chunk in entry.chunks if chunk.extent.segment == name)
         if chunks:
             own.append(TensorEntry(entry.spec, chunks, entry.version))
-    body = {"segment": name, "step": step, "tensors": pack_tensors(own, [name])}
+    files = list(dict.fromkeys([name, *segments_of(own)]))
+    body = {"segment": name, "step": step, "tensors": pack_tensors(own, files)}
+    if files[1:]:
+        body["bases"] = files[1:]
     text = json.dumps(body, separators=(",", ":"), allow_nan=False).encode("ascii")
     packed = zstandard.compress(text, 3)
     digest = bytes.fromhex(checksum128(packed))

@@ -74,10 +74,15 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Plane:
-    """One plane of an encoded chunk: how it is coded, and its bytes on disk."""
+    """One plane of an encoded chunk: how it is coded, and its bytes on disk.
+
+    A `sparse` plane has two `parts`: a bitmap of its bytes that aren't zero,
+    and these bytes.
+    """
 
     codec: str
     length: int
+    parts: tuple[Plane, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +91,9 @@ class ChunkEntry:
 
     `fingerprint` (128 bits, hex) is of the raw bytes, `checksum` (64 bits,
     hex) of the encoded ones.  One plane holds the bytes as they are; as many
-    planes as the dtype's width hold byte k of every element each.
+    planes as the dtype's width hold byte k of every element each.  With a
+    `base`, an earlier chunk of as many bytes, they hold what `deltas.delta`
+    gives for the raw bytes and the base's.
     """
 
     start: int
@@ -95,3 +102,14 @@ class ChunkEntry:
     fingerprint: str
     checksum: str
     planes: tuple[Plane, ...]
+    base: ChunkEntry | None = None
+
+    @property
+    def chain(self) -> tuple[ChunkEntry, ...]:
+        """The chunk, its base, the base's base, …: all that must be read for it."""
+        return (self,) if self.base is None else (self, *self.base.chain)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its planes are decoded one by one, with nothing else at hand."""
+        return self.base is None and not any(plane.parts for plane in self.planes)

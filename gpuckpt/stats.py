@@ -18,9 +18,10 @@ class Stats:
     durable.  `encode_seconds` and `cpu_seconds` are sums over threads;
     `write_seconds` and `commit_seconds` (syncs and manifest) are not.
     `raw_nbytes` is the state in memory, `unchanged_nbytes` of which weren't
-    written again; `encoded_nbytes` its chunks on disk, `written_nbytes` those written now,
-    `host_nbytes` the arena, `copy_nbytes` what the devices keep for copies and
-    for chunks on their way.  `remarks` are sentences about what was saved: values
+    written again and `delta_nbytes` as what they differ by; `encoded_nbytes`
+    its chunks on disk, `written_nbytes` those written now, `host_nbytes` the
+    arena and bases, `copy_nbytes` what the devices keep for copies and for
+    chunks on their way.  `remarks` are sentences about what was saved: values
     that aren't finite, a state that hasn't changed.
     """
 
@@ -37,6 +38,7 @@ class Stats:
     cpu_seconds: float = 0.0
     raw_nbytes: int = 0
     unchanged_nbytes: int = 0
+    delta_nbytes: int = 0
     encoded_nbytes: int = 0
     written_nbytes: int = 0
     tensors: int = 0

@@ -11,8 +11,9 @@ from gpuckpt.commit import open_step
 from gpuckpt.errors import CheckpointError, CorruptError
 from gpuckpt.manifest import Manifest
 from gpuckpt.ordered import ordered_map
+from gpuckpt.reading import Job, check_chunk, where_of
 from gpuckpt.resources import Resources
-from gpuckpt.restore import Job, check_chunk, largest_chunk
+from gpuckpt.restore import largest_chunk
 from gpuckpt.segments import read_index
 from gpuckpt.spec import ChunkEntry
 from gpuckpt.stores import Store
@@ -72,9 +73,10 @@ def _verify_chunks(
 
     def work(piece: _Piece) -> tuple[_Piece, str]:
         try:
-            check_chunk(piece.job, piece.chunk, piece.slot)
+            check_chunk(piece.job, piece.chunk, piece.slot, arena)
         except CorruptError as error:
-            return piece, error.reason
+            own = error.where == where_of(piece.job, piece.chunk)
+            return piece, error.reason if own else str(error)
         except CheckpointError as error:
             return piece, str(error)
         return piece, ""

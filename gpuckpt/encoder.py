@@ -1,0 +1,133 @@
+"""What a worker of a save does with a batch of chunks: look what is new in it, and encode that."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from gpuckpt.arena import Arena, Slot
+from gpuckpt.bases import Bases
+from gpuckpt.coding import Choice, encode
+from gpuckpt.deltacoding import delta_pays, encode_delta
+from gpuckpt.devices import Arrived
+from gpuckpt.fingerprint import checksum, fingerprint
+from gpuckpt.increments import Before, is_short
+from gpuckpt.planes import join
+from gpuckpt.rows import CodedChunk, Fresh
+from gpuckpt.spec import Chunk, ChunkEntry, Spec
+from gpuckpt.staging import Reread, Staged
+from gpuckpt.statistics import statistics_of
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """Chunks ready to be written, and what that took."""
+
+    staged: Staged
+    chunks: tuple[CodedChunk, ...]
+    seconds: float
+    cpu_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Fingerprints of chunks that were read a second time."""
+
+    staged: Reread
+    fingerprints: Sequence[str]
+
+
+class Encoder:
+    """Encodes batches, in several threads at once."""
+
+    def __init__(
+        self,
+        choose: Choice,
+        before: Before,
+        bases: Bases | None,
+        arena: Arena,
+        arrived: Callable[[], None],
+    ) -> None:
+        """`bases` are kept up to date; `arrived` is called for each batch on the host."""
+        self._choose, self._before, self._bases = choose, before, bases
+        self._arena, self._arrived = arena, arrived
+
+    def work(self, batch: Staged | Reread) -> Coded | Again:
+        """Wait for a batch, and encode it, or take note of what it was when it was read again."""
+        if isinstance(batch, Reread):
+            again = Again(batch, batch.transfer.wait())
+            self._arrived()
+            return again
+        every = batch.transfer.wait()
+        self._arrived()
+        begun, cpu, specs = time.perf_counter(), time.thread_time(), batch.plan.specs
+        chunks = tuple(
+            self._one(chunk, arrived, specs[chunk.tensor], part)
+            for chunk, arrived, part in zip(batch.chunks, every, batch.parts, strict=True)
+        )
+        elapsed, used = time.perf_counter() - begun, time.thread_time() - cpu
+        return Coded(batch, chunks, elapsed, used)
+
+    def _one(self, chunk: Chunk, arrived: Arrived, spec: Spec, part: Slot) -> CodedChunk:
+        known, statistics = arrived.fingerprint, arrived.statistics
+        if known is None:
+            (raw,) = arrived.planes
+            known, statistics = fingerprint(raw.data), statistics_of(raw, spec.dtype)
+        coded = self._coded(chunk, arrived.planes, spec.width, part, known)
+        if self._bases is not None:
+            self._bases.put(chunk, arrived.planes, known)
+        return CodedChunk(chunk, known, statistics, coded)
+
+    def _coded(
+        self, chunk: Chunk, planes: Sequence[Bytes], width: int, part: Slot, known: str
+    ) -> Fresh | ChunkEntry:
+        """The chunk encoded, or its entry if it is on the disk already."""
+        same = self._before.same(chunk, known)
+        if same is not None:
+            return same
+        delta = self._delta(chunk, planes, width, part)
+        if delta is not None:
+            return delta
+        encoded = encode(planes, width, part, self._choose)
+        return Fresh(encoded, checksum(encoded.parts))
+
+    def _delta(self, chunk: Chunk, planes: Sequence[Bytes], width: int, part: Slot) -> Fresh | None:
+        """What the chunk differs by from the one before; None if that isn't at hand or no gain."""
+        before = self._before.base(chunk)
+        if before is None or self._bases is None:
+            return None
+        base = self._bases.get(chunk, before.fingerprint)
+        if base is None:
+            return None
+        with self._arena.spare() as spare:
+            raw = planes[0]
+            if len(planes) > 1:
+                raw = spare.coded[: chunk.nbytes]
+                join(planes, raw)
+            pays, share = delta_pays(raw, base, width)
+            if not pays or not is_short(before, share):
+                return None
+            encoded = encode_delta(raw, base, width, part, spare)
+        return Fresh(encoded, checksum(encoded.parts), before)
+
+
+def countdown(count: int, finish: Callable[[], None]) -> Callable[[], None]:
+    """Call `finish` once the returned function was called `count` times, by any threads."""
+    lock, left = threading.Lock(), count
+
+    def fewer() -> None:
+        nonlocal left
+        with lock:
+            left -= 1
+            last = left == 0
+        if last:
+            finish()
+
+    return fewer

@@ -1,0 +1,127 @@
+"""Chunks' rows in manifests and indices, to and from JSON; nothing in them is trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from gpuckpt import layout
+from gpuckpt.dtypes import to_numpy
+from gpuckpt.errors import FormatError
+from gpuckpt.spec import ChunkEntry, Extent, Plane, Spec
+from gpuckpt.values import Json
+
+CODECS = ("raw", "zstd")
+SPARSE = "sparse"
+# What a reader must know beyond the first readers of this version.
+DELTA_FEATURE, SPARSE_FEATURE = "delta", "sparse"
+FEATURES = (DELTA_FEATURE, SPARSE_FEATURE)
+COUNT_MAX = 2**63 - 1
+# A longer chain is no one's, and would make whoever reads it read for ever.
+CHAIN_MAX = 64
+
+
+def pack_chunk(chunk: ChunkEntry, positions: Mapping[str, int]) -> list[Json]:
+    """A chunk's row, its segments by their positions."""
+    extent = chunk.extent
+    row: list[Json] = [
+        *(chunk.start, chunk.nbytes),
+        *(positions[extent.segment], extent.offset, extent.length),
+        *(chunk.fingerprint, chunk.checksum),
+        [_pack_plane(plane) for plane in chunk.planes],
+    ]
+    return row if chunk.base is None else [*row, pack_chunk(chunk.base, positions)]
+
+
+def unpack_chunk(row: Json, segments: Sequence[str], links: int = CHAIN_MAX) -> ChunkEntry:
+    """Read a chunk's row: the inverse of `pack_chunk`."""
+    start, nbytes, segment, offset, length, fingerprint, checksum, planes, *more = row
+    if len(more) > 1 or (more and not links):
+        raise ValueError(f"{len(row)} entries, or more than {CHAIN_MAX} bases")
+    return ChunkEntry(
+        start=as_count(start),
+        nbytes=as_count(nbytes),
+        extent=Extent(segments[as_count(segment)], as_count(offset), as_count(length)),
+        fingerprint=as_text(fingerprint),
+        checksum=as_text(checksum),
+        planes=tuple(_unpack_plane(plane) for plane in planes),
+        base=unpack_chunk(more[0], segments, links - 1) if more else None,
+    )
+
+
+def check_chunks(spec: Spec, chunks: Sequence[ChunkEntry], *, whole: bool) -> None:
+    """Chunks follow each other without a hole or an overlap, and their planes fill them.
+
+    Raises:
+        ValueError: they don't.
+        FormatError: a codec isn't known.
+    """
+    end = 0
+    for chunk in chunks:
+        if chunk.start < end or (whole and chunk.start > end) or not chunk.nbytes:
+            raise ValueError(f"{spec.name}: a chunk at {chunk.start}, after one that ends at {end}")
+        end = chunk.start + chunk.nbytes
+        for link in chunk.chain:
+            if (link.start, link.nbytes) != (chunk.start, chunk.nbytes):
+                raise ValueError(f"{spec.name}: a base of {link.nbytes} bytes at {link.start}")
+            _check_chunk(spec, link)
+    if end > spec.nbytes or (whole and end != spec.nbytes):
+        raise ValueError(f"{spec.name}: {end} bytes of {spec.nbytes}")
+
+
+def features_of(chunks: Iterable[ChunkEntry]) -> list[str]:
+    """What a reader of these chunks must know."""
+    links = [link for chunk in chunks for link in chunk.chain]
+    found = {DELTA_FEATURE for link in links if link.base is not None}
+    found |= {SPARSE_FEATURE for link in links for plane in link.planes if plane.parts}
+    return sorted(found)
+
+
+def as_count(value: Json) -> int:
+    """A count, and nothing else that JSON can say."""
+    if type(value) is not int or not 0 <= value <= COUNT_MAX:
+        raise ValueError(f"{value!r} isn't a count")
+    return value
+
+
+def as_text(value: Json) -> str:
+    """A string, and nothing else that JSON can say."""
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} isn't a string")
+    return value
+
+
+def _pack_plane(plane: Plane) -> list[Json]:
+    return [plane.codec, plane.length, *map(_pack_plane, plane.parts)]
+
+
+def _unpack_plane(row: Json) -> Plane:
+    codec, length, *parts = row
+    inside = tuple(Plane(as_text(one), as_count(size)) for one, size in parts)
+    return Plane(as_text(codec), as_count(length), inside)
+
+
+def _check_chunk(spec: Spec, chunk: ChunkEntry) -> None:
+    itemsize = to_numpy(spec.dtype).itemsize
+    if chunk.nbytes > layout.CHUNK_NBYTES_MAX:
+        raise ValueError(f"{spec.name}: a chunk of {chunk.nbytes} bytes")
+    if chunk.start % itemsize or chunk.nbytes % itemsize:
+        raise ValueError(f"{spec.name}: a chunk cuts an element")
+    if len(chunk.planes) != spec.width and (len(chunk.planes) != 1 or chunk.base is not None):
+        raise ValueError(f"{spec.name}: {len(chunk.planes)} planes of {spec.width}")
+    if sum(plane.length for plane in chunk.planes) != chunk.extent.length:
+        raise ValueError(f"{spec.name}: planes don't fill their extent")
+    for plane in chunk.planes:
+        _check_plane(spec.name, plane, chunk.nbytes // len(chunk.planes))
+
+
+def _check_plane(name: str, plane: Plane, nbytes: int) -> None:
+    codecs = [plane.codec, *(part.codec for part in plane.parts)]
+    for codec in codecs:
+        if codec not in CODECS and not (codec == SPARSE and codec is codecs[0]):
+            raise FormatError(f"{name}: codec {codec!r} isn't known to this gpuckpt; upgrade it")
+    if len(plane.parts) != (2 if plane.codec == SPARSE else 0):
+        raise ValueError(f"{name}: a {plane.codec} plane of {len(plane.parts)} parts")
+    if plane.parts and sum(part.length for part in plane.parts) != plane.length:
+        raise ValueError(f"{name}: a sparse plane's parts don't fill it")
+    if plane.length > nbytes or (plane.codec == "raw" and plane.length != nbytes):
+        raise ValueError(f"{name}: a {plane.codec} plane of {plane.length} bytes for {nbytes}")
