@@ -76,6 +76,17 @@ def features_of(chunks: Iterable[ChunkEntry]) -> list[str]:
     return sorted(found)
 
 
+def check_features(required: Iterable[Json], where: str) -> None:
+    """See that a reader knows what a file requires.
+
+    Raises:
+        FormatError: it doesn't.
+    """
+    unknown = [one for one in required if one not in FEATURES]
+    if unknown:
+        raise FormatError(f"{where}: needs {unknown}, unknown to this gpuckpt; upgrade")
+
+
 def as_count(value: Json) -> int:
     """A count, and nothing else that JSON can say."""
     if type(value) is not int or not 0 <= value <= COUNT_MAX:

@@ -17,10 +17,10 @@ from gpuckpt import layout
 from gpuckpt.dtypes import to_numpy
 from gpuckpt.entries import (
     COUNT_MAX,
-    FEATURES,
     as_count,
     as_text,
     check_chunks,
+    check_features,
     features_of,
     pack_chunk,
     unpack_chunk,
@@ -90,7 +90,7 @@ def pack_manifest(manifest: Manifest) -> bytes:
     """The bytes of a manifest's file."""
     segments = manifest.segments
     body = {
-        "requires": features_of(chunk for entry in manifest.tensors for chunk in entry.chunks),
+        "requires": features_in(manifest.tensors),
         "step": manifest.step,
         "epoch": manifest.epoch,
         "metrics": {name: _number(value) for name, value in manifest.metrics.items()},
@@ -116,9 +116,7 @@ def unpack_manifest(data: bytes, where: str) -> Manifest:
     """
     body = _checked_body(data, where)
     try:
-        unknown = [one for one in body["requires"] if one not in FEATURES]
-        if unknown:
-            raise FormatError(f"{where}: needs {unknown}, unknown to this gpuckpt; upgrade")
+        check_features(body["requires"], where)
         segments = [check_segment(name) for name in body["segments"]]
         manifest = Manifest(
             step=layout.check_step(body["step"]),
@@ -168,6 +166,11 @@ def segments_of(tensors: Iterable[TensorEntry]) -> list[str]:
     """The data files that tensors' chunks and their bases lie in, each once, in order of use."""
     links = (link for entry in tensors for chunk in entry.chunks for link in chunk.chain)
     return list(dict.fromkeys(link.extent.segment for link in links))
+
+
+def features_in(tensors: Iterable[TensorEntry]) -> list[Json]:
+    """What a reader of these rows must know."""
+    return [*features_of(chunk for entry in tensors for chunk in entry.chunks)]
 
 
 def check_segment(name: Json) -> str:

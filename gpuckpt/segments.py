@@ -14,12 +14,14 @@ from functools import partial
 import zstandard
 
 from gpuckpt import layout
+from gpuckpt.entries import check_features
 from gpuckpt.errors import CheckpointError, CorruptError, FormatError
 from gpuckpt.fingerprint import checksum128
 from gpuckpt.manifest import (
     NOT_AS_EXPECTED,
     TensorEntry,
     check_segment,
+    features_in,
     pack_tensors,
     segments_of,
     unpack_tensors,
@@ -130,6 +132,7 @@ def read_index(store: Store, name: str) -> tuple[int, tuple[TensorEntry, ...]]:
             raise ValueError("its length isn't the trailer's")
         body = json.loads(zstandard.decompress(packed, max_output_size=trailer.raw_length))
         # Extents are in this file, whatever it was called when it was written, or are bases'.
+        check_features(body.get("requires", ()), where)
         files = [name, *(check_segment(other) for other in body.get("bases", ()))]
         return layout.check_step(body["step"]), unpack_tensors(body["tensors"], files, whole=False)
     except (*NOT_AS_EXPECTED, zstandard.ZstdError) as error:
@@ -144,8 +147,8 @@ def _append_index(file: Appender, name: str, tensors: Sequence[TensorEntry], ste
             own.append(TensorEntry(entry.spec, chunks, entry.version))
     files = list(dict.fromkeys([name, *segments_of(own)]))
     body = {"segment": name, "step": step, "tensors": pack_tensors(own, files)}
-    if files[1:]:
-        body["bases"] = files[1:]
+    if features := features_in(own):
+        body |= {"requires": features, "bases": files[1:]}
     text = json.dumps(body, separators=(",", ":"), allow_nan=False).encode("ascii")
     packed = zstandard.compress(text, 3)
     digest = bytes.fromhex(checksum128(packed))

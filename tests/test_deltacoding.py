@@ -50,7 +50,9 @@ def encoded(raw: Bytes, base: Bytes, width: int) -> tuple[tuple[Plane, ...], Byt
     st.sampled_from((0.7, 30.0, 1e6)),
     st.booleans(),
 )
-def test_what_a_chunk_differs_by_leads_back_to_it(seed, count, width, share, size, in_place):
+def test_what_a_chunk_differs_by_leads_back_to_it(  # noqa: PLR0917
+    seed, count, width, share, size, in_place
+):
     raw, base = pair(seed, count, width, share, size)
     planes, coded = encoded(raw, base, width)
     out = base.copy() if in_place else np.empty_like(raw)
