@@ -24,8 +24,9 @@ Choice = Callable[[Sequence[Bytes]], Sequence[bool]]
 # and kept compressed if the frame is smaller than this share.
 WORTHWHILE = 0.97
 SAMPLE = 4096
-# Below this a frame's header and the call cost more than is saved.
-FEWEST_NBYTES = 512
+# A smaller chunk's samples and frames cost more time than its bytes: thousands of biases and
+# norms are a thousandth of a model.
+FEWEST_NBYTES = 16 << 10
 
 
 @dataclass(frozen=True, slots=True)

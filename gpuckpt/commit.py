@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable
 
 from gpuckpt import layout
 from gpuckpt.errors import CheckpointError, CorruptError, NotFoundError
-from gpuckpt.manifest import Manifest, pack_manifest, unpack_manifest
+from gpuckpt.manifest import Manifest, pack_manifest, unpack_manifest, unpack_segments
 from gpuckpt.stores import Store, read_all, write_all
 
 
@@ -96,16 +96,18 @@ def steps(store: Store) -> list[int]:
     return sorted(step for step in found if step is not None)
 
 
-def delete(store: Store, doomed: Iterable[int]) -> None:
-    """Delete committed steps, and then what only they named."""
+def delete(store: Store, doomed: Iterable[int], known: Manifest | None = None) -> None:
+    """Delete committed steps, and then what only they named; `known` is committed and stays."""
     names = [layout.manifest_name(step) for step in doomed]
     for name in names:
         store.remove(name)  # 1
     if names:
-        sweep(store)  # 2, 3
+        sweep(store, known=known)  # 2, 3
 
 
-def sweep(store: Store, *, committed: Manifest | None = None) -> list[str]:
+def sweep(
+    store: Store, *, committed: Manifest | None = None, known: Manifest | None = None
+) -> list[str]:
     """Remove what no committed manifest names, and return the names of what was removed.
 
     Call it only while holding the store's lock and with no save under way.
@@ -115,8 +117,9 @@ def sweep(store: Store, *, committed: Manifest | None = None) -> list[str]:
     only if there are segments of its step that it doesn't name, or of a step
     that isn't committed, are other manifests read.  Else the names are synced
     first: a manifest that is gone, or replaced, only in memory would be back
-    after a crash, and must find its segments.
+    after a crash, and must find its segments.  One that is `known` isn't read.
     """
+    known = known or committed
     names = store.names()
     doomed = [name for name in names if name.endswith(layout.TEMPORARY) and _ours(name)]
     segments = {name: layout.segment_step(name) for name in names}
@@ -127,13 +130,21 @@ def sweep(store: Store, *, committed: Manifest | None = None) -> list[str]:
         segments = {n: s for n, s in segments.items() if n not in own and s not in settled}
     if segments:
         with contextlib.suppress(CheckpointError):
-            kept = {name for step in steps(store) for name in open_step(store, step).segments}
+            kept = {name for step in steps(store) for name in _named(store, step, known)}
             doomed += [name for name in segments if name not in kept]
     if doomed and committed is None:
         store.sync_names()
     for name in doomed:
         store.remove(name)
     return doomed
+
+
+def _named(store: Store, step: int, known: Manifest | None) -> list[str]:
+    """The segments that a committed step names."""
+    if known is not None and known.step == step:
+        return known.segments
+    name = layout.manifest_name(step)
+    return unpack_segments(read_all(store, name), f"{store.root}/{name}")
 
 
 def _ours(name: str) -> bool:

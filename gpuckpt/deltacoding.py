@@ -15,7 +15,6 @@ import zstandard
 
 from gpuckpt.arena import Slot
 from gpuckpt.coding import (
-    FEWEST_NBYTES,
     SAMPLE,
     WORTHWHILE,
     Encoded,
@@ -38,6 +37,8 @@ DELTA_WORTHWHILE = 0.95
 # Huffman spends a bit on each byte at least: a plane of which no more than this share isn't
 # zero is packed first.
 SPARSE_SHARE = 0.25
+# Below this two frames' headers and the calls cost more than is saved.
+FEWEST_NBYTES = 512
 
 
 def encode_delta(raw: Bytes, base: Bytes, width: int, slot: Slot, spare: Slot) -> Encoded:

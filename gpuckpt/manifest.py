@@ -133,6 +133,20 @@ def unpack_manifest(data: bytes, where: str) -> Manifest:
     return manifest
 
 
+def unpack_segments(data: bytes, where: str) -> list[str]:
+    """The segments that a manifest's file names, without what lies in them.
+
+    Raises:
+        CorruptError, FormatError: as `unpack_manifest`.
+    """
+    body = _checked_body(data, where)
+    try:
+        check_features(body["requires"], where)
+        return [check_segment(name) for name in body["segments"]]
+    except NOT_AS_EXPECTED as error:
+        raise CorruptError(where, f"not a manifest ({type(error).__name__}: {error})") from error
+
+
 def pack_tensors(tensors: Sequence[TensorEntry], segments: Sequence[str]) -> list[dict[str, Json]]:
     """The rows of `tensors`, their chunks' segments as positions in `segments`."""
     positions = {name: position for position, name in enumerate(segments)}

@@ -101,7 +101,7 @@ def prune(store: Store, keep: Keep | None, committed: Manifest | None = None) ->
         kept |= {committed.step} if committed is not None else set()
         doomed = [step for step in found if step not in kept]
     if doomed:
-        delete(store, doomed)
+        delete(store, doomed, committed)
     else:
         sweep(store, committed=committed)
     return doomed

@@ -292,7 +292,8 @@ def test_an_encoded_chunk_is_decoded_again_and_never_larger(array, codec):
 )
 def test_weights_are_encoded_and_decoded_again(codec, dtype):
     rng = np.random.default_rng(1)
-    raw = bytes_of((rng.standard_normal(4096) * 0.02).astype(to_numpy(dtype)))
+    count = 60_000 // to_numpy(dtype).itemsize
+    raw = bytes_of((rng.standard_normal(count) * 0.02).astype(to_numpy(dtype)))
     length = check_coding(raw, width_of(dtype), codec)
     if codec != "raw" and dtype in ("float32", "bfloat16"):
         assert length < 0.92 * raw.size
