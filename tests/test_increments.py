@@ -54,7 +54,7 @@ def test_only_the_chunks_that_have_changed_are_written():
     assert first.unchanged_nbytes == 0
     assert first.written_nbytes == first.encoded_nbytes
     assert second.unchanged_nbytes == 2 * 12000 - CHUNK
-    assert 0 < second.written_nbytes < CHUNK
+    assert 0 < second.written_nbytes <= CHUNK
     assert second.encoded_nbytes == open_step(store, 2).encoded_nbytes
     assert segments_of(store, 2) == {1, 2}
     assert is_right(store, 2, state)

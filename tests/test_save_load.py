@@ -490,9 +490,9 @@ OWNER = """
     import gpuckpt
     ckpt = gpuckpt.Checkpointer(sys.argv[1])
     ckpt.save(1, {"a": 1}).result()
-    child = os.fork()
-    if child:
-        print(os.getpid(), child, flush=True)
+    owner = os.getpid()
+    if not os.fork():
+        print(owner, os.getpid(), flush=True)  # by the child: it has let go of the lock by now
     sys.stdin.read()  # until the test lets go
     os._exit(0)
 """
@@ -546,12 +546,12 @@ def test_a_forked_child_can_neither_use_nor_close_its_parents_checkpointer(tmp_p
 
 def test_a_checkpoint_says_what_it_is(tmp_path: Path):
     before = time.time()
-    state = {"w": np.zeros(1000), "b": np.zeros(0)}
+    state = {"w": np.zeros(10_000), "b": np.zeros(0)}
     saved = gpuckpt.save(tmp_path, state, 12, epoch=3, metrics={"loss": np.float32(0.5)})  # type: ignore[dict-item]
     assert (saved.step, saved.epoch, saved.metrics) == (12, 3, {"loss": 0.5})
     assert before <= saved.created <= time.time()
-    assert saved.raw_nbytes == 8000
-    assert 0 < saved.encoded_nbytes < 8000
+    assert saved.raw_nbytes == 80_000
+    assert 0 < saved.encoded_nbytes < 80_000
     assert Path(saved.path).is_file()
     with gpuckpt.Checkpointer(tmp_path) as ckpt:
         assert ckpt.latest() == saved

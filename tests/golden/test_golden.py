@@ -25,6 +25,7 @@ HERE = Path(__file__).parent
 V1 = HERE / "v1"
 FORMAT = (HERE.parent.parent / "docs" / "FORMAT.md").read_text()
 TOKEN = re.compile(rb"\.[0-9a-f]{8}\.r")
+ENDING = struct.pack("<I12x8s", 1, b"gpuckpt\0")
 STATISTICS = re.compile(rb',"statistics":\[[^]]*\]')
 
 of_every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -219,6 +220,7 @@ def fixed_parts(root: Path, codec: str) -> list[object]:
     zstd may make other frames, which changes lengths and checksums with them.
     """
     parts: list[object] = []
+    indices: list[dict[str, Any]] = []
     for path in sorted(root.iterdir()):
         data = path.read_bytes()
         if path.suffix == ".segment":
@@ -226,16 +228,30 @@ def fixed_parts(root: Path, codec: str) -> list[object]:
             index = zstandard.decompress(data[offset : offset + length])
             assert offset + length == len(data) - 64
             assert raw_length == len(index)
-            parts += [data[:64], data[-24:], masked(index, codec)]
-            parts += [data[64:offset]] if codec == "raw" else []
+            assert (data[:64], data[-24:]) == (layout.pack_header(), ENDING)
+            if codec == "raw":
+                parts += [data[64:offset], masked(index, codec)]
+            else:
+                indices.append(dict(masked(index, codec)))
         else:
             text = data[layout.MANIFEST_HEAD_NBYTES : -2]
             parts += [path.name, data[:25], data[57:70], data[-2:], masked(text, codec)]
             assert json.loads(data)["manifest"] == json.loads(text)
-    return parts
+    return [*parts, merged(indices)]
 
 
-def masked(text: bytes, codec: str) -> object:
+def merged(indices: list[dict[str, Any]]) -> dict[str, Any]:
+    """The chunks of each step's tensors: which segments they lie in depends on frames' lengths."""
+    found: dict[str, Any] = {}
+    for index in indices:
+        for row in index["tensors"]:
+            chunks = row.pop("chunks")
+            known = found.setdefault(f"{index['step']} {row['name']}", {**row, "chunks": []})
+            known["chunks"] += chunks
+    return found
+
+
+def masked(text: bytes, codec: str) -> Any:
     # Statistics came later, as a field that a reader may ignore.
     text = STATISTICS.sub(b"", TOKEN.sub(b".00000000.r", text))
     if codec == "raw":
