@@ -43,7 +43,8 @@ class Checkpointer:
     """Saves a training run's state in the background, and brings it back.
 
     One save is in flight at a time.  `codec` is `auto` (planes that a sample
-    shows to be worth it are compressed), `delta` (and what a chunk differs by
+    shows to be worth it are compressed, as long as that doesn't make the disk
+    wait), `delta` (all of these, and what a chunk differs by
     from the save before, where that is less and `memory` has room for that
     one's bytes), `zstd` (all planes) or `raw` (none).
     `snapshot` is `copy` (the state is copied on its device before `save`

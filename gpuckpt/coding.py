@@ -73,8 +73,14 @@ def decode(
         decode_planes(coded, planes, slot, rooms, where)
         return
     (out,) = rooms
-    parts = list(slot.planes[: out.size].reshape(len(planes), -1))
-    decode_planes(coded, planes, slot, parts, where)
+    parts = []
+    for plane, room in zip(planes, slot.planes[: out.size].reshape(len(planes), -1), strict=True):
+        part, coded = coded[: plane.length], coded[plane.length :]
+        if plane.codec == "raw" and part.size == room.size:
+            parts.append(part)
+        else:
+            decode_planes(part, [plane], slot, [room], where)
+            parts.append(room)
     join(parts, out)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -18,7 +18,7 @@ def ordered_map(
     *,
     workers: int,
     drop: Callable[[T], None] = lambda _: None,
-) -> Iterator[R]:
+) -> Generator[R, None, None]:
     """Yield `work(item)` for each item, in order, made by `workers` threads.
 
     `items` is drawn from in a thread of its own, which is free to wait (for

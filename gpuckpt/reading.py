@@ -46,14 +46,17 @@ def read_chunk(
     Raises:
         CorruptError: names tensor, file and offset.
     """
+    if [plane.codec for plane in chunk.planes] == ["raw"] and chunk.base is None:
+        _read(job, chunk, rooms[0])
+        return
     if chunk.is_plain:
-        coded = _read(job, chunk, slot)
+        coded = _read(job, chunk, slot.coded[: chunk.extent.length])
         decode(coded, chunk.planes, slot, rooms, where_of(job, chunk))
         return
     (out,) = rooms
     with arena.spare() as spare:
         for link in reversed(chunk.chain):
-            coded = _read(job, link, spare)
+            coded = _read(job, link, spare.coded[: link.extent.length])
             where = where_of(job, link)
             if link.is_plain:
                 decode(coded, link.planes, spare, [out], where)
@@ -86,9 +89,8 @@ def compare(job: Job, chunk: ChunkEntry, fingerprints: Sequence[str]) -> None:
         )
 
 
-def _read(job: Job, chunk: ChunkEntry, slot: Slot) -> Bytes:
-    """The encoded bytes of a chunk, in the slot's `coded`."""
-    coded = slot.coded[: chunk.extent.length]
+def _read(job: Job, chunk: ChunkEntry, coded: Bytes) -> Bytes:
+    """The encoded bytes of a chunk, once they are in `coded`."""
     read(job.store, chunk.extent, coded.data)
     if checksum([coded.data]) != chunk.checksum:
         raise CorruptError(

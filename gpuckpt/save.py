@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 from collections.abc import Sequence
@@ -9,7 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from gpuckpt import layout
-from gpuckpt.coding import Choice, choose_all, choose_by_entropy, choose_nothing
+from gpuckpt.balance import Balance
+from gpuckpt.coding import Bytes, Choice, choose_all, choose_by_entropy, choose_nothing
 from gpuckpt.commit import commit
 from gpuckpt.encoder import Again, Encoder, countdown
 from gpuckpt.errors import InvalidError
@@ -25,10 +27,12 @@ from gpuckpt.staging import give_back, stage
 from gpuckpt.stats import Stats
 from gpuckpt.stores import Store
 
-# As `auto`, and as what the state differs by from the one before.
+# By planes, and as what the state differs by from the one before.
 DELTA = "delta"
+# Where it costs no time.
+AUTO = "auto"
 CODECS: dict[str, Choice] = {
-    "auto": choose_by_entropy,
+    AUTO: choose_by_entropy,
     DELTA: choose_by_entropy,
     "raw": choose_nothing,
     "zstd": choose_all,
@@ -105,6 +109,15 @@ def choice(codec: str) -> Choice:
         raise InvalidError(f"codec is one of {', '.join(CODECS)}; got {codec!r}") from None
 
 
+def balanced(choose: Choice, balance: Balance) -> Choice:
+    """As `choose`, but nothing while encoding makes the disk wait."""
+
+    def choose_or_not(planes: Sequence[Bytes]) -> Sequence[bool]:
+        return (choose_nothing if balance.encoding_costs_time else choose)(planes)
+
+    return choose_or_not
+
+
 def _write_chunks(  # noqa: PLR0917 - all that a save has
     snapshot: Snapshot,
     writer: Writer,
@@ -122,19 +135,25 @@ def _write_chunks(  # noqa: PLR0917 - all that a save has
     reads += sum(len(snapshot.plans[name].rereads) for name in snapshot.live)
     bases = resources.bases if codec == DELTA else None
     arrived = countdown(reads, snapshot.release)
-    encoder = Encoder(choice(codec), before, bases, arena, arrived)
+    balance = Balance(resources.workers)
+    choose = balanced(choice(codec), balance) if codec == AUTO else choice(codec)
+    encoder = Encoder(choose, before, bases, arena, arrived)
     drop = partial(give_back, arena=arena)
     staged = stage(snapshot, arena)
-    for done in ordered_map(encoder.work, staged, workers=resources.workers, drop=drop):
-        try:
-            if isinstance(done, Again):
-                rows.compare(done.staged.chunks, done.fingerprints)
-                continue
-            _write(done.chunks, writer, rows, stats)
-        finally:
-            arena.give(done.staged.slot)
-        stats.encode_seconds += done.seconds
-        stats.cpu_seconds += done.cpu_seconds
+    line = ordered_map(encoder.work, staged, workers=resources.workers, drop=drop)
+    with contextlib.closing(line):
+        for done in balance.watched(line):
+            try:
+                if isinstance(done, Again):
+                    rows.compare(done.staged.chunks, done.fingerprints)
+                    continue
+                _write(done.chunks, writer, rows, stats)
+            finally:
+                arena.give(done.staged.slot)
+            balance.encoded(done.seconds)
+            stats.encode_seconds += done.seconds
+            stats.cpu_seconds += done.cpu_seconds
+    stats.starved_seconds = balance.waited_seconds
     return rows
 
 

@@ -15,7 +15,8 @@ class Stats:
     than the median of those without one; known at the first `step` after it.
     `staged_seconds`: from the call until nothing of the state was read any
     more.  `background_seconds`: from the end of the stall until the save was
-    durable.  `encode_seconds` and `cpu_seconds` are sums over threads;
+    durable, `starved_seconds` of it the writer waited for
+    encoders.  `encode_seconds` and `cpu_seconds` are sums over threads;
     `write_seconds` and `commit_seconds` (syncs and manifest) are not.
     `raw_nbytes` is the state in memory, `unchanged_nbytes` of which weren't
     written again and `delta_nbytes` as what they differ by; `encoded_nbytes`
@@ -32,6 +33,7 @@ class Stats:
     slowdown_seconds: float = 0.0
     staged_seconds: float = 0.0
     background_seconds: float = 0.0
+    starved_seconds: float = 0.0
     encode_seconds: float = 0.0
     write_seconds: float = 0.0
     commit_seconds: float = 0.0

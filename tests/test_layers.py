@@ -1015,7 +1015,7 @@ def test_items_whose_result_nobody_got_are_dropped_once_each(count, workers, dat
                 break
     except ValueError as error:
         assert error.args == (("work", at_end) if end == "work fails" else ("items",))  # noqa: PT017
-    line.close()  # type: ignore[attr-defined]
+    line.close()
     assert got == list(range(at_end + 1 if end == "leave" else at_end))
     assert sorted([*got, *dropped]) == drawn
     assert not [t for t in threading.enumerate() if t.name.startswith("gpuckpt-")]
@@ -1032,7 +1032,7 @@ def test_a_source_that_waits_for_room_gets_it_when_the_caller_leaves():
     line = ordered_map(lambda at: at, items(), workers=2, drop=lambda _: room.release())
     assert next(iter(line)) == 0
     room.release()
-    line.close()  # type: ignore[attr-defined]
+    line.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("gpuckpt-")]
 
 
@@ -1047,7 +1047,7 @@ def test_a_source_is_closed_where_it_was_drawn_from():
 
     line = ordered_map(lambda at: at, items(), workers=1)
     next(iter(line))
-    line.close()  # type: ignore[attr-defined]
+    line.close()
     assert closed == ["gpuckpt-draw"]
 
 
