@@ -52,10 +52,12 @@ class Holder(Protocol):
 class Fate:
     """What has become of a file's direct writes.
 
-    The first error, whether they had to be cached, and the thread's CPU seconds.
+    The first error, whether the file was given up, whether they had to be
+    cached, and the thread's CPU seconds.
     """
 
     failure: BaseException | None = None
+    given_up: bool = False
     refused: bool = False
     cpu_seconds: float = 0.0
 
@@ -111,24 +113,23 @@ class Blocks:
         block.write, block.filled = write, 0
         self._at = (self._at + 1) % self._count
         if self._thread is None or not self._thread.is_alive():
-            self._thread = _Thread.started()
-        if self._thread is not None:
-            self._thread.writes.put(write)
+            self._thread = _Thread()
+            self._thread.begin()
+        self._thread.writes.put(write)
 
-    def settle(self, *, cancel: bool = False) -> None:
-        """Wait until everything has been written, or, to `cancel`, what has been begun."""
+    def settle(self) -> None:
+        """Wait until everything has been written or, if the file was given up, what had begun."""
         for block in self._blocks:
-            block.settle(cancel=cancel)
+            block.settle()
 
     def end(self) -> None:
         """Nobody has the blocks any more, all of which are settled."""
         self.holder = None
         for block in self._blocks:
             block.filled = 0
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.writes.put(None)
-            thread.join()
+        if self._thread is not None:
+            self._thread.end()
+            self._thread = None
 
 
 class Block:
@@ -155,10 +156,10 @@ class Block:
         self.filled += count
         return count
 
-    def settle(self, *, cancel: bool = False) -> None:
+    def settle(self) -> None:
         """Wait until it isn't being written; if nobody has begun to, do it here and now."""
         if self.write is not None:
-            self.write.run(cancel=cancel)
+            self.write.run()
             self.write = None
 
 
@@ -171,13 +172,13 @@ class Write:
         self.fate = fate
         self._running, self._over = threading.Lock(), False
 
-    def run(self, *, cancel: bool = False) -> None:
-        """Write, or wait for him who does; after a failure nothing of the file is written."""
+    def run(self) -> None:
+        """Write, or wait for him who does; nothing if the file has failed or was given up."""
         with self._running:
             if self._over:
                 return
             try:
-                if self.fate.failure is None and not cancel:
+                if self.fate.failure is None and not self.fate.given_up:
                     self._write()
             except Exception as error:
                 self.fate.failure = error
@@ -204,16 +205,18 @@ class _Thread(threading.Thread):
         super().__init__(name="gpuckpt-write", daemon=False)
         self.writes: queue.SimpleQueue[Write | None] = queue.SimpleQueue()
 
-    @classmethod
-    def started(cls) -> _Thread | None:
-        """A new one; None if no thread can be had."""
-        thread = cls()
+    def begin(self) -> None:
+        """Start, if a thread can be had."""
         try:
-            thread.start()
+            self.start()
         except RuntimeError as error:
             log.debug("blocks are written without a thread: %s", error)
-            return None
-        return thread
+
+    def end(self) -> None:
+        """Let it end; an interrupted start may have left it on its way."""
+        self.writes.put(None)
+        if self.is_alive():
+            self.join()
 
     def run(self) -> None:
         with contextlib.suppress(queue.Empty):

@@ -15,7 +15,8 @@ _VIEWS_MAX = 512  # the system takes at most 1,024 at a time
 class CachedFile:
     """An open file that is written, by large vectored writes, from `offset` on."""
 
-    cpu_seconds = 0.0  # the caller's own thread writes
+    failure = None  # none comes later, and
+    cpu_seconds = 0.0  # none is spent elsewhere: the caller writes
 
     def __init__(self, descriptor: int, offset: int) -> None:
         """`descriptor` stays the caller's, who closes it."""

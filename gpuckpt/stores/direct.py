@@ -7,10 +7,9 @@ cache, by the same descriptor: the file never has a byte that isn't its own.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from gpuckpt.stores.blocks import ALIGNMENT, Block, Blocks, Fate, Write, set_direct
 from gpuckpt.stores.cached import CachedFile
@@ -29,7 +28,7 @@ class DirectFile:
         """
         assert offset % ALIGNMENT == 0, offset
         self._descriptor, self._blocks = descriptor, blocks
-        self._fate, self._told = Fate(), False
+        self._fate = Fate()
         self._written = offset  # where the current block begins
         self._filled = 0
         self._cached: CachedFile | None = None
@@ -45,13 +44,19 @@ class DirectFile:
         return self._cached.offset if self._cached is not None else self._written + self._filled
 
     @property
+    def failure(self) -> BaseException | None:
+        """The first error of a write, raised by whatever is called next but `drop`."""
+        return self._fate.failure
+
+    @property
     def cpu_seconds(self) -> float:
         """CPU time of the thread that writes, so far."""
         return self._fate.cpu_seconds
 
     def append(self, views: Sequence[memoryview]) -> None:
         """Take bytes, one view after the other; waits only if every block is being written."""
-        with self._whole_or_failed(), self._blocks.lock:
+        self._check()
+        with self._blocks.lock:
             if self._cached is None and self._fate.refused:
                 self._blocks.refused = True
                 self._finish()
@@ -62,16 +67,17 @@ class DirectFile:
 
     def flush(self) -> None:
         """Bring every byte to the system; raises the first error of those before."""
-        with self._whole_or_failed(), self._blocks.lock:
+        self._check()
+        with self._blocks.lock:
             if self._cached is None:
                 self._finish()
 
     def drop(self) -> None:
         """Let go of the blocks; what hasn't been begun to be written, won't be.
 
-        An interrupt is raised when no write goes on any more; an error of one
-        that hasn't been raised yet, is.
+        Raises nothing but an interrupt, and that when no write goes on any more.
         """
+        self._fate.given_up = True
         first: BaseException | None = None
         while self._blocks.process == os.getpid():  # in a forked child, they are the parent's
             try:
@@ -79,8 +85,6 @@ class DirectFile:
                 break
             except BaseException as error:
                 first = first or error
-        if first is None and not self._told:
-            first, self._told = self._fate.failure, True
         if first is not None:
             raise first
 
@@ -91,19 +95,9 @@ class DirectFile:
         except Exception as error:
             self._fate.failure = self._fate.failure or error
 
-    @contextlib.contextmanager
-    def _whole_or_failed(self) -> Iterator[None]:
-        """Whatever cuts a call short, the file is given up: it might have a hole."""
+    def _check(self) -> None:
         if self._blocks.process != os.getpid():
             raise OSError(errno.EBADF, f"process {self._blocks.process} writes it, not this one")
-        try:
-            self._check()
-            yield
-        except BaseException as error:
-            self._fate.failure, self._told = self._fate.failure or error, True
-            raise
-
-    def _check(self) -> None:
         if self._fate.failure is not None:
             raise self._fate.failure
 
@@ -143,5 +137,5 @@ class DirectFile:
     def _let_go(self) -> None:
         with self._blocks.lock:
             if self._blocks.holder is self:
-                self._blocks.settle(cancel=True)
+                self._blocks.settle()
                 self._blocks.end()

@@ -154,6 +154,7 @@ class LocalAppender:
     def __init__(self, path: Path, blocks: Blocks) -> None:
         """`blocks` are the store's, for the direct writes of one file at a time."""
         self._path, self._blocks = path, blocks
+        self._given_up: StorageError | None = None
         with _told(path, "create"):
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
             self._descriptor: int | None = os.open(path, flags, 0o666)
@@ -177,7 +178,7 @@ class LocalAppender:
         """
         assert self._descriptor is not None, self._path
         views = [memoryview(part).cast("B") for part in parts if len(part)]
-        with _told(self._path, "write"):
+        with self._whole_or_given_up("write"):
             if isinstance(self._file, CachedFile) and not self._blocks.refused:
                 views = self._begin_direct(self._file, self._descriptor, views)
             self._file.append(views)
@@ -185,20 +186,44 @@ class LocalAppender:
     def sync(self) -> None:
         """Make all that was appended durable."""
         assert self._descriptor is not None, self._path
-        with _told(self._path, "write"):
+        with self._whole_or_given_up("write"):
             self._file.flush()
-        with _told(self._path, "sync"):
+        with self._whole_or_given_up("sync"):
             os.fsync(self._descriptor)
 
     def close(self) -> None:
         """Let go of the file; if it wasn't synced, its last few MiB may not have been written."""
         descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            with _told(self._path, "close"):
-                try:
-                    self._file.drop()
-                finally:
-                    os.close(descriptor)
+        if descriptor is None:
+            return
+        with _told(self._path, "close"):
+            try:
+                self._file.drop()
+            finally:
+                os.close(descriptor)
+        if self._file.failure is not None and self._given_up is None:
+            with self._whole_or_given_up("write"):
+                raise self._file.failure
+
+    @contextlib.contextmanager
+    def _whole_or_given_up(self, verb: str) -> Iterator[None]:
+        """Once a call was cut short, by whatever, all that follow say so: the file may lack bytes.
+
+        And a second sync wouldn't tell of what the first one failed to write.
+        """
+        if self._given_up is not None:
+            raise self._given_up
+        try:
+            with _told(self._path, verb):
+                yield
+        except StorageError as error:
+            self._given_up = error
+            raise
+        except BaseException as error:
+            self._given_up = StorageError(
+                f"can't {verb} {self._path}: it was cut short by {error!r}"
+            )
+            raise
 
     def _begin_direct(
         self, file: CachedFile, descriptor: int, views: list[memoryview]
