@@ -357,7 +357,6 @@ def test_a_real_limit_of_a_file_is_an_error(tmp_path):
         import resource, sys, threading
         from gpuckpt.errors import StorageError
         from gpuckpt.stores.local import LocalStore
-from gpuckpt.stores.memory import MemoryAppender, MemoryStore
         resource.setrlimit(resource.RLIMIT_FSIZE, (20 << 20, 20 << 20))
         file = LocalStore(sys.argv[1]).create("f")
         try:
@@ -508,7 +507,6 @@ def test_a_process_ends_though_a_file_was_never_closed(tmp_path):
     program = """
         import sys
         from gpuckpt.stores.local import LocalStore
-from gpuckpt.stores.memory import MemoryAppender, MemoryStore
         file = LocalStore(sys.argv[1]).create("f")
         file.append([bytes(30 << 20)])
         print(file.offset)
@@ -521,7 +519,6 @@ def test_a_forked_child_can_neither_write_the_parents_file_nor_hang_on_it(tmp_pa
         import os, sys, threading
         from gpuckpt.errors import StorageError
         from gpuckpt.stores.local import LocalStore
-from gpuckpt.stores.memory import MemoryAppender, MemoryStore
 
         gate, pwritev = threading.Event(), os.pwritev
 

@@ -29,8 +29,10 @@ Bytes = npt.NDArray[np.uint8]
 
 # Offsets, lengths and addresses: a multiple of every common disk's sector.
 ALIGNMENT = 4096
-BLOCK_NBYTES = 4 << 20
-BLOCKS = 3  # one is filled, one is written, one waits in between
+# Beside a loop that holds the interpreter's lock, each block costs a wait for
+# it; smaller ones cost more of them.
+BLOCK_NBYTES = 8 << 20
+BLOCKS = 2  # one is filled while one is written
 # So much of a file goes through the page cache; only more is worth memory, a
 # thread, and a flush of the disk's own.
 BEGIN_NBYTES = 8 << 20

@@ -35,7 +35,7 @@ class LocalStore:
     """A directory as a `Store`; made, with its parents, when `create` or `lock` first needs it."""
 
     def __init__(self, root: str | os.PathLike[str], *, blocks: Blocks | None = None) -> None:
-        """`blocks` is memory for writing long files, of which it keeps 12 MiB unless told."""
+        """`blocks` is memory for writing long files, 16 MiB unless given."""
         self._path = Path(root).expanduser().absolute()
         self.blocks = Blocks() if blocks is None else blocks
 
