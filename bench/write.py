@@ -17,11 +17,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.timing import spread
+import gpuckpt
+from bench.cases import state_of
+from bench.timing import Spread, spread, spreads
 from gpuckpt.stores.blocks import BLOCK_NBYTES, aligned_memory
 from gpuckpt.stores.local import LocalStore
 
 ROUNDS = 9  # one more is run first and not counted
+SEED = 7
 CHUNK_NBYTES = 4 << 20
 GIB = 1 << 30
 Way = Callable[[Path, npt.NDArray[np.uint8], int], None]
@@ -33,7 +36,7 @@ def write(directory: Path, nbytes: int) -> dict[str, Any]:
     The bytes come in chunks of four parts of odd lengths, as planes do.
     """
     directory.mkdir()
-    source = np.random.default_rng(7).integers(0, 256, CHUNK_NBYTES - 1000, np.uint8)
+    source = np.random.default_rng(SEED).integers(0, 256, CHUNK_NBYTES - 1000, np.uint8)
     rounds = list(_rounds(directory, source, nbytes))[1:]
     names = list(rounds[0])
     return {
@@ -52,7 +55,7 @@ def _rounds(
     directory: Path, source: npt.NDArray[np.uint8], nbytes: int
 ) -> Iterator[dict[str, tuple[float, float]]]:
     ways: dict[str, Way] = {"direct": _Appended(), "cached": _Appended(refused=True), "bare": bare}
-    rng = random.Random(7)
+    rng = random.Random(SEED)
     for _ in range(ROUNDS + 1):
         row = {}
         for name in rng.sample(sorted(ways), len(ways)):
@@ -64,6 +67,36 @@ def _rounds(
             row[name] = (nbytes / seconds / 1e9, used / (nbytes / GIB))
             path.unlink()
         yield row
+
+
+def saves(directory: Path, nbytes: int, tensors: int, codec: str) -> dict[str, Any]:
+    """Whole saves, direct and cached in turn; and a restore after each, before anything else reads.
+
+    After a direct save it comes from the disk, after a cached one from memory.
+    """
+    state = state_of(nbytes, tensors)
+    target = {name: np.zeros_like(array) for name, array in state.items()}
+    rng, rows = random.Random(SEED), []
+    for _ in range(ROUNDS + 1):
+        row: dict[str, float] = {}
+        for name in rng.sample(["direct", "cached"], 2):
+            root = directory / name
+            store = LocalStore(root)
+            store.blocks.refused = name == "cached"
+            begun, cpu = time.perf_counter(), time.process_time()
+            gpuckpt.save(root, state, codec=codec, store=store)
+            row[f"save_{name}_s"] = time.perf_counter() - begun
+            row[f"cpu_{name}_s"] = time.process_time() - cpu
+            with gpuckpt.Checkpointer(root) as ckpt:
+                begun = time.perf_counter()
+                ckpt.restore(target)
+                row[f"restore_{name}_s"] = time.perf_counter() - begun
+        rows.append(row)
+    known: dict[str, Spread] = spreads(rows[1:])
+    for what in ("save", "cpu", "restore"):
+        pairs = [(row[f"{what}_direct_s"], row[f"{what}_cached_s"]) for row in rows[1:]]
+        known[f"{what}_direct_over_cached"] = spread([one / other for one, other in pairs])
+    return {"case": f"write-save-{codec}", "state_nbytes": nbytes, "durable": True, **known}
 
 
 class _Appended:
