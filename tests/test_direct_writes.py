@@ -331,7 +331,8 @@ def test_an_error_that_nobody_has_heard_of_is_raised_by_close(store, system):
     assert (own_threads(), open_files(Path(store.root))) == ([], [])
 
 
-def test_an_error_of_a_file_that_gave_way_is_its_own(store, system):
+@pytest.mark.parametrize("which", [1, 2], ids=["its last blocks", "its end"])
+def test_an_error_of_a_file_that_gave_way_is_its_own(store, system, which):
     refused = set[int]()
 
     def rule(number: int, direct: bool, nbytes: int) -> int:
@@ -343,10 +344,12 @@ def test_an_error_of_a_file_that_gave_way_is_its_own(store, system):
     one = store.create("one")
     one.append([noise(ALIGNMENT + 6 * KIB)])
     other = store.create("other")
-    refused.add(len(seen.calls) + 1)  # other's beginning, then what is left of one
+    refused.add(len(seen.calls) + which)  # after the other's beginning, what is left of this one
     other.append([noise(20 * KIB)])
     other.sync()
     other.close()
+    with pytest.raises(StorageError, match="disk reports an error"):
+        one.append([noise(20 * KIB)])
     with pytest.raises(StorageError, match="disk reports an error"):
         one.sync()
     one.close()

@@ -235,11 +235,6 @@ def set_direct(descriptor: int, *, on: bool) -> None:
     fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
 
 
-def aligned_up(offset: int) -> int:
-    """The first aligned offset from `offset` on."""
-    return -(-offset // ALIGNMENT) * ALIGNMENT
-
-
 def aligned_memory(nbytes: int) -> Bytes:
     """Memory that begins at a page, in huge pages where there are any."""
     memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -14,7 +14,7 @@ from pathlib import Path
 from gpuckpt.errors import CorruptError, LockedError, NotFoundError, StorageError
 from gpuckpt.layout import LOCK
 from gpuckpt.stores import Buffer
-from gpuckpt.stores.blocks import Blocks, aligned_up
+from gpuckpt.stores.blocks import Blocks
 from gpuckpt.stores.cached import CachedFile
 from gpuckpt.stores.direct import DirectFile
 
@@ -228,11 +228,11 @@ class LocalAppender:
     def _begin_direct(
         self, file: CachedFile, descriptor: int, views: list[memoryview]
     ) -> list[memoryview]:
-        """If the file gets long, write up to an aligned offset, and the rest directly.
+        """If the file gets long, write up to where direct writes begin, and the rest so.
 
         Returns what is left to be appended.
         """
-        begin = aligned_up(max(file.offset, self._blocks.begin_nbytes))
+        begin = self._blocks.begin_nbytes
         if file.offset + sum(view.nbytes for view in views) <= begin:
             return views
         first, views = _cut(views, begin - file.offset)
