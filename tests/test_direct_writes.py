@@ -290,6 +290,21 @@ def test_a_long_file_is_the_same_on_any_file_system(directory):
 # Errors
 
 
+def test_a_refusal_that_only_the_last_write_meets_is_remembered(store, system):
+    def refusing(number: int, direct: bool, nbytes: int) -> int:
+        if direct:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return nbytes
+
+    system(refusing)
+    file = store.create("f")
+    file.append([noise(3 * ALIGNMENT - 1)])
+    file.sync()
+    file.close()
+    assert store.blocks.refused
+    assert read_all(store, "f") == noise(3 * ALIGNMENT - 1)
+
+
 def refuse_write(at: int, code: int) -> Callable[[int, bool, int], int]:
     def rule(number: int, direct: bool, nbytes: int) -> int:
         if number >= at:

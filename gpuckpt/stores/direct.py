@@ -58,7 +58,6 @@ class DirectFile:
         self._check()
         with self._blocks.lock:
             if self._cached is None and self._fate.refused:
-                self._blocks.refused = True
                 self._finish()
             for view in views if self._cached is None else ():
                 self._fill(view)
@@ -128,6 +127,7 @@ class DirectFile:
                 self._submit(block, aligned)
         self._blocks.settle()
         self._blocks.end()
+        self._blocks.refused = self._blocks.refused or self._fate.refused
         self._check()
         set_direct(self._descriptor, on=False)
         cached = CachedFile(self._descriptor, self._written)
