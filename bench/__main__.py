@@ -21,6 +21,7 @@ from bench.device import NoGpuError, open_what_is_there
 from bench.machine import machine
 from bench.small import small_tensors
 from bench.timing import show, write_report
+from bench.write import saves, write
 
 MIB = 1 << 20
 
@@ -52,7 +53,9 @@ def _cases(directory: Path) -> Iterator[Case]:
     """Each with its name."""
     for nbytes, tensors in ((64 * MIB, 16), (512 * MIB, 100)):
         yield "stall", lambda: stall(directory / f"stall-{nbytes}", nbytes, tensors)  # noqa: B023 - run before the next
+    yield "write", lambda: write(directory / "write", 512 * MIB)
     for codec in ("auto", "raw"):
+        yield "write", lambda: saves(directory / "saves", 512 * MIB, 100, codec)  # noqa: B023 - run before the next
         yield "roundtrip", lambda: roundtrip(directory, 512 * MIB, 100, codec)  # noqa: B023 - run before the next
     for mode in ("copy", "hold"):
         small = directory / f"small-numpy-{mode}"

@@ -81,6 +81,7 @@ def save_snapshot(
         tensors = rows.entries(header.step, previous)
         begun = time.perf_counter()
         writer.finish(tensors, header.step)
+        stats.cpu_seconds += writer.cpu_seconds
         manifest = Manifest(
             step=header.step,
             structure=snapshot.inventory.structure,

@@ -39,6 +39,7 @@ class Writer:
         """`name` gives the file name of the first, second, … segment."""
         self._store, self._name, self._segment_nbytes = store, name, segment_nbytes
         self._open: list[tuple[str, Appender]] = []
+        self.cpu_seconds = 0.0  # of the store's own threads, once finished
 
     @property
     def names(self) -> list[str]:
@@ -72,6 +73,7 @@ class Writer:
             _append_index(file, name, tensors, step)
             file.sync()
             file.close()
+            self.cpu_seconds += file.cpu_seconds
 
     def abandon(self) -> None:
         """Delete what was written, as far as the storage lets us; leaves nothing open.

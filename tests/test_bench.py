@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import cases, small
+from bench import cases, small, write
 from bench.disk import drop_cache, read_through, write_and_sync
 from bench.gpu.scale import GIB, MIB, full
 from bench.timing import spread, spreads
@@ -48,6 +48,21 @@ def test_the_disk_is_written_and_read_whole(tmp_path):
     drop_cache(tmp_path)
     assert path.read_bytes() == b"".join(array.tobytes() for array in arrays)
     assert read_through(path, room_nbytes=64) > 0
+
+
+def test_each_way_to_write_stands_beside_the_disks_own_limit(tmp_path):
+    row = write.write(tmp_path / "w", 9 << 20)
+    for name in ("direct", "cached", "bare"):
+        assert is_spread(row[f"{name}_gb_s"])
+        assert is_spread(row[f"{name}_cpu_s_gib"])
+    assert is_spread(row["direct_over_cached"])
+    assert list(tmp_path.glob("*/*")) == []
+
+
+def test_saves_that_are_cached_stand_beside_those_that_are_not(tmp_path):
+    row = write.saves(tmp_path, 1 << 16, 4, "auto")
+    for what in ("save", "cpu", "restore"):
+        assert is_spread(row[f"{what}_direct_over_cached"])
 
 
 def test_a_stall_stands_beside_a_memcpy(tmp_path):

@@ -17,8 +17,16 @@ class Appender(Protocol):
         """Bytes appended so far."""
         ...
 
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU time that threads of the store's own have spent on this file so far."""
+        ...
+
     def append(self, parts: Sequence[Buffer]) -> None:
-        """Write `parts` one after the other; they are the caller's again on return."""
+        """Write `parts` one after the other; they are the caller's again on return.
+
+        May write later what it has taken, and raise what went wrong then.
+        """
         ...
 
     def sync(self) -> None:
@@ -30,7 +38,10 @@ class Appender(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of the file; safe to call twice, durable only after `sync`."""
+        """Let go of the file; safe to call twice.
+
+        Without `sync` before, the file may lack its end, and isn't durable.
+        """
         ...
 
 

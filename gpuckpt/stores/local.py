@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,11 @@ from pathlib import Path
 from gpuckpt.errors import CorruptError, LockedError, NotFoundError, StorageError
 from gpuckpt.layout import LOCK
 from gpuckpt.stores import Buffer
+from gpuckpt.stores.blocks import Blocks
+from gpuckpt.stores.cached import CachedFile
+from gpuckpt.stores.direct import DirectFile
+
+log = logging.getLogger("gpuckpt")
 
 _REMEDIES = {
     errno.ENOSPC: "the disk is full: free space, keep fewer checkpoints, or use another root",
@@ -23,16 +29,15 @@ _REMEDIES = {
     errno.ENOTDIR: "a root is a directory, and this is below a file",
     errno.EMFILE: "too many open files: raise `ulimit -n`",
 }
-# Written pages go to the disk from here on, while later ones are still being
-# made; else `sync` would find all of them waiting.
-_WRITEBACK_NBYTES = 8 << 20
 
 
 class LocalStore:
     """A directory as a `Store`; made, with its parents, when `create` or `lock` first needs it."""
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    def __init__(self, root: str | os.PathLike[str], *, blocks: Blocks | None = None) -> None:
+        """`blocks` is memory for writing long files, 16 MiB unless given."""
         self._path = Path(root).expanduser().absolute()
+        self.blocks = Blocks() if blocks is None else blocks
 
     @property
     def root(self) -> str:
@@ -42,7 +47,8 @@ class LocalStore:
     def create(self, name: str) -> LocalAppender:
         """Begin a new file, which must not exist."""
         self._make_directory()
-        return LocalAppender(self._path / name)
+        self.blocks = self.blocks.here()
+        return LocalAppender(self._path / name, self.blocks)
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset` on."""
@@ -143,53 +149,112 @@ class _Held:
 
 
 class LocalAppender:
-    """A new file of a `LocalStore`, written with large vectored writes."""
+    """A new file of a `LocalStore`: its beginning through the page cache, the rest directly."""
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._offset, self._written_back = path, 0, 0
+    def __init__(self, path: Path, blocks: Blocks) -> None:
+        """`blocks` are the store's, for the direct writes of one file at a time."""
+        self._path, self._blocks = path, blocks
+        self._given_up: StorageError | None = None
         with _told(path, "create"):
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
             self._descriptor: int | None = os.open(path, flags, 0o666)
+        self._file: CachedFile | DirectFile = CachedFile(self._descriptor, 0)
 
     @property
     def offset(self) -> int:
         """Bytes appended so far."""
-        return self._offset
+        return self._file.offset
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU time of the store's own thread for this file, so far."""
+        return self._file.cpu_seconds
 
     def append(self, parts: Sequence[Buffer]) -> None:
-        """Write `parts` one after the other."""
+        """Write `parts` one after the other, or gather them for a write that comes later.
+
+        Waits for the disk if several blocks wait for it.  An error of an
+        earlier part's write may be raised here, by `sync`, or by `close`.
+        """
         assert self._descriptor is not None, self._path
         views = [memoryview(part).cast("B") for part in parts if len(part)]
-        with _told(self._path, "write"):
-            while views:
-                count = os.pwritev(self._descriptor, views[:512], self._offset)
-                self._offset += count
-                while views and count >= views[0].nbytes:
-                    count -= views.pop(0).nbytes
-                if count:  # a short write: the rest of this part is still to come
-                    views[0] = views[0][count:]
-            self._start_writeback()
+        with self._whole_or_given_up("write"):
+            if isinstance(self._file, CachedFile) and not self._blocks.refused:
+                views = self._begin_direct(self._file, self._descriptor, views)
+            self._file.append(views)
 
     def sync(self) -> None:
         """Make all that was appended durable."""
         assert self._descriptor is not None, self._path
-        with _told(self._path, "sync"):
+        with self._whole_or_given_up("write"):
+            self._file.flush()
+        with self._whole_or_given_up("sync"):
             os.fsync(self._descriptor)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Let go of the file; if it wasn't synced, its last few MiB may not have been written."""
         descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            with _told(self._path, "close"):
+        if descriptor is None:
+            return
+        with _told(self._path, "close"):
+            try:
+                self._file.drop()
+            finally:
                 os.close(descriptor)
+        if self._file.failure is not None and self._given_up is None:
+            with self._whole_or_given_up("write"):
+                raise self._file.failure
 
-    def _start_writeback(self) -> None:
-        """Hand written pages to the disk; on Linux, DONTNEED begins to write dirty ones."""
-        assert self._descriptor is not None, self._path
-        ready = self._offset - self._written_back
-        if ready >= _WRITEBACK_NBYTES:
-            os.posix_fadvise(self._descriptor, self._written_back, ready, os.POSIX_FADV_DONTNEED)
-            self._written_back = self._offset
+    @contextlib.contextmanager
+    def _whole_or_given_up(self, verb: str) -> Iterator[None]:
+        """Once a call was cut short, by whatever, all that follow say so: the file may lack bytes.
+
+        And a second sync wouldn't tell of what the first one failed to write.
+        """
+        if self._given_up is not None:
+            raise self._given_up
+        try:
+            with _told(self._path, verb):
+                yield
+        except StorageError as error:
+            self._given_up = error
+            raise
+        except BaseException as error:
+            self._given_up = StorageError(
+                f"can't {verb} {self._path}: it was cut short by {error!r}"
+            )
+            raise
+
+    def _begin_direct(
+        self, file: CachedFile, descriptor: int, views: list[memoryview]
+    ) -> list[memoryview]:
+        """If the file gets long, write up to where direct writes begin, and the rest so.
+
+        Returns what is left to be appended.
+        """
+        begin = self._blocks.begin_nbytes
+        if file.offset + sum(view.nbytes for view in views) <= begin:
+            return views
+        first, views = _cut(views, begin - file.offset)
+        file.append(first)
+        file.start_writeback()
+        try:
+            self._file = DirectFile(descriptor, begin, self._blocks)
+        except OSError as error:
+            log.debug("%s: written through the page cache: %s", self._path, error)
+            self._blocks.refused = True
+        return views
+
+
+def _cut(views: Sequence[memoryview], nbytes: int) -> tuple[list[memoryview], list[memoryview]]:
+    """The first `nbytes` bytes, and those that follow."""
+    first, rest = [], []
+    for view in views:
+        count = min(view.nbytes, nbytes)
+        nbytes -= count
+        first += [view[:count]] if count else []
+        rest += [view[count:]] if count < view.nbytes else []
+    return first, rest
 
 
 def _sync_directory(path: Path) -> None:

@@ -76,6 +76,8 @@ class MemoryStore:
 class MemoryAppender:
     """A new file of a `MemoryStore`."""
 
+    cpu_seconds = 0.0
+
     def __init__(self, data: bytearray) -> None:
         self._data = data
 
