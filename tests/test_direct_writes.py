@@ -421,7 +421,7 @@ def test_a_save_onto_a_full_disk_fails_leaves_nothing_and_the_next_one_works(tmp
 
     system(rule)
     store = LocalStore(tmp_path, blocks=small_blocks())
-    with gpuckpt.Checkpointer(tmp_path, store=store, codec="raw") as ckpt:
+    with gpuckpt.Checkpointer(tmp_path, store=store, codec="raw", full_every=1) as ckpt:
         ckpt.save(1, state).result()
         full[0] = True
         with pytest.raises(StorageError, match="full"):
