@@ -14,8 +14,8 @@ PACKAGE = Path(gpuckpt.__file__).parent
 # A module imports only from rows above its own; so the five layers (row 7) don't import each other.
 ROWS: list[set[str]] = [
     {"errors", "_version", "__main__"},
-    {"dtypes", "layout", "sizes", "ordered", "planes", "meter", "apart"},
-    {"spec", "fingerprint", "statistics", "values"},
+    {"dtypes", "layout", "sizes", "ordered", "planes", "sparse", "meter", "apart"},
+    {"spec", "fingerprint", "statistics", "values", "deltas"},
     {"names", "plan", "stats", "arrays", "stores"},
     {"tree", "arena"},
     {"devices", "manifest", "outline"},
