@@ -24,10 +24,13 @@ LIBRARY = Path(__file__).parent / "_native.so"
 VERSION = 1
 # Elements' sizes that the loops know.
 WIDTHS = (1, 2, 4, 8)
+# What `squares` calls float16, bfloat16, and elements of one byte; and the sums that it gives.
+HALF, WIDE, NARROW = 1, 2, 5
+LANES = 256
 # A call on fewer bytes takes less than it takes to get the GIL back from a busy thread.
 _BRIEF = 1 << 14
 
-_P, _N = ctypes.c_void_p, ctypes.c_size_t
+_P, _N, _U = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32
 _PLACES = ctypes.POINTER(ctypes.c_void_p)
 # Of each function: what it returns, what it takes.
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
@@ -40,6 +43,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "count_nonzero": (_N, _P, _N),
     "pack_sparse": (_N, _P, _N, _P, _P, _N),
     "unpack_sparse": (ctypes.c_int, _P, _P, _N, _P, _N),
+    "squares": (None, _P, _N, _U, _U, _U, _U, _U, _P),
 }
 
 
@@ -108,6 +112,15 @@ class Native:
         assert bitmap.size == (size + 7) // 8, (bitmap.size, size)
         places = _at(bitmap), _at(packed)
         return self._call("unpack_sparse", size, *places, count, _room(out), size) == 1
+
+    def squares(
+        self, raw: Bytes, kind: int, known: tuple[int, int, int, int] = (0, 0, 0, 256)
+    ) -> npt.NDArray[np.float64]:
+        """Sums of squares in each lane of `squares`; of bytes, its `Narrow` but for the scale."""
+        assert kind == NARROW or not raw.size % 2, (kind, raw.size)
+        lanes = np.zeros(LANES)
+        self._call("squares", raw.size, _at(raw), raw.size, kind, *known, lanes.ctypes.data)
+        return lanes
 
     def _call(self, name: str, nbytes: int, *arguments: object) -> int:
         return int(self._calls[nbytes >= _BRIEF][name](*arguments) or 0)

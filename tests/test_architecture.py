@@ -14,7 +14,7 @@ PACKAGE = Path(gpuckpt.__file__).parent
 # A module imports only from rows above its own; so the five layers (row 7) don't import each other.
 ROWS: list[set[str]] = [
     {"errors", "_version", "__main__", "native"},
-    {"dtypes", "layout", "sizes", "ordered", "planes", "sparse", "meter", "apart"},
+    {"dtypes", "layout", "sizes", "ordered", "planes", "sparse", "squares", "meter", "apart"},
     {"spec", "fingerprint", "statistics", "values", "deltas"},
     {"names", "plan", "stats", "arrays", "stores"},
     {"tree", "arena"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import shutil
 import subprocess
@@ -16,12 +17,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gpuckpt import deltas, planes, sparse
-from gpuckpt.native import VERSION, WIDTHS, Native, native_for
+from gpuckpt import deltas, planes, sparse, squares, statistics
+from gpuckpt.dtypes import to_numpy
+from gpuckpt.native import HALF, NARROW, VERSION, WIDE, WIDTHS, Native, native_for
+from tests.strategies import SMALL
 
 HERE = Path(__file__).parents[1]
 BUILD = HERE / "kernels" / "cpu" / "build.py"
 COUNTS = (0, 1, 2, 7, 8, 9, 31, 63, 64, 65, 511, 512, 513, 1023, 4095, 4097, 16384, 70_001)
+NARROW_ONES = [name for name in SMALL if name.startswith("float") and "m0" not in name]
+BITS = {"float4_e2m1fn": 15, "float6_e2m3fn": 63, "float6_e3m2fn": 63}
 # Bytes around an array that must stay as they are; a checker that knows its end needs none.
 GUARD = 0 if os.environ.get("CFLAGS") else 64
 
@@ -37,15 +42,21 @@ def compiled(library: Path, **environment: str) -> subprocess.CompletedProcess[s
 
 
 @functools.cache
-def loops() -> Native:
-    """The loops, freshly compiled, with the flags in CFLAGS."""
+def loops(flags: str = "") -> Native:
+    """The loops, freshly compiled, with these flags and those in CFLAGS."""
     if not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))):
         pytest.skip("no C compiler")
     with tempfile.TemporaryDirectory() as room:
-        done = compiled(Path(room) / "loops.so")
+        flags = f"{os.environ.get('CFLAGS', '')} {flags}"
+        done = compiled(Path(room) / "loops.so", CFLAGS=flags)
         assert done.returncode == 0, done.stderr
         assert not done.stderr, "a warning"
         return Native(Path(room) / "loops.so")
+
+
+def both() -> tuple[Native, Native]:
+    """With this machine's own instructions, and without."""
+    return loops(), loops("-DGPUCKPT_PLAIN")
 
 
 class Room:
@@ -141,11 +152,12 @@ def test_sparse_planes_are_packed_as_by_numpy(room, offset, spare):
     bitmap, packed = Room(sparse.bitmap_nbytes(plane.size), offset), Room(size, offset)
     others = np.empty_like(bitmap.array), np.empty_like(packed.array)
     assert loops().count_nonzero(plane) == wanted.size
-    assert loops().pack_sparse(plane, bitmap.array, packed.array) == wanted.size
     assert sparse.pack_sparse_by_numpy(plane, *others) == wanted.size
-    assert np.array_equal(bitmap.array, others[0])
-    if spare >= 0:
-        assert np.array_equal(packed.array[: wanted.size], wanted)
+    for one in both():
+        assert one.pack_sparse(plane, bitmap.array, packed.array) == wanted.size
+        assert np.array_equal(bitmap.array, others[0])
+        if spare >= 0:
+            assert np.array_equal(packed.array[: wanted.size], wanted)
     assert all(one.sound() for one in (room, bitmap, packed))
 
 
@@ -170,6 +182,69 @@ def test_what_does_not_fit_is_refused_as_by_numpy_and_nothing_outside_is_touched
         assert np.array_equal(out.array, other)
     assert out.sound()
     assert packed.sound()
+
+
+@st.composite
+def small_floats(draw):
+    """Elements of a type of one or two bytes: any bits, or numbers of one size, some not finite."""
+    dtype = draw(st.sampled_from(("float16", "bfloat16", *NARROW_ONES)))
+    kind = to_numpy(dtype)
+    count = draw(st.sampled_from((*COUNTS, 4096, 32768, 32769, 40_001)))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    if draw(st.booleans()):
+        raw = rng.integers(0, 256, count * kind.itemsize, np.uint8)
+    else:
+        scale = draw(st.sampled_from((1.0, 1e-3, 1e-7, 1e4)))
+        raw = (rng.standard_normal(count) * scale).astype(kind).view(np.uint8)
+    if draw(st.booleans()):  # finite only
+        elements = raw.view(kind)
+        elements[~np.isfinite(elements.astype(np.float32))] = 1
+    return dtype, Room(raw.size, draw(st.integers(0, 9)), raw)
+
+
+def squares_of(one: Native, raw: Any, dtype: str) -> float:
+    if dtype == "float16":
+        return float(one.squares(raw, HALF).sum())
+    if dtype == "bfloat16":
+        return float(one.squares(raw, WIDE).sum())
+    narrow = statistics._narrow(dtype)
+    assert narrow is not None
+    known = narrow.mask, narrow.shift, narrow.top, narrow.odd
+    return float(one.squares(raw, NARROW, known).sum()) * narrow.scale
+
+
+def squares_by_numpy(raw: Any, dtype: str) -> float:
+    raw = np.append(raw, np.zeros(raw.size % 2, np.uint8))
+    if dtype == "bfloat16":
+        return squares.squares_by_shift(raw.view(np.uint16))
+    return squares.squares_by_table(raw.view(np.uint16), statistics._square_table(dtype))
+
+
+@settings(deadline=None)
+@given(small_floats())
+def test_squares_are_added_as_by_numpy_to_the_last_bit(chunk):
+    dtype, room = chunk
+    with np.errstate(all="ignore"):
+        wanted = squares_by_numpy(room.array, dtype)
+        found = [squares_of(one, room.array, dtype) for one in both()]
+    if math.isfinite(wanted):
+        assert found == [wanted, wanted]
+    assert [math.isfinite(one) for one in found] == [math.isfinite(wanted)] * 2
+    assert room.sound()
+
+
+@pytest.mark.parametrize("dtype", ["float16", *NARROW_ONES])
+def test_every_code_alone_has_the_square_that_numpy_has_for_it(dtype):
+    kind = to_numpy(dtype)
+    bits = BITS.get(dtype, 255) if kind.itemsize == 1 else 65535
+    for code in {*range(256), *range(0, 65536, 251), 0x7BFF, 0x7C00, 0x7C01, 0x3FF, 0x400} & {
+        *range(bits + 1)
+    }:
+        raw = np.array([code], f"<u{kind.itemsize}").view(np.uint8)
+        with np.errstate(all="ignore"):
+            value = float(raw.view(kind)[0])
+        found = squares_of(loops(), raw, dtype)
+        assert found == value * value if math.isfinite(value) else not math.isfinite(found)
 
 
 def test_arrays_that_the_loops_cannot_take_are_done_by_numpy():

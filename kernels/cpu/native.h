@@ -2,7 +2,8 @@
 //
 // Callers see to it that lengths and buffers are what is said; nothing is checked but that
 // unpack_sparse stays within its buffers, whatever they hold.  Any address is fine.  Nothing is
-// allocated or kept.  gpuckpt/native.py calls these; numpy's versions beside its callers are the
+// allocated or kept.  With GPUCKPT_PLAIN a machine's own instructions are left to the compiler, as
+// they are where there is no code for them.  gpuckpt/native.py calls these; numpy's versions beside its callers are the
 // reference, which gives the same bytes.
 #ifndef GPUCKPT_NATIVE_H
 #define GPUCKPT_NATIVE_H
@@ -60,5 +61,12 @@ EXPORT size_t gpuckpt_pack_sparse(const u8 *plane, size_t size, u8 *bitmap, u8 *
 // Undoes it; 0 if `size` and `count` aren't those of the bitmap, which has (size + 7) / 8 bytes.
 EXPORT int gpuckpt_unpack_sparse(const u8 *bitmap, const u8 *packed, size_t count, u8 *out,
                                  size_t size);
+
+// Squares of elements: kind 1: float16, 2: bfloat16, 5: bytes, whose bits in `mask`, shifted left
+// by `shift`, are a float16 without its sign.  Added to lanes[256], which are zeros: code i of two
+// bytes to lane i % 256.  A lane becomes infinite or NaN if an element is: of bytes, one whose bits
+// in `mask` are above `top`, or that is `odd`.
+EXPORT void gpuckpt_squares(const u8 *raw, size_t size, u32 kind, u32 mask, u32 shift, u32 top,
+                            u32 odd, double *lanes);
 
 #endif

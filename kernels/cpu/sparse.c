@@ -1,7 +1,7 @@
 // Planes of which most bytes are zero.  Reference: gpuckpt/sparse.py.
 #include "native.h"
 
-#ifdef __SSE2__
+#if defined(__SSE2__) && !defined(GPUCKPT_PLAIN)
 #include <emmintrin.h>
 
 // Of 64 bytes, in the order of memory: those that aren't zero, as bits 0 ... 63.
