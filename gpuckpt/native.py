@@ -26,7 +26,7 @@ VERSION = 1
 WIDTHS = (1, 2, 4, 8)
 # What `squares` calls float16, bfloat16, and elements of one byte; and the sums that it gives.
 HALF, WIDE, NARROW = 1, 2, 5
-LANES = 256
+LANES = 1024
 # A call on fewer bytes takes less than it takes to get the GIL back from a busy thread.
 _BRIEF = 1 << 14
 

@@ -1,7 +1,7 @@
 """Sums of squares of elements of one or two bytes, always added in one order.
 
 Two bytes are a code: a float16, a bfloat16, or two elements of one byte.  Code
-i belongs to lane i % 256.  In each lane the squares of 16 codes are added in
+i belongs to lane i % 1024.  In each lane the squares of 16 codes are added in
 float32, one after the other, which loses less than 6e-7 of them, and these
 sums in float64, one after the other.  At the end numpy adds up the lanes.
 
@@ -18,17 +18,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpuckpt.native import HALF, LANES, NARROW, WIDE, native_for
+from gpuckpt.native import HALF, LANES, NARROW, WIDE, Native, native_for
 
 Bytes = npt.NDArray[np.uint8]
 Codes = npt.NDArray[np.uint16]
 Singles = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
+Halves = npt.NDArray[np.float16]
 
+_CODE = np.dtype(np.uint16)
 _ROWS = 16
-_BLOCK = LANES * _ROWS
 # Codes done at a time: what they become stays in a core's cache.
-_MOST = 8 * _BLOCK
+_MOST = 2 * _ROWS * LANES
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +59,14 @@ def narrow_of(values: Singles, bits: int, mantissa: int) -> Narrow:
     return Narrow(mask, shift, top, odd, (float(values[1]) / 2.0 ** (shift - 24)) ** 2)
 
 
-def half_squares(raw: Bytes, table: Callable[[], Singles], *, swapped: bool = False) -> float:
-    """The sum of the squares of float16s, big-endian if `swapped`: infinite or NaN if one is.
+def half_squares(elements: Halves, table: Callable[[], Singles]) -> float:
+    """The sum of the squares of float16s of any byte order: infinite or NaN if one is.
 
     `table()` are the squares of all, float32[65536].
     """
-    loops = None if swapped else native_for(1, raw)
-    if loops:
-        return float(loops.squares(raw, HALF).sum())
-    return squares_by_table(_codes(raw, swapped=swapped), table())
+    if loops := _loops_for(elements):
+        return float(loops.squares(elements.view(np.uint8), HALF).sum())
+    return squares_by_table(elements.view(_CODE.newbyteorder(elements.dtype.byteorder)), table())
 
 
 def narrow_squares(raw: Bytes, table: Callable[[], Singles], narrow: Narrow) -> float:
@@ -79,15 +78,14 @@ def narrow_squares(raw: Bytes, table: Callable[[], Singles], narrow: Narrow) -> 
         known = narrow.mask, narrow.shift, narrow.top, narrow.odd
         return float(loops.squares(raw, NARROW, known).sum()) * narrow.scale
     whole = raw if raw.size % 2 == 0 else np.append(raw, np.uint8(0))
-    return squares_by_table(_codes(whole), table())
+    return squares_by_table(whole.view(_CODE), table())
 
 
-def wide_squares(raw: Bytes, *, swapped: bool = False) -> float:
-    """The sum of the squares of bfloat16s, big-endian if `swapped`, each rounded to float32."""
-    loops = None if swapped else native_for(1, raw)
-    if loops:
-        return float(loops.squares(raw, WIDE).sum())
-    return squares_by_shift(_codes(raw, swapped=swapped))
+def wide_squares(elements: npt.NDArray[Any]) -> float:
+    """The sum of the squares of bfloat16s of any byte order, each rounded to float32."""
+    if loops := _loops_for(elements):
+        return float(loops.squares(elements.view(np.uint8), WIDE).sum())
+    return squares_by_rounding(elements)
 
 
 def squares_by_table(codes: Codes, table: Singles) -> float:
@@ -101,34 +99,30 @@ def squares_by_table(codes: Codes, table: Singles) -> float:
     return _sum(codes, look_up)
 
 
-def squares_by_shift(codes: Codes) -> float:
-    """The sum of the squares of bfloat16s."""
+def squares_by_rounding(elements: npt.NDArray[Any]) -> float:
+    """The sum of the squares of floats, each rounded to float32."""
 
-    def square(some: Codes, found: Singles) -> None:
-        bits = found.view(np.uint32)
-        bits[...] = some
-        np.left_shift(bits, 16, out=bits)
+    def square(some: npt.NDArray[Any], found: Singles) -> None:
+        found[...] = some
         np.multiply(found, found, out=found)
 
-    return _sum(codes, square)
+    return _sum(elements, square)
 
 
-def _codes(raw: Bytes, *, swapped: bool = False) -> Codes:
-    codes: Any = raw.view(">u2" if swapped else "<u2")
-    return codes  # type: ignore[no-any-return]
+def _loops_for(elements: npt.NDArray[Any]) -> Native | None:
+    return native_for(1, elements) if elements.dtype.isnative else None
 
 
-def _sum(codes: Codes, squares_of: Callable[[Codes, Singles], None]) -> float:
+def _sum(codes: npt.NDArray[Any], squares_of: Callable[[npt.NDArray[Any], Singles], None]) -> float:
     """The sum over all codes, of each of which `squares_of` writes one square."""
-    lanes: Doubles = np.zeros(LANES)
-    found = np.empty(-(-min(codes.size, _MOST) // _BLOCK) * _BLOCK, np.float32)
+    lanes = np.zeros(LANES)
+    found = np.empty(-(-min(codes.size, _MOST) // LANES) * LANES, np.float32)
     for at in range(0, codes.size, _MOST):
         some = codes[at : at + _MOST]
-        blocks = -(-some.size // _BLOCK)
         squares_of(some, found[: some.size])
-        found[some.size : blocks * _BLOCK] = 0
-        rows = found[: blocks * _BLOCK].reshape(blocks, _ROWS, LANES)
-        sums = np.empty((blocks + 1, LANES))
-        sums[0], sums[1:] = lanes, np.add.reduce(rows, axis=1)
-        lanes = np.add.reduce(sums, axis=0)
+        whole = -(-some.size // LANES) * LANES
+        found[some.size : whole] = 0
+        rows = found[:whole].reshape(-1, LANES)
+        for row in range(0, len(rows), _ROWS):
+            lanes += np.add.reduce(rows[row : row + _ROWS], axis=0)
     return float(lanes.sum())

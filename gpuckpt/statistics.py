@@ -125,9 +125,9 @@ def _elements(raw: Bytes, dtype: str) -> npt.NDArray[Any]:
 
 def _sum_of_squares(elements: npt.NDArray[Any], dtype: str) -> float:
     """The sum of squares; infinite or NaN if an element is, and perhaps if a square is."""
-    kind, swapped = kind_of(dtype), not elements.dtype.isnative
+    kind = kind_of(dtype)
     if kind == 1:
-        return half_squares(elements.view(np.uint8), lambda: _square_table(dtype), swapped=swapped)
+        return half_squares(elements, lambda: _square_table(dtype))
     if kind == 5:
         narrow = _narrow(dtype)
         return (
@@ -137,10 +137,7 @@ def _sum_of_squares(elements: npt.NDArray[Any], dtype: str) -> float:
     if kind != 4 and elements.size > _FEW:
         some = elements[:: elements.size // 256].astype(np.float64)
         if not np.einsum("i,i->", some, some) < _LEAST_MEAN * some.size:
-            if kind == 2:
-                squares = wide_squares(elements.view(np.uint8), swapped=swapped)
-            else:
-                squares = _squares_by_rows(elements)
+            squares = wide_squares(elements) if kind == 2 else _squares_by_rows(elements)
             if not squares < _LEAST_MEAN * elements.size:
                 return squares
     blocks = _blocks(elements, dtype, _BLOCK) if kind == 2 else [elements]

@@ -63,8 +63,8 @@ EXPORT int gpuckpt_unpack_sparse(const u8 *bitmap, const u8 *packed, size_t coun
                                  size_t size);
 
 // Squares of elements: kind 1: float16, 2: bfloat16, 5: bytes, whose bits in `mask`, shifted left
-// by `shift`, are a float16 without its sign.  Added to lanes[256], which are zeros: code i of two
-// bytes to lane i % 256.  A lane becomes infinite or NaN if an element is: of bytes, one whose bits
+// by `shift`, are a float16 without its sign.  Added to lanes[1024], which are zeros: code i of two
+// bytes to lane i % 1024.  A lane becomes infinite or NaN if an element is: of bytes, one whose bits
 // in `mask` are above `top`, or that is `odd`.
 EXPORT void gpuckpt_squares(const u8 *raw, size_t size, u32 kind, u32 mask, u32 shift, u32 top,
                             u32 odd, double *lanes);

@@ -4,7 +4,7 @@
 #include "native.h"
 
 // A block is ROWS rows of LANES codes of two bytes: a lane's squares are added in float32.
-enum { LANES = 256, ROWS = 16, BLOCK = LANES * ROWS };
+enum { LANES = 1024, ROWS = 16, BLOCK = LANES * ROWS };
 
 INLINE float as_float(u32 bits) {
   float x;
@@ -27,10 +27,11 @@ INLINE float squared(u32 code, u32 kind, u32 mask, u32 shift) {
   return half_squared((code & mask) << shift) + half_squared((code >> 8 & mask) << shift);
 }
 
-INLINE void add_block(const u8 *restrict codes, u32 kind, u32 mask, u32 shift,
-                      double *restrict lanes) {
+// Some rows of a block, two at a time: adding zeros changes nothing.
+INLINE void add_rows(const u8 *restrict codes, size_t rows, u32 kind, u32 mask, u32 shift,
+                     double *restrict lanes) {
   float sums[LANES] = {0};
-  for (size_t row = 0; row < ROWS; row += 2)
+  for (size_t row = 0; row < rows; row += 2)
     for (size_t i = 0; i < LANES; ++i) {
       u16 one, other;
       memcpy(&one, codes + 2 * (row * LANES + i), 2);
@@ -42,36 +43,39 @@ INLINE void add_block(const u8 *restrict codes, u32 kind, u32 mask, u32 shift,
 }
 
 // Whether an element is infinite or NaN.  bfloat16's squares tell by themselves.
-INLINE int has_strange(const u8 *codes, u32 kind, u32 mask, u32 top, u32 odd) {
+INLINE int has_strange(const u8 *codes, size_t size, u32 kind, u32 mask, u32 top, u32 odd) {
   int16_t half = 0;
   u8 byte = 0;
   if (kind == 1)
-    for (size_t i = 0; i < BLOCK; ++i) {
+    for (size_t i = 0; i < size / 2; ++i) {
       int16_t code;
       memcpy(&code, codes + 2 * i, 2);
       code &= 0x7fff;
       half = code > half ? code : half;
     }
   if (kind == 5)
-    for (size_t i = 0; i < 2 * BLOCK; ++i) {
+    for (size_t i = 0; i < size; ++i) {
       const u8 code = (u8)(codes[i] & mask);
       byte = code > byte ? code : byte;
     }
-  return half >= 0x7c00 || byte > top || (odd < 256 && memchr(codes, (int)odd, 2 * BLOCK));
+  return half >= 0x7c00 || byte > top || (odd < 256 && memchr(codes, (int)odd, size));
 }
 
 INLINE void add_all(const u8 *raw, size_t size, u32 kind, u32 mask, u32 shift, u32 top, u32 odd,
                     double *lanes) {
-  u8 last[2 * BLOCK];
-  for (size_t at = 0; at < size; at += 2 * BLOCK) {
+  enum { FULL = 2 * BLOCK, PAIR = 4 * LANES };
+  u8 last[FULL];
+  for (size_t at = 0; at < size; at += FULL) {
+    const size_t some = size - at < FULL ? size - at : FULL;
     const u8 *codes = raw + at;
-    if (size - at < 2 * BLOCK) {
-      memset(last, 0, sizeof last);
-      memcpy(last, codes, size - at);
+    const size_t pairs = (some + PAIR - 1) / PAIR;
+    if (some % PAIR) {
+      memcpy(last, codes, some);
+      memset(last + some, 0, pairs * PAIR - some);
       codes = last;
     }
-    add_block(codes, kind, mask, shift, lanes);
-    if (has_strange(codes, kind, mask, top, odd)) lanes[0] = __builtin_inf();
+    add_rows(codes, 2 * pairs, kind, mask, shift, lanes);
+    if (has_strange(codes, some, kind, mask, top, odd)) lanes[0] = __builtin_inf();
   }
 }
 
