@@ -84,7 +84,7 @@ def test_coding_stands_beside_numpy_and_a_memcpy():
     if figures:
         assert {name.partition(" ")[0] for name in figures} == {
             *("split", "join", "delta", "undelta", "delta_split", "join_undelta"),
-            *("pack_sparse", "unpack_sparse", "squares"),
+            *("pack_sparse", "unpack_sparse", "encode", "decode", "statistics"),
         }
 
 
