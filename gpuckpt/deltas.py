@@ -70,7 +70,7 @@ def join_undelta(planes: Sequence[Bytes], base: Bytes, width: int, out: Bytes) -
     assert len(planes) == width, (len(planes), width)
     assert all(plane.size * width == out.size for plane in planes), (out.size, width)
     _check(out, base, width, out)
-    if loops := native_for(width, *planes, base, out):
+    if loops := native_for(width, out, base, *planes):
         loops.join_undelta(planes, base, width, out)
     else:
         join_undelta_by_numpy(planes, base, width, out)

@@ -27,8 +27,8 @@ WIDTHS = (1, 2, 4, 8)
 # What `squares` calls float16, bfloat16, and elements of one byte; and the sums that it gives.
 HALF, WIDE, NARROW = 1, 2, 5
 LANES = 1024
-# A call on fewer bytes takes less than it takes to get the GIL back from a busy thread.
-_BRIEF = 1 << 14
+# On fewer bytes numpy is as fast: a call costs some microseconds, and lets go of the GIL.
+FEWEST_NBYTES = 1 << 13
 
 _P, _N, _U = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32
 _PLACES = ctypes.POINTER(ctypes.c_void_p)
@@ -50,7 +50,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 class Native:
     """The loops of one library.  All arrays are uint8 and contiguous, at any address.
 
-    A call lets go of the GIL unless it is over in a moment.
+    Calls let go of the GIL.
 
     Raises:
         OSError: there is no library at the path, or none for this machine.
@@ -58,60 +58,60 @@ class Native:
     """
 
     def __init__(self, path: Path) -> None:
-        free, held = ctypes.CDLL(str(path)), ctypes.PyDLL(str(path))
-        version = free.gpuckpt_version()
+        library = ctypes.CDLL(str(path))
+        version = library.gpuckpt_version()
         if version != VERSION:
             raise OSError(f"{path} is of version {version}, not {VERSION}")
-        self._calls = [_functions(held), _functions(free)]
+        self._functions = _functions(library)
 
     def split(self, raw: Bytes, width: int, out: Bytes) -> None:
         """See `planes.split`; `out` has `raw`'s size."""
         count = _elements(width, raw, out)
-        self._call("split", raw.size, _at(raw), count, width, _room(out), count)
+        self._call("split", _at(raw), count, width, _room(out), count)
 
     def join(self, planes: Sequence[Bytes], out: Bytes) -> None:
         """See `planes.join`."""
         count = _elements(len(planes), out)
-        self._call("join", out.size, _places(planes, count), count, len(planes), _room(out))
+        self._call("join", _places(planes, count), count, len(planes), _room(out))
 
     def delta(self, cur: Bytes, base: Bytes, width: int, out: Bytes) -> None:
         """See `deltas.delta`."""
         count = _elements(width, cur, base, out)
-        self._call("delta", out.size, _at(cur), _at(base), count, width, _room(out))
+        self._call("delta", _at(cur), _at(base), count, width, _room(out))
 
     def undelta(self, zigzag: Bytes, base: Bytes, width: int, out: Bytes) -> None:
         """See `deltas.undelta`."""
         count = _elements(width, zigzag, base, out)
-        self._call("undelta", out.size, _at(zigzag), _at(base), count, width, _room(out))
+        self._call("undelta", _at(zigzag), _at(base), count, width, _room(out))
 
     def delta_split(self, cur: Bytes, base: Bytes, width: int, out: Bytes) -> None:
         """See `deltas.delta_split`; `out` has `cur`'s size."""
         count = _elements(width, cur, base, out)
-        self._call("delta_split", out.size, _at(cur), _at(base), count, width, _room(out))
+        self._call("delta_split", _at(cur), _at(base), count, width, _room(out))
 
     def join_undelta(self, planes: Sequence[Bytes], base: Bytes, width: int, out: Bytes) -> None:
         """See `deltas.join_undelta`."""
         count = _elements(width, base, out)
         assert len(planes) == width, (len(planes), width)
         places = _places(planes, count)
-        self._call("join_undelta", out.size, places, _at(base), count, width, _room(out))
+        self._call("join_undelta", places, _at(base), count, width, _room(out))
 
     def count_nonzero(self, plane: Bytes) -> int:
         """See `sparse.count_nonzero`."""
-        return self._call("count_nonzero", plane.size, _at(plane), plane.size)
+        return self._call("count_nonzero", _at(plane), plane.size)
 
     def pack_sparse(self, plane: Bytes, bitmap: Bytes, packed: Bytes) -> int:
         """See `sparse.pack_sparse`; more than there is room for is counted, but not written."""
         size, room = plane.size, packed.size
         assert bitmap.size == (size + 7) // 8, (bitmap.size, size)
-        return self._call("pack_sparse", size, _at(plane), size, _room(bitmap), _room(packed), room)
+        return self._call("pack_sparse", _at(plane), size, _room(bitmap), _room(packed), room)
 
     def unpack_sparse(self, bitmap: Bytes, packed: Bytes, out: Bytes) -> bool:
         """See `sparse.unpack_sparse`; `bitmap` has the length that it should have."""
         size, count = out.size, packed.size
         assert bitmap.size == (size + 7) // 8, (bitmap.size, size)
         places = _at(bitmap), _at(packed)
-        return self._call("unpack_sparse", size, *places, count, _room(out), size) == 1
+        return self._call("unpack_sparse", *places, count, _room(out), size) == 1
 
     def squares(
         self, raw: Bytes, kind: int, known: tuple[int, int, int, int] = (0, 0, 0, 256)
@@ -119,11 +119,11 @@ class Native:
         """Sums of squares in each lane of `squares`; of bytes, its `Narrow` but for the scale."""
         assert kind == NARROW or not raw.size % 2, (kind, raw.size)
         lanes = np.zeros(LANES)
-        self._call("squares", raw.size, _at(raw), raw.size, kind, *known, lanes.ctypes.data)
+        self._call("squares", _at(raw), raw.size, kind, *known, lanes.ctypes.data)
         return lanes
 
-    def _call(self, name: str, nbytes: int, *arguments: object) -> int:
-        return int(self._calls[nbytes >= _BRIEF][name](*arguments) or 0)
+    def _call(self, name: str, *arguments: object) -> int:
+        return int(self._functions[name](*arguments) or 0)
 
 
 @cache
@@ -137,11 +137,15 @@ def native() -> Native | None:
         return None
 
 
-def native_for(width: int, *arrays: Bytes) -> Native | None:
-    """The loops, if they are there and can take elements of `width` bytes and these arrays."""
+def native_for(width: int, whole: npt.NDArray[Any], *others: Bytes) -> Native | None:
+    """The loops for elements of `width` bytes in these arrays, of which `whole` is the largest.
+
+    None if they aren't there, can't take them, or would be no faster.
+    """
     loops = native()
-    takes = loops and width in WIDTHS and all(array.flags.c_contiguous for array in arrays)
-    return loops if takes else None
+    if loops is None or width not in WIDTHS or whole.nbytes < FEWEST_NBYTES:
+        return None
+    return loops if all(array.flags.c_contiguous for array in (whole, *others)) else None
 
 
 def _functions(library: ctypes.CDLL) -> dict[str, Callable[..., Any]]:

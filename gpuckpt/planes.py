@@ -28,7 +28,7 @@ def split(raw: Bytes, width: int, out: Bytes) -> list[Bytes]:
 
 def join(planes: Sequence[Bytes], out: Bytes) -> None:
     """Put elements together again: undoes `split`.  `width` of uint8[n] → uint8[n·width]."""
-    loops = native_for(len(planes), *planes, out)
+    loops = native_for(len(planes), out, *planes)
     if loops is None:
         join_by_numpy(planes, out)
     else:

@@ -56,7 +56,7 @@ def unpack_sparse(bitmap: Bytes, packed: Bytes, out: Bytes) -> bool:
     """
     if bitmap.size != bitmap_nbytes(out.size):
         return False
-    loops = native_for(1, bitmap, packed, out)
+    loops = native_for(1, out, bitmap, packed)
     unpack = loops.unpack_sparse if loops else unpack_sparse_by_numpy
     return unpack(bitmap, packed, out)
 

@@ -19,7 +19,17 @@ from hypothesis import strategies as st
 
 from gpuckpt import deltas, planes, sparse, squares, statistics
 from gpuckpt.dtypes import to_numpy
-from gpuckpt.native import HALF, NARROW, VERSION, WIDE, WIDTHS, Native, native_for
+from gpuckpt.native import (
+    FEWEST_NBYTES,
+    HALF,
+    NARROW,
+    VERSION,
+    WIDE,
+    WIDTHS,
+    Native,
+    native,
+    native_for,
+)
 from tests.strategies import SMALL
 
 HERE = Path(__file__).parents[1]
@@ -249,10 +259,14 @@ def test_every_code_alone_has_the_square_that_numpy_has_for_it(dtype):
 
 def test_arrays_that_the_loops_cannot_take_are_done_by_numpy():
     rng = np.random.default_rng(3)
-    strided = rng.integers(0, 256, (64, 2), np.uint8)[:, 0]
+    strided = rng.integers(0, 256, (FEWEST_NBYTES, 2), np.uint8)[:, 0]
+    together = strided.copy()
+    assert native_for(4, together) is native()
+    assert native_for(4, together[:-4]) is None
+    assert native_for(3, together) is None
     assert native_for(4, strided) is None
-    assert native_for(3, strided[:0]) is None
-    assert [plane.tolist() for plane in planes.split(strided, 4, np.empty(64, np.uint8))] == [
+    assert native_for(4, together, strided) is None
+    assert [plane.tolist() for plane in planes.split(strided, 4, together.copy())] == [
         strided[k::4].tolist() for k in range(4)
     ]
     base, out, back = np.zeros(30, np.uint8), np.empty(30, np.uint8), np.empty(30, np.uint8)
