@@ -19,7 +19,7 @@ GPU_PACKAGES := "cupy-cuda$(CUDA)x[ctk]"
 $(PY):
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.run: pyproject.toml | $(PY)
+$(VENV)/.run: pyproject.toml hatch_build.py $(wildcard kernels/cpu/*.*) | $(PY)
 	$(PIP) -e .
 	touch $@
 

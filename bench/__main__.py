@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from bench.cases import roundtrip, stall
+from bench.coding import coding
 from bench.device import NoGpuError, open_what_is_there
 from bench.machine import machine
 from bench.small import small_tensors
@@ -60,6 +61,7 @@ def _cases(directory: Path) -> Iterator[Case]:
     for mode in ("copy", "hold"):
         small = directory / f"small-numpy-{mode}"
         yield "small", lambda: small_tensors(small, np.array, "numpy", "cpu", mode)  # noqa: B023 - run before the next
+    yield "coding", coding
     try:
         device = open_what_is_there()
     except NoGpuError as error:

@@ -12,6 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from gpuckpt.native import native
+
 
 def machine(directory: Path) -> dict[str, Any]:
     """The machine, the file system of `directory`, versions, commit, date and command."""
@@ -25,6 +27,7 @@ def machine(directory: Path) -> dict[str, Any]:
         "file_system": _command("stat", "-f", "-c", "%T", str(directory)),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("numpy", "zstandard", "xxhash")},
+        "compiled_loops": native() is not None,
         "commit": _command("git", "rev-parse", "--short", "HEAD"),
         "load_before": os.getloadavg()[0],
     }

@@ -2,13 +2,17 @@
 
 Bit i % 8 (from the lowest) of a bitmap's byte i // 8 is set if byte i of the
 plane isn't zero; the bytes that aren't follow each other in the plane's order.
-numpy's version is the reference: whatever else does it gives the same bytes.
+
+By the compiled loops where they are, else by numpy.  numpy's version is the
+reference: whatever else does it gives the same bytes.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+
+from gpuckpt.native import native_for
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -23,7 +27,8 @@ def bitmap_nbytes(size: int) -> int:
 
 def count_nonzero(plane: Bytes) -> int:
     """How many bytes of a plane aren't zero."""
-    return int(np.count_nonzero(plane))
+    loops = native_for(1, plane)
+    return loops.count_nonzero(plane) if loops else int(np.count_nonzero(plane))
 
 
 def pack_sparse(plane: Bytes, bitmap: Bytes, packed: Bytes) -> int:
@@ -35,16 +40,10 @@ def pack_sparse(plane: Bytes, bitmap: Bytes, packed: Bytes) -> int:
     bytes are always enough.  What lies behind them may be overwritten.
     """
     assert bitmap.size == bitmap_nbytes(plane.size), (bitmap.size, plane.size)
-    count = 0
-    for at in range(0, plane.size, _BLOCK):
-        some = plane[at : at + _BLOCK]
-        mask = some != 0
-        bits = np.packbits(mask, bitorder="little")
-        bitmap[at // 8 : at // 8 + bits.size] = bits
-        found = some[mask]
-        assert count + found.size <= packed.size, (count + found.size, packed.size)
-        packed[count : count + found.size] = found
-        count += found.size
+    loops = native_for(1, plane, bitmap, packed)
+    pack = loops.pack_sparse if loops else pack_sparse_by_numpy
+    count = pack(plane, bitmap, packed)
+    assert count <= packed.size, (count, packed.size)
     return count
 
 
@@ -57,6 +56,28 @@ def unpack_sparse(bitmap: Bytes, packed: Bytes, out: Bytes) -> bool:
     """
     if bitmap.size != bitmap_nbytes(out.size):
         return False
+    loops = native_for(1, out, bitmap, packed)
+    unpack = loops.unpack_sparse if loops else unpack_sparse_by_numpy
+    return unpack(bitmap, packed, out)
+
+
+def pack_sparse_by_numpy(plane: Bytes, bitmap: Bytes, packed: Bytes) -> int:
+    """What `pack_sparse` does; more than there is room for is counted, but not written."""
+    count = 0
+    for at in range(0, plane.size, _BLOCK):
+        some = plane[at : at + _BLOCK]
+        mask = some != 0
+        bits = np.packbits(mask, bitorder="little")
+        bitmap[at // 8 : at // 8 + bits.size] = bits
+        found = some[mask]
+        room = packed[count : count + found.size]
+        room[...] = found[: room.size]
+        count += found.size
+    return count
+
+
+def unpack_sparse_by_numpy(bitmap: Bytes, packed: Bytes, out: Bytes) -> bool:
+    """What `unpack_sparse` does; `bitmap` has the length that it should have."""
     count = 0
     for at in range(0, out.size, _BLOCK):
         some = out[at : at + _BLOCK]

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuckpt.dtypes import to_numpy
+from gpuckpt.squares import Narrow, half_squares, narrow_of, narrow_squares, wide_squares
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.floating[Any]]
@@ -73,8 +74,9 @@ def statistics_of(raw: Bytes, dtype: str) -> Statistics | None:
     `raw` is uint8, contiguous, of any whole number of elements, at any
     address.  The counts are exact, and `squares` within 1e-6 of the exact sum
     (of float64, as far as float64 can hold the squares).  Holds the GIL for
-    moments only, and takes less than 600 KiB.  A table of 512 KiB is kept for
-    each type but bfloat16 that is of one or two bytes, and was met.
+    moments only, and takes less than 600 KiB.  Where there are no compiled loops,
+    a table of 256 KiB is kept for each type but bfloat16 that is of one or two
+    bytes, and was met.
     """
     plain = dtype.removeprefix(">")
     if not kind_of(plain):
@@ -124,14 +126,18 @@ def _elements(raw: Bytes, dtype: str) -> npt.NDArray[Any]:
 def _sum_of_squares(elements: npt.NDArray[Any], dtype: str) -> float:
     """The sum of squares; infinite or NaN if an element is, and perhaps if a square is."""
     kind = kind_of(dtype)
-    if kind in (1, 5):
-        return _squares_by_table(elements, dtype)
+    if kind == 1:
+        return half_squares(elements, lambda: _square_table(dtype))
+    if kind == 5:
+        narrow = _narrow(dtype)
+        return (
+            narrow_squares(elements, lambda: _square_table(dtype), narrow) if narrow else math.nan
+        )
     # Products that are subnormal in float32 take a CPU fifty times as long.
     if kind != 4 and elements.size > _FEW:
         some = elements[:: elements.size // 256].astype(np.float64)
         if not np.einsum("i,i->", some, some) < _LEAST_MEAN * some.size:
-            blocks = _blocks(elements, dtype, _BLOCK) if kind == 2 else [elements]
-            squares = sum(map(_squares_by_rows, blocks))
+            squares = wide_squares(elements) if kind == 2 else _squares_by_rows(elements)
             if not squares < _LEAST_MEAN * elements.size:
                 return squares
     blocks = _blocks(elements, dtype, _BLOCK) if kind == 2 else [elements]
@@ -146,36 +152,26 @@ def _squares_by_rows(elements: Floats) -> float:
     return squares + float(np.einsum("i,i->", rest, rest)) if rest.size else squares
 
 
-def _squares_by_table(elements: npt.NDArray[Any], dtype: str) -> float:
-    """The sum of squares of float16, or of bytes by pairs: infinite or NaN if an element is."""
-    table, squares = _square_table(dtype), 0.0
-    if elements.dtype == np.uint8:
-        even = elements.size & ~1
-        squares = float(np.square(_values_of(dtype)[elements[even:]], dtype=np.float64).sum())
-        codes = elements[:even].view(np.uint16)
-    else:
-        codes = elements.view(np.dtype(np.uint16).newbyteorder(elements.dtype.byteorder))
-    most = min(codes.size, _BLOCK // 2)
-    positions, found = np.empty(most, np.intp), np.empty(most)
-    for at in range(0, codes.size, _BLOCK // 2):
-        count = min(most, codes.size - at)
-        positions[:count] = codes[at : at + count]
-        table.take(positions[:count], out=found[:count], mode="wrap")  # "raise" would copy
-        squares += float(np.einsum("i->", found[:count]))
-    return squares
-
-
 @cache
-def _square_table(dtype: str) -> npt.NDArray[np.float64]:
+def _square_table(dtype: str) -> npt.NDArray[np.float32]:
     """The squares of all float16; or, of one-byte floats, the sum of the two of each pair.
 
     numpy takes long to convert float16, and much longer if they are subnormal.
     """
     if kind_of(dtype) == 1:
         halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
-        return np.square(halves, dtype=np.float64)
-    squares = np.square(_values_of(dtype), dtype=np.float64)
+        return np.square(halves, dtype=np.float32)
+    squares = np.square(_values_of(dtype))
     return np.add.outer(squares, squares).ravel()
+
+
+@cache
+def _narrow(dtype: str) -> Narrow | None:
+    """How a one-byte float type is read; None of one without a sign, whose squares are too wide."""
+    _, _, rest = dtype.partition("m")
+    if rest.startswith("0"):
+        return None
+    return narrow_of(_values_of(dtype), _ONE_BYTE[dtype[:6]], int(rest[0]))
 
 
 def _values_of(dtype: str) -> npt.NDArray[np.float32]:

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import cases, small, write
+from bench import cases, coding, small, write
 from bench.disk import drop_cache, read_through, write_and_sync
 from bench.gpu.scale import GIB, MIB, full
 from bench.timing import spread, spreads
+from gpuckpt.native import native
 from tests.cuda_on_cpu import standin
 
 HERE = Path(__file__).parents[1]
@@ -88,6 +89,18 @@ def test_small_tensors_are_counted_and_their_first_save_is_apart(tmp_path, mode)
     assert (row["tensors"], row["device"], row["mode"]) == (15, "cpu", mode)
     figures = ("first_stall_s", "stall_s", "thread_cpu_s", "update_s", "background_s", "memcpy_s")
     assert all(is_spread(row[name]) for name in figures)
+
+
+def test_coding_stands_beside_numpy_and_a_memcpy():
+    row = coding.coding(1 << 12, 3)
+    figures = {name: value for name, value in row.items() if isinstance(value, dict)}
+    assert all(map(is_spread, figures.values()))
+    assert ("loops" in row) == (native() is None) == (not figures)
+    if figures:
+        assert {name.partition(" ")[0] for name in figures} == {
+            *("split", "join", "delta", "undelta", "delta_split", "join_undelta"),
+            *("pack_sparse", "unpack_sparse", "encode", "decode", "statistics"),
+        }
 
 
 def test_a_report_says_where_and_how_it_was_made(tmp_path):

@@ -1,0 +1,186 @@
+"""The compiled loops of kernels/cpu, where an installation has them.
+
+numpy's versions, beside their callers, are the reference and give the same
+bytes.  `GPUCKPT_NATIVE=0` in the environment leaves everything to them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Bytes = npt.NDArray[np.uint8]
+
+VARIABLE = "GPUCKPT_NATIVE"
+LIBRARY = Path(__file__).parent / "_native.so"
+# What kernels/cpu/planes.c says of itself: another library may have other signatures.
+VERSION = 1
+# Elements' sizes that the loops know.
+WIDTHS = (1, 2, 4, 8)
+# What `squares` calls float16, bfloat16, and elements of one byte; and the sums that it gives.
+HALF, WIDE, NARROW = 1, 2, 5
+LANES = 1024
+# On fewer bytes numpy is as fast: a call costs some microseconds, and lets go of the GIL.
+FEWEST_NBYTES = 1 << 13
+
+_P, _N, _U = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32
+_PLACES = ctypes.POINTER(ctypes.c_void_p)
+# Of each function: what it returns, what it takes.
+_SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "split": (None, _P, _N, _N, _P, _N),
+    "join": (None, _PLACES, _N, _N, _P),
+    "delta": (None, _P, _P, _N, _N, _P),
+    "undelta": (None, _P, _P, _N, _N, _P),
+    "delta_split": (None, _P, _P, _N, _N, _P),
+    "join_undelta": (None, _PLACES, _P, _N, _N, _P),
+    "count_nonzero": (_N, _P, _N),
+    "pack_sparse": (_N, _P, _N, _P, _P, _N),
+    "unpack_sparse": (ctypes.c_int, _P, _P, _N, _P, _N),
+    "squares": (None, _P, _N, _U, _U, _U, _U, _U, _P),
+}
+
+
+class Native:
+    """The loops of one library.  All arrays are uint8 and contiguous, at any address.
+
+    Calls let go of the GIL.
+
+    Raises:
+        OSError: there is no library at the path, or none for this machine.
+        AttributeError: it isn't ours.
+    """
+
+    def __init__(self, path: Path) -> None:
+        library = ctypes.CDLL(str(path))
+        version = library.gpuckpt_version()
+        if version != VERSION:
+            raise OSError(f"{path} is of version {version}, not {VERSION}")
+        self._functions = _functions(library)
+
+    def split(self, raw: Bytes, width: int, out: Bytes) -> None:
+        """See `planes.split`; `out` has `raw`'s size."""
+        count = _elements(width, raw, out)
+        self._call("split", _at(raw), count, width, _room(out), count)
+
+    def join(self, planes: Sequence[Bytes], out: Bytes) -> None:
+        """See `planes.join`."""
+        count = _elements(len(planes), out)
+        self._call("join", _places(planes, count), count, len(planes), _room(out))
+
+    def delta(self, cur: Bytes, base: Bytes, width: int, out: Bytes) -> None:
+        """See `deltas.delta`."""
+        count = _elements(width, cur, base, out)
+        self._call("delta", _at(cur), _at(base), count, width, _room(out))
+
+    def undelta(self, zigzag: Bytes, base: Bytes, width: int, out: Bytes) -> None:
+        """See `deltas.undelta`."""
+        count = _elements(width, zigzag, base, out)
+        self._call("undelta", _at(zigzag), _at(base), count, width, _room(out))
+
+    def delta_split(self, cur: Bytes, base: Bytes, width: int, out: Bytes) -> None:
+        """See `deltas.delta_split`; `out` has `cur`'s size."""
+        count = _elements(width, cur, base, out)
+        self._call("delta_split", _at(cur), _at(base), count, width, _room(out))
+
+    def join_undelta(self, planes: Sequence[Bytes], base: Bytes, width: int, out: Bytes) -> None:
+        """See `deltas.join_undelta`."""
+        count = _elements(width, base, out)
+        assert len(planes) == width, (len(planes), width)
+        places = _places(planes, count)
+        self._call("join_undelta", places, _at(base), count, width, _room(out))
+
+    def count_nonzero(self, plane: Bytes) -> int:
+        """See `sparse.count_nonzero`."""
+        return self._call("count_nonzero", _at(plane), plane.size)
+
+    def pack_sparse(self, plane: Bytes, bitmap: Bytes, packed: Bytes) -> int:
+        """See `sparse.pack_sparse`; more than there is room for is counted, but not written."""
+        size, room = plane.size, packed.size
+        assert bitmap.size == (size + 7) // 8, (bitmap.size, size)
+        return self._call("pack_sparse", _at(plane), size, _room(bitmap), _room(packed), room)
+
+    def unpack_sparse(self, bitmap: Bytes, packed: Bytes, out: Bytes) -> bool:
+        """See `sparse.unpack_sparse`; `bitmap` has the length that it should have."""
+        size, count = out.size, packed.size
+        assert bitmap.size == (size + 7) // 8, (bitmap.size, size)
+        places = _at(bitmap), _at(packed)
+        return self._call("unpack_sparse", *places, count, _room(out), size) == 1
+
+    def squares(
+        self, raw: Bytes, kind: int, known: tuple[int, int, int, int] = (0, 0, 0, 256)
+    ) -> npt.NDArray[np.float64]:
+        """Sums of squares in each lane of `squares`; of bytes, its `Narrow` but for the scale."""
+        assert kind == NARROW or not raw.size % 2, (kind, raw.size)
+        lanes = np.zeros(LANES)
+        self._call("squares", _at(raw), raw.size, kind, *known, lanes.ctypes.data)
+        return lanes
+
+    def _call(self, name: str, *arguments: object) -> int:
+        return int(self._functions[name](*arguments) or 0)
+
+
+@cache
+def native() -> Native | None:
+    """The loops, or None: they aren't there, aren't for this machine, or are turned off."""
+    if os.environ.get(VARIABLE) == "0":
+        return None
+    try:
+        return Native(LIBRARY)
+    except (OSError, AttributeError):
+        return None
+
+
+def native_for(width: int, whole: npt.NDArray[Any], *others: Bytes) -> Native | None:
+    """The loops for elements of `width` bytes in these arrays, of which `whole` is the largest.
+
+    None if they aren't there, can't take them, or would be no faster.
+    """
+    loops = native()
+    if loops is None or width not in WIDTHS or whole.nbytes < FEWEST_NBYTES:
+        return None
+    return loops if all(array.flags.c_contiguous for array in (whole, *others)) else None
+
+
+def _functions(library: ctypes.CDLL) -> dict[str, Callable[..., Any]]:
+    functions: dict[str, Callable[..., Any]] = {}
+    for name, (result, *arguments) in _SIGNATURES.items():
+        function = library[f"gpuckpt_{name}"]
+        function.restype, function.argtypes = result, arguments
+        functions[name] = function
+    return functions
+
+
+def _elements(width: int, *arrays: Bytes) -> int:
+    """How many elements each of the arrays has, which are of one size."""
+    size = arrays[0].size
+    assert width in WIDTHS, width
+    assert not size % width, (size, width)
+    assert all(array.size == size for array in arrays), [array.size for array in arrays]
+    return size // width
+
+
+def _at(array: Bytes) -> int:
+    """Where an array lies."""
+    assert array.flags.c_contiguous, array.strides
+    assert array.itemsize == 1, array.dtype
+    place: int = array.__array_interface__["data"][0]
+    return place
+
+
+def _room(array: Bytes) -> int:
+    """Where an array lies that is written to."""
+    assert array.flags.writeable, "a read-only array"
+    return _at(array)
+
+
+def _places(planes: Sequence[Bytes], size: int) -> ctypes.Array[ctypes.c_void_p]:
+    """Where planes of `size` bytes lie."""
+    assert all(plane.size == size for plane in planes), [plane.size for plane in planes]
+    return (ctypes.c_void_p * len(planes))(*map(_at, planes))

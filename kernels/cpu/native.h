@@ -1,0 +1,72 @@
+// Loops of the CPU side, for one thread each.  C11; a compiler's -O3 turns them into vectors.
+//
+// Callers see to it that lengths and buffers are what is said; nothing is checked but that
+// unpack_sparse stays within its buffers, whatever they hold.  Any address is fine.  Nothing is
+// allocated or kept.  With GPUCKPT_PLAIN a machine's own instructions are left to the compiler, as
+// they are where there is no code for them.  gpuckpt/native.py calls these; numpy's versions beside its callers are the
+// reference, which gives the same bytes.
+#ifndef GPUCKPT_NATIVE_H
+#define GPUCKPT_NATIVE_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "elements are little-endian here; numpy does it elsewhere"
+#endif
+
+#define EXPORT __attribute__((visibility("default")))
+#define INLINE static inline __attribute__((always_inline))
+
+// No iteration depends on another: what is written lies where it was read, or elsewhere altogether.
+#if defined(__clang__)
+#define INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define INDEPENDENT _Pragma("GCC ivdep")
+#endif
+
+typedef uint8_t u8;
+typedef uint16_t u16;
+typedef uint32_t u32;
+typedef uint64_t u64;
+
+// Bytes that are done in two passes: they stay in the nearest cache.
+enum { TILE = 4096 };
+
+// gpuckpt/native.py expects this number.  It changes with any signature or meaning.
+EXPORT u32 gpuckpt_version(void);
+
+// Byte k of element i of `raw` (`count` of `width` bytes) goes to out[k * stride + i].
+EXPORT void gpuckpt_split(const u8 *raw, size_t count, size_t width, u8 *out, size_t stride);
+// Byte i of planes[k] goes to byte k of element i of `out`, for `count` elements.
+EXPORT void gpuckpt_join(const u8 *const *planes, size_t count, size_t width, u8 *out);
+
+// Folded differences of `count` elements.  `out` is `cur`, `base`, or overlaps neither.
+EXPORT void gpuckpt_delta(const u8 *cur, const u8 *base, size_t count, size_t width, u8 *out);
+// Undoes it.  `out` is `folded`, `base`, or overlaps neither.
+EXPORT void gpuckpt_undelta(const u8 *folded, const u8 *base, size_t count, size_t width, u8 *out);
+// delta, then split.
+EXPORT void gpuckpt_delta_split(const u8 *cur, const u8 *base, size_t count, size_t width, u8 *out);
+// join, then undelta.  `out` is `base`, or overlaps nothing.
+EXPORT void gpuckpt_join_undelta(const u8 *const *planes, const u8 *base, size_t count,
+                                 size_t width, u8 *out);
+
+// How many of `size` bytes aren't zero.
+EXPORT size_t gpuckpt_count_nonzero(const u8 *plane, size_t size);
+// Bits of bytes that aren't zero, to (size + 7) / 8 bytes of bitmap, and these bytes, to `packed`.
+// Returns their number.  Writes no more than `room` bytes of `packed`, even if that is too few.
+EXPORT size_t gpuckpt_pack_sparse(const u8 *plane, size_t size, u8 *bitmap, u8 *packed,
+                                  size_t room);
+// Undoes it; 0 if `size` and `count` aren't those of the bitmap, which has (size + 7) / 8 bytes.
+EXPORT int gpuckpt_unpack_sparse(const u8 *bitmap, const u8 *packed, size_t count, u8 *out,
+                                 size_t size);
+
+// Squares of elements: kind 1: float16, 2: bfloat16, 5: bytes, whose bits in `mask`, shifted left
+// by `shift`, are a float16 without its sign.  Added to lanes[1024], which are zeros: code i of two
+// bytes to lane i % 1024.  A lane becomes infinite or NaN if an element is: of bytes, one whose bits
+// in `mask` are above `top`, or that is `odd`.
+EXPORT void gpuckpt_squares(const u8 *raw, size_t size, u32 kind, u32 mask, u32 shift, u32 top,
+                            u32 odd, double *lanes);
+
+#endif
