@@ -797,10 +797,10 @@ _ODD: list[Any] = [
 def manifest_of_deltas() -> bytes:
     """A chunk of two int64 with a base, and that one's base; one of each has sparse planes."""
     extents = [Extent(layout.segment_name(at, "01234567", 0, 0), 64, 16) for at in (1, 2, 3)]
-    known: Any = ("0" * 32, "1" * 16)
+    known = ("0" * 32, "1" * 16)
     parts = (Plane("raw", 1), Plane("raw", 1))
     sparse = (Plane("sparse", 2, parts),) * 8
-    chunk = ChunkEntry(0, 16, extents[0], *known, (Plane("raw", 16),))
+    chunk = ChunkEntry(0, 16, extents[0], *known, (Plane("raw", 16),), None)
     chunk = ChunkEntry(0, 16, extents[1], *known, (Plane("raw", 2),) * 8, chunk)
     chunk = ChunkEntry(0, 16, extents[2], *known, sparse, chunk)
     tensor = TensorEntry(Spec("a", "int64", (2,)), (chunk,), 3)
@@ -844,7 +844,7 @@ Row = list[Any]
 
 def with_bases(row: Row, count: int) -> Row:
     """The row of a chunk with so many bases, of which the first has none."""
-    base = row[BASE][BASE]
+    base: Row = row[BASE][BASE]
     for _ in range(count):
         base = [*row[BASE][:BASE], base]
     return base
