@@ -94,7 +94,8 @@ def test_ls_and_show_say_what_older_files_hold_of_a_step(increments):
     assert older in lines[1]
     assert "50 %" in lines[1]
     last = run("show", increments).stdout.splitlines()[-1]
-    assert f"; {older} of it in older segments; 50 % deltas, whose bases are" in last
+    assert f", {older} of it in older segments, ratio" in last
+    assert "; 50 % deltas, whose bases are" in last
     assert "older" not in run("show", increments, "--step", 1).stdout
 
 

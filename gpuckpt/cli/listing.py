@@ -127,10 +127,11 @@ def _step_cells(row: Checkpoint, shared: Shared) -> tuple[str, ...]:
 
 def _summary(facts: Checkpoint, shared: Shared) -> str:
     """What a checkpoint takes in memory and on disk, and where."""
-    size = f"{format_nbytes(facts.raw_nbytes)} in memory, {format_nbytes(facts.encoded_nbytes)}"
-    text = f"{size} on disk, ratio {facts.ratio:.3f}"
+    text = f"{format_nbytes(facts.raw_nbytes)} in memory, "
+    text += f"{format_nbytes(facts.encoded_nbytes)} on disk, "
     if shared.older_nbytes:
-        text += f"; {format_nbytes(shared.older_nbytes)} of it in older segments"
+        text += f"{format_nbytes(shared.older_nbytes)} of it in older segments, "
+    text += f"ratio {facts.ratio:.3f}"
     if shared.delta_nbytes:
         percent = 100 * shared.delta_nbytes / facts.raw_nbytes
         text += (
