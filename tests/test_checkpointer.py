@@ -376,7 +376,7 @@ def test_waiting_for_a_result_ends_in_time(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"codec": "gzip"}, "codec is one of auto, raw, zstd"),
+        ({"codec": "gzip"}, "codec is one of auto, delta, raw, zstd"),
         ({"snapshot": "now"}, "snapshot is one of auto, copy, hold"),
         ({"when_busy": "panic"}, "when_busy is one of wait, skip"),
         ({"on_error": "ignore"}, "on_error is one of raise, warn"),

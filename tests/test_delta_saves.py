@@ -136,6 +136,20 @@ def test_without_room_for_the_state_before_saves_are_whole_and_the_log_says_why(
     assert "raise memory" in caplog.text
 
 
+def test_a_copy_that_was_asked_for_comes_before_deltas(caplog):
+    store, state = MemoryStore(), {"w": numbers(1, nbytes=8 << 20)}
+    with checkpoints(store, memory="12 MiB", snapshot="copy") as ckpt:
+        assert save(ckpt, 1, state).copy_nbytes >= 8 << 20
+        nudge(state["w"], 1)
+        assert save(ckpt, 2, state).delta_nbytes == 0
+    assert is_right(store, 2, state)
+    assert "raise memory" in caplog.text
+    with checkpoints(MemoryStore(), memory="24 MiB", snapshot="copy") as ckpt:
+        save(ckpt, 1, state)
+        nudge(state["w"], 1)
+        assert save(ckpt, 2, state).delta_nbytes == 8 << 20
+
+
 def test_a_resumed_run_begins_with_what_is_whole():
     store, state = MemoryStore(), {"w": numbers(1)}
     with checkpoints(store) as ckpt:
