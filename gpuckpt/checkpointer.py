@@ -29,7 +29,7 @@ from gpuckpt.resources import Resources
 from gpuckpt.retention import Keep, prune_quietly
 from gpuckpt.save import DELTA, Header, save_snapshot
 from gpuckpt.schedule import Every, Schedule
-from gpuckpt.snapshot import Planner, capture, reserve
+from gpuckpt.snapshot import Planner, capture, reserve, room_beside_copy
 from gpuckpt.stats import Stats
 from gpuckpt.stores import Store
 from gpuckpt.stores.local import LocalStore
@@ -328,7 +328,9 @@ class Checkpointer:
         plans = self._planner.plans(inventory.roster)
         self._resources.arena(plans, largest_nbytes(plans))
         if self._options.codec == DELTA:
-            self._resources.bases.prepare(plans, self._resources.host_room_nbytes)
+            room, mode = self._resources.host_room_nbytes, self._options.snapshot
+            room = room_beside_copy(plans, self._resources.devices, mode, host_room_nbytes=room)
+            self._resources.bases.prepare(plans, room)
         return plans
 
     def _reserve(self, state: Any) -> None:

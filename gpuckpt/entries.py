@@ -76,12 +76,15 @@ def features_of(chunks: Iterable[ChunkEntry]) -> list[str]:
     return sorted(found)
 
 
-def check_features(required: Iterable[Json], where: str) -> None:
+def check_features(required: Json, where: str) -> None:
     """See that a reader knows what a file requires.
 
     Raises:
+        TypeError: that isn't a list.
         FormatError: it doesn't.
     """
+    if not isinstance(required, list):
+        raise TypeError(f"{required!r} isn't a list of features")
     unknown = [one for one in required if one not in FEATURES]
     if unknown:
         raise FormatError(f"{where}: needs {unknown}, unknown to this gpuckpt; upgrade")
@@ -126,9 +129,9 @@ def _check_chunk(spec: Spec, chunk: ChunkEntry) -> None:
 
 
 def _check_plane(name: str, plane: Plane, nbytes: int) -> None:
-    codecs = [plane.codec, *(part.codec for part in plane.parts)]
-    for codec in codecs:
-        if codec not in CODECS and not (codec == SPARSE and codec is codecs[0]):
+    inside = [part.codec for part in plane.parts]
+    for codec in inside if plane.codec == SPARSE else [plane.codec, *inside]:
+        if codec not in CODECS:
             raise FormatError(f"{name}: codec {codec!r} isn't known to this gpuckpt; upgrade it")
     if len(plane.parts) != (2 if plane.codec == SPARSE else 0):
         raise ValueError(f"{name}: a {plane.codec} plane of {len(plane.parts)} parts")

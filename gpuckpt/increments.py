@@ -6,6 +6,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Sequence
 
+from gpuckpt.entries import CHAIN_MAX
 from gpuckpt.errors import CheckpointError
 from gpuckpt.manifest import Manifest, TensorEntry
 from gpuckpt.spec import Chunk, ChunkEntry, Spec
@@ -53,9 +54,9 @@ class Before:
     def base(self, chunk: Chunk) -> ChunkEntry | None:
         """The entry of a chunk from which one that has changed may be a delta."""
         entry = self._chunks[chunk.tensor].get(chunk.start)
-        if entry is None or entry.nbytes != chunk.nbytes or len(entry.chain) >= self._full_every:
+        if entry is None or entry.nbytes != chunk.nbytes:
             return None
-        return entry
+        return entry if len(entry.chain) < min(self._full_every, CHAIN_MAX) else None
 
 
 def is_short(base: ChunkEntry, share: float) -> bool:

@@ -134,9 +134,12 @@ def read_index(store: Store, name: str) -> tuple[int, tuple[TensorEntry, ...]]:
             raise ValueError("its length isn't the trailer's")
         body = json.loads(zstandard.decompress(packed, max_output_size=trailer.raw_length))
         # Extents are in this file, whatever it was called when it was written, or are bases'.
-        check_features(body.get("requires", ()), where)
+        check_features(body.get("requires", []), where)
         files = [name, *(check_segment(other) for other in body.get("bases", ()))]
-        return layout.check_step(body["step"]), unpack_tensors(body["tensors"], files, whole=False)
+        tensors = unpack_tensors(body["tensors"], files, whole=False)
+        if any(chunk.extent.segment != name for entry in tensors for chunk in entry.chunks):
+            raise ValueError("it lists a chunk of another file")
+        return layout.check_step(body["step"]), tensors
     except (*NOT_AS_EXPECTED, zstandard.ZstdError) as error:
         raise CorruptError(where, f"not an index ({error})") from error
 

@@ -88,6 +88,15 @@ def reserve(
                 device.reserve(nbytes)
 
 
+def room_beside_copy(
+    plans: Mapping[str, Plan], devices: Devices, mode: str, *, host_room_nbytes: int
+) -> int:
+    """Bytes of the room that a copy which must be made of host tensors leaves."""
+    if mode != "copy" or "cpu" not in plans:
+        return host_room_nbytes
+    return max(host_room_nbytes - devices["cpu"].copy_nbytes(plans["cpu"]), 0)
+
+
 def place(
     state: Any,
     flat: Flat,

@@ -35,6 +35,8 @@ def test_ls_lists_steps_with_sizes_and_metrics(root):
     facts = json.loads(run("ls", root, "--json").stdout)
     assert [row["step"] for row in facts["checkpoints"]] == [3, 7]
     assert facts["checkpoints"][0]["metrics"] == {"loss": "nan", "acc": 0.5}
+    assert "in older" not in finished.stdout
+    assert "deltas" not in finished.stdout
     assert facts["checkpoints"][0]["raw_nbytes"] == 2 * 200 * 100 * 4
 
 
@@ -53,6 +55,48 @@ def test_show_shows_every_leaf_and_nothing_that_a_terminal_would_obey(root):
 def test_show_picks_names_by_glob(root):
     facts = json.loads(run("show", root, "--names", "layers.*.w", "--json").stdout)
     assert [leaf["name"] for leaf in facts["leaves"]] == ["layers.0.w"]
+
+
+@pytest.fixture
+def increments(tmp_path):
+    """Step 2 is a delta and a tensor that has not changed."""
+    rng = np.random.default_rng(0)
+    state = {name: rng.standard_normal((256, 256)).astype(np.float32) for name in ("w", "frozen")}
+    with gpuckpt.Checkpointer(tmp_path, codec="delta", memory="64 MiB") as ckpt:
+        ckpt.save(1, state).result(60)
+        with ckpt.update():
+            state["w"].reshape(-1).view("u4")[::5] += 1
+        ckpt.save(2, state).result(60)
+    return tmp_path
+
+
+def test_ls_and_show_say_what_older_files_hold_of_a_step(increments):
+    first, second = json.loads(run("ls", increments, "--json").stdout)["checkpoints"]
+    assert (first["older_nbytes"], first["delta_nbytes"], first["base_nbytes"]) == (0, 0, 0)
+    frozen, delta = first["encoded_nbytes"] / 2, 256 * 256 * 4
+    assert second["older_nbytes"] == pytest.approx(frozen, rel=0.02)
+    assert second["delta_nbytes"] == delta
+    assert second["base_nbytes"] == first["encoded_nbytes"] - second["older_nbytes"]
+    assert second["encoded_nbytes"] - second["older_nbytes"] < frozen / 4
+
+    shown = json.loads(run("show", increments, "--json").stdout)
+    leaves = {leaf["name"]: leaf for leaf in shown["leaves"]}
+    keys = ("older_nbytes", "delta_nbytes", "base_nbytes")
+    assert all(shown[key] == second[key] for key in keys)
+    assert all(sum(leaf[key] for leaf in leaves.values()) == second[key] for key in keys)
+    assert leaves["frozen"]["older_nbytes"] == second["older_nbytes"]
+    assert leaves["w"]["delta_nbytes"] == delta
+
+    older = f"{second['older_nbytes'] / 1024:.1f} KiB"
+    head, *lines = run("ls", increments).stdout.splitlines()
+    assert ("in older" in head, "deltas" in head) == (True, True)
+    assert older not in lines[0]
+    assert older in lines[1]
+    assert "50 %" in lines[1]
+    last = run("show", increments).stdout.splitlines()[-1]
+    assert f", {older} of it in older segments, ratio" in last
+    assert "; 50 % deltas, whose bases are" in last
+    assert "older" not in run("show", increments, "--step", 1).stdout
 
 
 def test_verify_finds_one_wrong_byte_and_names_tensor_file_and_offset(root):

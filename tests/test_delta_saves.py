@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 import gpuckpt
 from gpuckpt.bases import FEWEST_NBYTES, Bases
 from gpuckpt.commit import open_step
+from gpuckpt.entries import CHAIN_MAX
 from gpuckpt.fingerprint import fingerprint
-from gpuckpt.increments import CHAIN_SHARE
+from gpuckpt.increments import CHAIN_SHARE, Before
 from gpuckpt.plan import make_plans
 from gpuckpt.resources import Resources
-from gpuckpt.spec import ChunkEntry, Spec
+from gpuckpt.spec import Chunk, ChunkEntry, Extent, Plane, Spec
 from gpuckpt.stores import Store
 from gpuckpt.stores.local import LocalStore
 from gpuckpt.stores.memory import MemoryStore
@@ -115,6 +116,15 @@ def test_a_chain_never_takes_much_more_than_the_state_itself_to_read():
     assert lengths.count(1) > 1
 
 
+def test_no_chain_is_longer_than_a_reader_follows():
+    planes, extent = (Plane("raw", 1),) * 4, Extent("s", 64, 4)
+    entry = ChunkEntry(0, 4, extent, "0" * 32, "1" * 16, planes)
+    for links in range(1, CHAIN_MAX + 2):
+        base = Before([{0: entry}], full_every=1000).base(Chunk(0, 0, 4))
+        assert (base is None) == (links >= CHAIN_MAX)
+        entry = ChunkEntry(0, 4, extent, "0" * 32, "1" * 16, planes, entry)
+
+
 def test_without_room_for_the_state_before_saves_are_whole_and_the_log_says_why(caplog):
     store, state = MemoryStore(), {"w": numbers(1, nbytes=8 << 20)}
     with checkpoints(store, memory="2 MiB", snapshot="hold") as ckpt:
@@ -124,6 +134,20 @@ def test_without_room_for_the_state_before_saves_are_whole_and_the_log_says_why(
     assert is_right(store, 2, state)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "raise memory" in caplog.text
+
+
+def test_a_copy_that_was_asked_for_comes_before_deltas(caplog):
+    store, state = MemoryStore(), {"w": numbers(1, nbytes=8 << 20)}
+    with checkpoints(store, memory="12 MiB", snapshot="copy") as ckpt:
+        assert save(ckpt, 1, state).copy_nbytes >= 8 << 20
+        nudge(state["w"], 1)
+        assert save(ckpt, 2, state).delta_nbytes == 0
+    assert is_right(store, 2, state)
+    assert "raise memory" in caplog.text
+    with checkpoints(MemoryStore(), memory="24 MiB", snapshot="copy") as ckpt:
+        save(ckpt, 1, state)
+        nudge(state["w"], 1)
+        assert save(ckpt, 2, state).delta_nbytes == 8 << 20
 
 
 def test_a_resumed_run_begins_with_what_is_whole():

@@ -8,13 +8,14 @@ import math
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -794,8 +795,33 @@ _ODD: list[Any] = [
 ]
 
 
-def test_a_strangers_manifest_is_read_or_refused_but_nothing_else_is_raised():
-    body = body_of(small_manifest())
+def manifest_of_deltas() -> bytes:
+    """A chunk of two int64 with a base, and that one's base; one of each has sparse planes."""
+    extents = [Extent(layout.segment_name(at, "01234567", 0, 0), 64, 16) for at in (1, 2, 3)]
+    known = ("0" * 32, "1" * 16)
+    parts = (Plane("raw", 1), Plane("raw", 1))
+    sparse = (Plane("sparse", 2, parts),) * 8
+    chunk = ChunkEntry(0, 16, extents[0], *known, (Plane("raw", 16),), None)
+    chunk = ChunkEntry(0, 16, extents[1], *known, (Plane("raw", 2),) * 8, chunk)
+    chunk = ChunkEntry(0, 16, extents[2], *known, sparse, chunk)
+    tensor = TensorEntry(Spec("a", "int64", (2,)), (chunk,), 3)
+    return pack_manifest(Manifest(3, {"dict": [["a", {"tensor": 0}]]}, (tensor,)))
+
+
+def test_chunks_with_bases_are_unpacked_as_they_were_packed():
+    packed = manifest_of_deltas()
+    manifest = unpack_manifest(packed, "m")
+    (chunk,) = manifest.tensors[0].chunks
+    assert pack_manifest(manifest) == packed
+    assert body_of(packed)["requires"] == ["delta", "sparse"]
+    assert [link.extent.segment for link in chunk.chain] == manifest.segments
+    assert len(chunk.chain) == 3
+    assert manifest.encoded_nbytes == 16
+
+
+@pytest.mark.parametrize("packed", [small_manifest(), manifest_of_deltas()], ids=["whole", "delta"])
+def test_a_strangers_manifest_is_read_or_refused_but_nothing_else_is_raised(packed):
+    body = body_of(packed)
     for path, odd in itertools.product(_places(body)[1:], [*_ODD, "drop"]):
         changed = json.loads(json.dumps(body))
         node = changed
@@ -811,6 +837,165 @@ def test_a_strangers_manifest_is_read_or_refused_but_nothing_else_is_raised():
             continue
         assert all(layout.segment_step(name) is not None for name in manifest.segments)
         assert manifest.epoch is None or type(manifest.epoch) is int
+
+
+BASE = 8  # its place in a chunk's row
+Row = list[Any]
+
+
+def with_bases(row: Row, count: int) -> Row:
+    """The row of a chunk with so many bases, of which the first has none."""
+    base: Row = row[BASE][BASE]
+    for _ in range(count):
+        base = [*row[BASE][:BASE], base]
+    return base
+
+
+def on_its_base(row: Row, at: int, value: object) -> Row:
+    return [*row[:BASE], [*row[BASE][:at], value, *row[BASE][at + 1 :]]]
+
+
+def with_base_of(row: Row, nbytes: int) -> Row:
+    return [*row[:BASE], [0, nbytes, 1, 64, nbytes, *row[5:7], [["raw", nbytes]]]]
+
+
+def with_planes(row: Row, plane: object) -> Row:
+    """The row of a chunk all of whose planes are this one."""
+    planes = [plane] * 8
+    return [*row[:4], 8 * plane[1], *row[5:7], planes, *row[BASE:]]  # type: ignore[index]
+
+
+HOSTILE_ROWS: dict[str, Callable[[Row], Row]] = {
+    "65 bases": lambda row: with_bases(row, 65),
+    "900 bases": lambda row: with_bases(row, 900),
+    "two bases": lambda row: [*row, row[BASE]],
+    "no base": lambda row: [*row[:BASE], None],
+    "an empty base": lambda row: [*row[:BASE], []],
+    "a base that is shorter": lambda row: with_base_of(row, 8),
+    "a base that is longer": lambda row: with_base_of(row, 24),
+    "a base of 2^62 bytes": lambda row: on_its_base(row, 1, 2**62),
+    "a base of another place": lambda row: on_its_base(row, 0, 8),
+    "a base's base of another place": lambda row: on_its_base(
+        row, BASE, on_its_base(row, 0, 8)[BASE]
+    ),
+    "a base in a segment that isn't listed": lambda row: on_its_base(row, 2, 3),
+    "a base in a segment before the first": lambda row: on_its_base(row, 2, -1),
+    "planes of a base that don't fill it": lambda row: on_its_base(row, 4, 15),
+    "one plane and a base": lambda row: [*row[:7], [["raw", 16]], *row[BASE:]],
+    "one plane of a base with a base": lambda row: on_its_base(row, 7, [["raw", 16]]),
+    "parts that don't fill the plane": lambda row: with_planes(
+        row, ["sparse", 2, ["raw", 1], ["raw", 0]]
+    ),
+    "parts of more than the plane": lambda row: with_planes(
+        row, ["sparse", 1, ["raw", 1], ["raw", 2**62]]
+    ),
+    "parts of less than nothing": lambda row: with_planes(
+        row, ["sparse", 2, ["raw", 3], ["raw", -1]]
+    ),
+    "a sparse plane longer than its raw bytes": lambda row: with_planes(
+        row, ["sparse", 3, ["raw", 1], ["raw", 2]]
+    ),
+    "one part": lambda row: with_planes(row, ["sparse", 2, ["raw", 2]]),
+    "three parts": lambda row: with_planes(row, ["sparse", 2, *([["raw", 1]] * 3)]),
+    "no parts": lambda row: with_planes(row, ["sparse", 2]),
+    "a raw plane of parts": lambda row: with_planes(row, ["raw", 2, ["raw", 1], ["raw", 1]]),
+    "a zstd plane of parts": lambda row: with_planes(row, ["zstd", 2, ["raw", 1], ["raw", 1]]),
+    "a sparse part": lambda row: with_planes(row, ["sparse", 2, ["sparse", 1], ["raw", 1]]),
+    "a sparse part of parts": lambda row: with_planes(
+        row, ["sparse", 2, ["raw", 1], ["sparse", 1, ["raw", 1], ["raw", 0]]]
+    ),
+    "a part of an unknown codec": lambda row: with_planes(
+        row, ["sparse", 2, ["raw", 1], ["lz4", 1]]
+    ),
+    "a plane of an unknown codec": lambda row: with_planes(row, ["lz4", 2]),
+}
+
+
+@pytest.mark.parametrize("change", HOSTILE_ROWS.values(), ids=HOSTILE_ROWS)
+def test_a_strangers_chunk_is_refused(change):
+    body = body_of(manifest_of_deltas())
+    (row,) = body["tensors"][0]["chunks"]
+    for changed in (row, change(row)):
+        body["tensors"][0]["chunks"] = [changed]
+        in_segment = [*changed[:2], 0, *changed[3:]]
+        index = {"requires": ["delta", "sparse"], "bases": body["segments"][1:], "step": 3}
+        index["tensors"] = [{**body["tensors"][0], "chunks": [in_segment]}]
+        if changed is row:
+            unpack_manifest(resealed(body), "m")
+            read_strangers_index(index)
+            continue
+        with pytest.raises((CorruptError, FormatError)):
+            unpack_manifest(resealed(body), "m")
+        with pytest.raises((CorruptError, FormatError)):
+            read_strangers_index(index)
+
+
+def test_64_bases_are_read_and_no_more():
+    body = body_of(manifest_of_deltas())
+    (row,) = body["tensors"][0]["chunks"]
+    body["tensors"][0]["chunks"] = [with_bases(row, 64)]
+    (chunk,) = unpack_manifest(resealed(body), "m").tensors[0].chunks
+    assert len(chunk.chain) == 1 + 64
+
+
+@pytest.mark.parametrize("count", [2_000, 200_000])
+def test_bases_nested_deeper_than_a_parser_can_follow_are_refused(count):
+    body = body_of(manifest_of_deltas())
+    (row,) = body["tensors"][0]["chunks"]
+    shell, inner = json.dumps([*row[BASE][:BASE], "HERE"]).split('"HERE"')
+    deep = shell * count + json.dumps(row[BASE][BASE]) + inner * count
+    body["tensors"][0]["chunks"] = ["DEEP"]
+    with pytest.raises(CorruptError):
+        unpack_manifest(resealed(json.dumps(body).replace('"DEEP"', deep).encode()), "m")
+    index = {"requires": ["delta"], "bases": [], "step": 3, "tensors": body["tensors"]}
+    with pytest.raises(CorruptError):
+        read_strangers_index(json.dumps(index).replace('"DEEP"', deep).encode())
+
+
+@pytest.mark.parametrize(
+    ("required", "error"),
+    [
+        (["delta", "cold fusion"], FormatError),
+        ([["delta"]], FormatError),
+        ([None], FormatError),
+        ("delta", CorruptError),
+        ("", CorruptError),
+        ({}, CorruptError),
+        (None, CorruptError),
+    ],
+)
+def test_what_a_file_requires_is_known_or_it_is_refused(required, error):
+    body = body_of(manifest_of_deltas()) | {"requires": required}
+    with pytest.raises(error):
+        unpack_manifest(resealed(body), "m")
+    with pytest.raises(error):
+        read_strangers_index({"requires": required, "step": 3, "tensors": []})
+
+
+@pytest.mark.parametrize("bases", [["../x"], ["notes.txt"], [3], 3, "x"])
+def test_an_index_names_only_segments_as_its_bases(bases):
+    with pytest.raises(CorruptError):
+        read_strangers_index({"requires": ["delta"], "bases": bases, "step": 3, "tensors": []})
+
+
+def test_an_index_lists_only_chunks_of_its_own_file():
+    body = body_of(manifest_of_deltas())
+    index = {"requires": ["delta", "sparse"], "bases": body["segments"][1:], "step": 3}
+    index["tensors"] = body["tensors"]
+    body["tensors"][0]["chunks"][0][2] = 1
+    with pytest.raises(CorruptError, match="another file"):
+        read_strangers_index(index)
+
+
+def read_strangers_index(body: object) -> object:
+    """What a segment with this index is read as."""
+    text = body if isinstance(body, bytes) else json.dumps(body).encode()
+    packed = zstandard.compress(text)
+    digest = bytes.fromhex(checksum128(packed))
+    trailer = layout.SegmentTrailer(layout.HEADER.size, len(packed), len(text), digest)
+    name = layout.segment_name(3, "01234567", 0, 0)
+    whole = layout.pack_header() + packed + layout.pack_trailer(trailer)
+    return segments.read_index(MemoryStore({name: whole}), name)
 
 
 @pytest.mark.parametrize(

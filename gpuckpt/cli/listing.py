@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,42 @@ from rich.table import Table
 
 from gpuckpt.commit import open_step, steps
 from gpuckpt.errors import CheckpointError, NotFoundError
+from gpuckpt.layout import segment_step
 from gpuckpt.manifest import Manifest, TensorEntry
 from gpuckpt.matching import select
 from gpuckpt.names import names_of
-from gpuckpt.pending import checkpoint_of
+from gpuckpt.pending import Checkpoint, checkpoint_of
 from gpuckpt.sizes import format_nbytes
 from gpuckpt.statistics import Statistics
 from gpuckpt.stores.local import LocalStore
 from gpuckpt.tree import walk_json
 from gpuckpt.values import decode_value
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What of a checkpoint's tensors older files hold, in bytes.
+
+    `older_nbytes` of their chunks on disk are in segments of older steps.
+    `delta_nbytes` of their raw bytes are saved as deltas, for which
+    `base_nbytes` on disk are read beside the chunks.
+    """
+
+    older_nbytes: int
+    delta_nbytes: int
+    base_nbytes: int
+
+    @classmethod
+    def of(cls, tensors: Iterable[TensorEntry], step: int) -> Shared:
+        """Of tensors in the checkpoint of `step`."""
+        chunks = [chunk for entry in tensors for chunk in entry.chunks]
+        older = (chunk for chunk in chunks if segment_step(chunk.extent.segment) != step)
+        bases = (link for chunk in chunks for link in chunk.chain[1:])
+        return cls(
+            older_nbytes=sum(chunk.extent.length for chunk in older),
+            delta_nbytes=sum(chunk.nbytes for chunk in chunks if chunk.base is not None),
+            base_nbytes=sum(link.extent.length for link in bases),
+        )
 
 
 def list_steps(root: Path, console: Console, *, as_json: bool) -> int:
@@ -34,21 +62,16 @@ def list_steps(root: Path, console: Console, *, as_json: bool) -> int:
         raise NotFoundError(f"{store.root}: there is no committed checkpoint")
     for step in found:
         try:
-            rows.append(checkpoint_of(open_step(store, step), store.root))
+            manifest = open_step(store, step)
+            shared = Shared.of(manifest.tensors, step)
+            rows.append((checkpoint_of(manifest, store.root), shared))
         except CheckpointError as error:
             broken.append({"step": step, "error": str(error)})
     if as_json:
-        print_json({"checkpoints": [row.as_dict() for row in rows], "damaged": broken})
+        facts = [row.as_dict() | asdict(shared) for row, shared in rows]
+        print_json({"checkpoints": facts, "damaged": broken})
         return 1 if broken else 0
-    table = _table("step", "epoch", "age", "in memory", "on disk", "ratio", "metrics")
-    for row in rows:
-        metrics = escape("  ".join(f"{key}={value:.6g}" for key, value in row.metrics.items()))
-        epoch = "" if row.epoch is None else str(row.epoch)
-        sizes = (format_nbytes(row.raw_nbytes), format_nbytes(row.encoded_nbytes))
-        table.add_row(
-            *(str(row.step), epoch, _age(row.created), *sizes, f"{row.ratio:.3f}", metrics)
-        )
-    console.print(table)
+    console.print(_steps_table(rows))
     for one in broken:
         console.print(f"damaged: {one['error']}", markup=False, style="red")
     return 1 if broken else 0
@@ -65,23 +88,56 @@ def show_step(
         chosen = select(names, list(leaves))
         leaves = {name: leaf for name, leaf in leaves.items() if name in chosen}
     facts = checkpoint_of(manifest, store.root)
+    shared = Shared.of(manifest.tensors, manifest.step)
     if as_json:
-        rows = [_facts(name, leaf) for name, leaf in leaves.items()]
-        print_json({**facts.as_dict(), "writer": manifest.writer, "leaves": rows})
+        rows = [_facts(name, leaf, manifest.step) for name, leaf in leaves.items()]
+        whole = facts.as_dict() | asdict(shared)
+        print_json({**whole, "writer": manifest.writer, "leaves": rows})
         return 0
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(facts.created))
     console.print(f"step {facts.step} of {store.root}, {when}, by {manifest.writer}", markup=False)
     console.print(_leaves_table(leaves))
     for line in _warnings(leaves):
         console.print(line, style="red")
-    whole = (format_nbytes(facts.raw_nbytes), format_nbytes(facts.encoded_nbytes))
-    console.print(f"{whole[0]} in memory, {whole[1]} on disk, ratio {facts.ratio:.3f}")
+    console.print(_summary(facts, shared), soft_wrap=True)
     return 0
 
 
 def print_json(facts: Any) -> None:
     """Facts on standard output, NaN and infinities as words."""
     print(json.dumps(_plain(facts), indent=2))  # noqa: T201
+
+
+def _steps_table(rows: Sequence[tuple[Checkpoint, Shared]]) -> Table:
+    """A row for each checkpoint, and what older files hold of it, if they do of any."""
+    titles = ["step", "epoch", "age", "in memory", "on disk", "in older", "deltas", "ratio"]
+    lines = [_step_cells(row, shared) for row, shared in rows]
+    return _table_of([*titles, "metrics"], lines, ("in older", "deltas"))
+
+
+def _step_cells(row: Checkpoint, shared: Shared) -> tuple[str, ...]:
+    metrics = escape("  ".join(f"{key}={value:.6g}" for key, value in row.metrics.items()))
+    epoch = "" if row.epoch is None else str(row.epoch)
+    sizes = (format_nbytes(row.raw_nbytes), format_nbytes(row.encoded_nbytes))
+    older = format_nbytes(shared.older_nbytes) if shared.older_nbytes else ""
+    deltas = f"{100 * shared.delta_nbytes / row.raw_nbytes:.0f} %" if shared.delta_nbytes else ""
+    ratio = f"{row.ratio:.3f}"
+    return (str(row.step), epoch, _age(row.created), *sizes, older, deltas, ratio, metrics)
+
+
+def _summary(facts: Checkpoint, shared: Shared) -> str:
+    """What a checkpoint takes in memory and on disk, and where."""
+    text = f"{format_nbytes(facts.raw_nbytes)} in memory, "
+    text += f"{format_nbytes(facts.encoded_nbytes)} on disk, "
+    if shared.older_nbytes:
+        text += f"{format_nbytes(shared.older_nbytes)} of it in older segments, "
+    text += f"ratio {facts.ratio:.3f}"
+    if shared.delta_nbytes:
+        percent = 100 * shared.delta_nbytes / facts.raw_nbytes
+        text += (
+            f"; {percent:.0f} % deltas, whose bases are {format_nbytes(shared.base_nbytes)} more"
+        )
+    return text
 
 
 def _leaves(manifest: Manifest) -> dict[str, Any]:
@@ -93,7 +149,7 @@ def _leaves(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _facts(name: str, leaf: Any) -> dict[str, Any]:
+def _facts(name: str, leaf: Any, step: int) -> dict[str, Any]:
     if not isinstance(leaf, TensorEntry):
         return {"name": name, "value": leaf if isinstance(leaf, int | float | str) else repr(leaf)}
     spec = leaf.spec
@@ -105,6 +161,7 @@ def _facts(name: str, leaf: Any) -> dict[str, Any]:
         "device": spec.device,
         "raw_nbytes": spec.nbytes,
         "encoded_nbytes": _encoded_nbytes(leaf),
+        **asdict(Shared.of([leaf], step)),
         "version": leaf.version,
         **_counted(leaf.statistics),
     }
@@ -120,13 +177,7 @@ def _leaves_table(leaves: dict[str, Any]) -> Table:
     """A row for each leaf, and its norm, if that of any is known."""
     titles = ["name", "dtype", "shape or value", "in memory", "ratio", "version", "norm", "from"]
     rows = [_cells(name, leaf) for name, leaf in leaves.items()]
-    kept = [
-        at for at, title in enumerate(titles) if title != "norm" or any(row[at] for row in rows)
-    ]
-    table = _table(*(titles[at] for at in kept))
-    for row in rows:
-        table.add_row(*(row[at] for at in kept))
-    return table
+    return _table_of(titles, rows, ("norm",))
 
 
 def _warnings(leaves: dict[str, Any]) -> Iterator[str]:
@@ -175,18 +226,17 @@ def _plain(facts: Any) -> Any:
     return [_plain(value) for value in facts] if isinstance(facts, list) else facts
 
 
-def _table(*titles: str) -> Table:
+def _table_of(
+    titles: Sequence[str], rows: Sequence[tuple[str, ...]], optional: Sequence[str]
+) -> Table:
+    """A table without those optional columns that are empty; words are on the left."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in titles:
-        right = title in {
-            "step",
-            "epoch",
-            "age",
-            "in memory",
-            "on disk",
-            "ratio",
-            "version",
-            "norm",
-        }
-        table.add_column(title, justify="right" if right else "left", overflow="fold")
+    kept = [
+        at for at, title in enumerate(titles) if title not in optional or any(r[at] for r in rows)
+    ]
+    for title in (titles[at] for at in kept):
+        left = title in {"name", "dtype", "shape or value", "from", "metrics"}
+        table.add_column(title, justify="left" if left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(row[at] for at in kept))
     return table

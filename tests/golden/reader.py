@@ -16,6 +16,7 @@ import zstandard
 HEAD = re.compile(rb'\{"gpuckpt":1,"checksum":"([0-9a-f]{32})","manifest":')
 MANIFEST = re.compile(r"step-([0-9]{12})\.manifest\.json")
 SEGMENT = re.compile(r"step-([0-9]{12})\.([0-9a-f]{8})\.r([0-9]{1,6})\.([0-9]{1,6})\.segment")
+FEATURES = {"delta", "sparse"}
 DTYPE = re.compile(
     r">?(bool|u?int(2|4|8|16|32|64)|b?float(16|32|64|128)|complex(64|128|256)|[SUV][1-9][0-9]*"
     r"|float[468]_e\dm\d\w*|(datetime|timedelta)64(\[[0-9]*(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?)"
@@ -34,7 +35,7 @@ def read(root: Path, step: int | None = None) -> Any:
     check(head is not None and head[1].decode() == xxhash.xxh3_128_hexdigest(text), "the body")
     body = json.loads(text)
     check(
-        body["requires"] == []
+        FEATURES.issuperset(body["requires"])
         and body["step"] == step
         and all(map(SEGMENT.fullmatch, body["segments"])),
         "step, segments",
@@ -52,41 +53,74 @@ def read_segment(file: Path) -> dict[str, Any]:
     check(at + length == len(data) - 64 and raw_length <= 2**30, "the trailer")
     packed = data[at : at + length]
     check(xxhash.xxh3_128_digest(packed) == digest, "the index")
-    rows = json.loads(plane("zstd", packed, raw_length))["tensors"]
+    index = json.loads(plane(["zstd", length], packed, raw_length))
+    rows, bases = index["tensors"], index.get("bases", [])
+    check(FEATURES.issuperset(index.get("requires", [])), "features")
+    check(all(map(SEGMENT.fullmatch, bases)), "bases")
+    check(all(c[2] == 0 for row in rows for c in row["chunks"]), "chunks of this file")
     rows = [row for row in rows if sum(c[1] for c in row["chunks"]) == size(row)]
-    return {row["name"]: tensor(row, [file]) for row in rows}
+    return {row["name"]: tensor(row, [file, *map(file.with_name, bases)]) for row in rows}
 
 
 def tensor(row: dict[str, Any], files: list[Path]) -> np.ndarray:
-    """One tensor's elements, each chunk checked (sections 7, 9 and 13)."""
+    """One tensor's elements, each chunk checked (sections 9 and 13)."""
     raw = bytearray()
-    for start, nbytes, segment, offset, length, fingerprint, checksum, planes in row["chunks"]:
-        with files[segment].open("rb") as file:
-            file.seek(offset)
-            coded = file.read(length)
-        check(xxhash.xxh3_64_hexdigest(coded) == checksum, f"{row['name']}: a checksum")
-        check(start == len(raw) and len(planes) in {1, width(row["dtype"])}, "a chunk's place")
-        check(sum(n for _, n in planes) == len(coded) == length, "planes fill their extent")
-        ends = np.cumsum([n for _, n in planes])
-        parts = [
-            plane(codec, coded[end - n : end], nbytes // len(planes))
-            for (codec, n), end in zip(planes, ends, strict=True)
-        ]
-        raw += np.frombuffer(b"".join(parts), "u1").reshape(len(planes), -1).T.tobytes()
-        check(fingerprint_of(bytes(raw[start:])) == fingerprint, f"{row['name']}: a fingerprint")
+    for chunk in row["chunks"]:
+        check(chunk[0] == len(raw), "a chunk's place")
+        raw += raw_of(chunk, width(row["dtype"]), files)
     check(len(raw) == size(row), f"{row['name']}: its size")
     array = np.frombuffer(raw, dtype(row["dtype"])).reshape(row["shape"])
     axes = row["axes"] or list(range(array.ndim))
     return np.array(array.transpose(axes), order="C").transpose(np.argsort(axes))
 
 
-def plane(codec: str, coded: bytes, nbytes: int) -> bytes:
+def raw_of(chunk: list[Any], width: int, files: list[Path], bases: int = 64) -> bytes:
+    """A chunk's raw bytes, read with those of its bases (sections 7 and 9)."""
+    start, nbytes, segment, offset, length, fingerprint, checksum, planes, *base = chunk
+    with files[segment].open("rb") as file:
+        file.seek(offset)
+        coded = file.read(length)
+    check(xxhash.xxh3_64_hexdigest(coded) == checksum, f"a checksum in {files[segment]}")
+    check(len(planes) in {width} | ({1} if not base else set()), "a number of planes")
+    check(sum(plane[1] for plane in planes) == len(coded) == length, "planes fill their extent")
+    ends = np.cumsum([plane[1] for plane in planes])
+    parts = [
+        plane(row, coded[end - row[1] : end], nbytes // len(planes))
+        for row, end in zip(planes, ends, strict=True)
+    ]
+    raw = np.frombuffer(b"".join(parts), "u1").reshape(len(planes), -1).T.tobytes()
+    if base:
+        check(len(base) == 1 and bases > 0 and base[0][:2] == [start, nbytes], "a base")
+        before = np.frombuffer(raw_of(base[0], width, files, bases - 1), f"<u{width}")
+        z = np.frombuffer(raw, f"<u{width}")
+        raw = (before + (z >> 1 ^ -(z & 1))).tobytes()
+    check(fingerprint_of(raw) == fingerprint, f"a fingerprint in {files[segment]}")
+    return raw
+
+
+def plane(row: list[Any], coded: bytes, nbytes: int) -> bytes:
     """The raw bytes of a plane (section 7)."""
+    codec, _, *parts = row
+    if codec == "sparse":
+        return sparse(parts, coded, nbytes)
     if codec == "zstd":
         check(zstandard.frame_content_size(coded) == nbytes, "a frame's size")
         coded = zstandard.ZstdDecompressor(max_window_size=2**27).decompress(coded)
-    check(codec in {"zstd", "raw"} and len(coded) == nbytes, "a plane")
+    check(codec in {"zstd", "raw"} and not parts and len(coded) == nbytes, "a plane")
     return coded
+
+
+def sparse(parts: list[Any], coded: bytes, nbytes: int) -> bytes:
+    """The raw bytes of a plane of which few are not zero (section 7)."""
+    bitmap, rest = parts
+    check(bitmap[0] != "sparse" != rest[0] and bitmap[1] + rest[1] == len(coded), "parts")
+    packed = plane(bitmap, coded[: bitmap[1]], (nbytes + 7) // 8)
+    bits = np.unpackbits(np.frombuffer(packed, "u1"), bitorder="little")
+    found = plane(rest, coded[bitmap[1] :], int(bits.sum()))
+    check(not bits[nbytes:].any() and len(packed) + len(found) <= nbytes, "a bitmap")
+    raw = np.zeros(nbytes, "u1")
+    raw[bits[:nbytes] == 1] = np.frombuffer(found, "u1")
+    return raw.tobytes()
 
 
 def fingerprint_of(raw: bytes) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 FAMILY_CODECS = ("auto", "raw", "zstd")
 NBYTES = 520  # enough for `auto` to try compression
+DELTA_NBYTES = 1 << 16  # enough for a chunk to be a base
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,11 @@ class Case:
     codec: str
     chunk_nbytes: int = 4 << 20
     segment_nbytes: int = 4 << 30
+    full_every: int = 1
 
     @property
     def name(self) -> str:
-        """The root's name below `v1`."""
+        """The root's name below its directory."""
         return f"{self.family}.{self.codec}"
 
 
@@ -198,6 +200,85 @@ def example() -> list[Save]:
     state = {"w": w, "tied": w, "optimizer": Optimizer({"lr": 0.5})}
     return [Save(7, state, 1, {"loss": 0.25})]
 
+
+# Increments: steps that refer to the files of those before.
+
+
+def weights_like(nbytes: int, seed: int) -> np.ndarray:
+    """Exponents that compress, fractions that don't."""
+    both = [noise(nbytes // 2, seed), small_integers("uint8", nbytes // 2)]
+    return np.stack(both, axis=1).reshape(-1).view(ml_dtypes.bfloat16)
+
+
+def unchanged() -> list[Save]:
+    """Step 2 changes a chunk of a table and a counter, step 3 nothing, step 4 the other chunk."""
+    frozen, table, count = weights_like(6000, 1), noise(4000).view("uint16"), np.arange(100)
+    second, fourth = table.copy(), table.copy()
+    second[1500] += 1
+    fourth[[0, 1500]] += 1
+    first = {"frozen": frozen, "table": table, "count": count}
+    later = {"frozen": frozen, "table": second, "count": count + 1}
+    last = {"frozen": frozen, "table": fourth, "count": count + 2}
+    return [Save(1, first), Save(2, later), Save(3, {**later, "epoch": 2}), Save(4, last)]
+
+
+def words_of(array: np.ndarray) -> np.ndarray:
+    """What a delta sees of an array."""
+    width = 4 if array.dtype == np.complex64 else array.dtype.itemsize
+    words: np.ndarray = array.view(f"<u{width}")
+    return words
+
+
+def coarse(kind: Any, seed: int, nbytes: int = DELTA_NBYTES) -> np.ndarray:
+    """Elements of few different bytes, all but the lowest of each alike."""
+    array: np.ndarray = np.full(nbytes, 60, "uint8").view(kind)
+    words_of(array)[:] += noise(words_of(array).size, seed) % 2
+    return array
+
+
+def moved(array: np.ndarray, seed: int, share: float, size: int) -> np.ndarray:
+    """Some of an array's words, a `share` of all, moved by up to `size`, modulo their width."""
+    array, numbers = array.copy(), random.Random(seed)
+    words = words_of(array)
+    for _ in range(int(words.size * share)):
+        step = numbers.randrange(-size, size + 1) % 2 ** (8 * words.itemsize)
+        words[numbers.randrange(words.size)] += np.array(step, words.dtype)
+    return array
+
+
+def chains() -> list[Save]:
+    """Deltas of every width, one upon the other; and tensors of which some chunks stay."""
+    kinds = {"one": "uint8", "two": ml_dtypes.bfloat16, "four": "float32", "eight": "float64"}
+    kinds |= {"complex": "complex64", "big-endian": ">i4", "settled": "float32"}
+    state = {name: coarse(kind, at) for at, (name, kind) in enumerate(kinds.items())}
+    state |= {"frozen": coarse("float32", 8), "half": coarse("int32", 9, DELTA_NBYTES + NBYTES)}
+    saves = [Save(1, state)]
+    for step in range(2, 5):
+        before, state = state, dict(state)
+        for at, name in enumerate(("one", "two", "four", "eight", "complex", "big-endian")):
+            state[name] = moved(before[name], step, 0.03, 100 if name == "one" else at + 1)
+        if step == 2:
+            state["settled"] = moved(before["settled"], step, 0.05, 3)
+        half = state["half"] = before["half"].copy()
+        half[: DELTA_NBYTES // 4] = moved(half[: DELTA_NBYTES // 4], step, 0.05, 2)
+        saves.append(Save(step, state))
+    return saves
+
+
+def planes() -> list[Save]:
+    """A base as it is, in one plane; and deltas of which the planes differ in kind."""
+    before = noise(DELTA_NBYTES, 3).view("int64")
+    after = before + noise(before.size, 4) - 128  # a plane of noise
+    after += (noise(before.size, 5) % 5).astype("int64") - 2 << 16  # one for zstd
+    after[::9] += 1 << 40  # a sparse one
+    return [Save(1, {"w": before}), Save(2, {"w": after})]
+
+
+INCREMENTS = [
+    *(Case("unchanged", unchanged, codec, 2000, full_every=8) for codec in ("auto", "raw")),
+    Case("chains", chains, "delta", DELTA_NBYTES, full_every=3),
+    Case("planes", planes, "delta", DELTA_NBYTES, full_every=4),
+]
 
 CASES = [
     *(

@@ -1,66 +1,82 @@
 """The format on disk is what docs/FORMAT.md says, and stays so."""
 
 import json
+import random
 import re
+import shutil
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import gpuckpt
 from gpuckpt import layout
+from gpuckpt.arena import Slot
+from gpuckpt.deltacoding import decode_delta
+from gpuckpt.deltas import delta_split
+from gpuckpt.sparse import pack_sparse
+from gpuckpt.spec import Plane
 from tests.golden import reader
 from tests.golden.describe import describe
 from tests.golden.regenerate import SUMS, main, sums, write_case
-from tests.golden.states import CASES, Case
+from tests.golden.states import CASES, DELTA_NBYTES, INCREMENTS, NBYTES, Case, Save, coarse, moved
 
 HERE = Path(__file__).parent
-V1 = HERE / "v1"
+V1, V1_INCREMENTS = HERE / "v1", HERE / "v1.increments"
 FORMAT = (HERE.parent.parent / "docs" / "FORMAT.md").read_text()
 TOKEN = re.compile(rb"\.[0-9a-f]{8}\.r")
 ENDING = struct.pack("<I12x8s", 1, b"gpuckpt\0")
 STATISTICS = re.compile(rb',"statistics":\[[^]]*\]')
 
-of_every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+EVERY_CASE = [*CASES, *INCREMENTS]
+of_every_case = pytest.mark.parametrize("case", EVERY_CASE, ids=lambda case: case.name)
+
+
+def home(case: Case) -> Path:
+    """The directory of a case's root."""
+    return V1 if case in CASES else V1_INCREMENTS
 
 
 def expected(case: Case) -> dict[int, object]:
-    text = (V1 / f"{case.family}.json").read_text()
+    text = (home(case) / f"{case.family}.json").read_text()
     return {int(step): described for step, described in json.loads(text).items()}
 
 
 @of_every_case
 def test_gpuckpt_loads_every_golden_checkpoint_to_the_last_bit(case):
     for step, contents in expected(case).items():
-        assert describe(gpuckpt.load(V1 / case.name, step)) == contents
+        assert describe(gpuckpt.load(home(case) / case.name, step)) == contents
 
 
 @of_every_case
 def test_a_reader_written_from_the_specification_reads_the_same(case):
     for step, contents in expected(case).items():
-        assert describe(reader.read(V1 / case.name, step)) == contents
-    assert describe(reader.read(V1 / case.name)) == expected(case)[max(expected(case))]
+        assert describe(reader.read(home(case) / case.name, step)) == contents
+    assert describe(reader.read(home(case) / case.name)) == expected(case)[max(expected(case))]
 
 
 @of_every_case
 def test_a_segment_alone_gives_the_tensors_that_lie_whole_in_it(case):
-    for step, whole in tensors_by_name(V1 / case.name).items():
-        found: dict[str, np.ndarray] = {}
-        for file in (V1 / case.name).glob(f"step-{step:012d}.*.segment"):
-            found |= reader.read_segment(file)
-        assert not found.keys() - whole.keys()
-        assert all(describe(found[name]) == describe(whole[name]) for name in found)
-        if case.family != "segments":
-            assert found.keys() == {name for name in whole if whole[name].size}
-        elif case.codec == "raw":
-            assert found.keys() < whole.keys()
+    root = home(case) / case.name
+    for step, whole in tensors_by_name(root).items():
+        facts = body(root / f"step-{step:012d}.manifest.json")
+        for at, name in enumerate(facts["segments"]):
+            if not name.startswith(f"step-{step:012d}."):
+                continue  # written for an older step, of which it tells
+            found = reader.read_segment(root / name)
+            rows = (
+                (row["name"], {chunk[2] for chunk in row["chunks"]}) for row in facts["tensors"]
+            )
+            assert found.keys() == {tensor for tensor, where in rows if where == {at}}
+            assert all(describe(found[name]) == describe(whole[name]) for name in found)
 
 
 @pytest.mark.parametrize("version", sorted(path.name for path in HERE.glob("v[0-9]*")))
@@ -70,14 +86,29 @@ def test_golden_files_have_not_changed(version):
 
 
 def test_golden_files_stay_small():
-    assert sum(path.stat().st_size for path in V1.rglob("*") if path.is_file()) <= 200_000
+    for directory, most in ((V1, 200_000), (V1_INCREMENTS, 300_000)):
+        files = [path for path in directory.rglob("*") if path.is_file()]
+        assert sum(path.stat().st_size for path in files) <= most
 
 
 def test_golden_files_are_not_written_twice(capsys):
-    before = sums(V1)
+    before = sums(HERE)
     assert main() == 1
-    assert "never written again" in capsys.readouterr().out
-    assert sums(V1) == before
+    assert capsys.readouterr().out.count("never written again") == 2
+    assert sums(HERE) == before
+
+
+def test_golden_files_that_are_missing_are_written_beside_those_that_are_there(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("tests.golden.regenerate.HERE", tmp_path)
+    (tmp_path / "v1").mkdir()
+    monkeypatch.setattr("tests.golden.regenerate.INCREMENTS", INCREMENTS[-1:])
+    assert main() == 0
+    assert capsys.readouterr().out.count("never written again") == 1
+    assert not list((tmp_path / "v1").iterdir())
+    written = tmp_path / "v1.increments"
+    assert sums(written) == (written / SUMS).read_text() != ""
 
 
 def test_golden_files_cover_what_a_format_has():
@@ -94,6 +125,37 @@ def test_golden_files_cover_what_a_format_has():
     assert missing == {"float128", "complex256", *(n for n in missing if re.search(r"[<\[]", n))}
 
 
+def test_golden_files_cover_what_increments_have():
+    roots = {path.parent for path in V1_INCREMENTS.rglob("*.manifest.json")}
+    found = [
+        (body(path), row)
+        for root in roots
+        for path in root.glob("*.manifest.json")
+        for row in tensors_of(path)
+    ]
+    chains = [(row["dtype"], chain_of(chunk)) for _, row in found for chunk in row["chunks"]]
+    links = [(reader.width(dtype), link) for dtype, chain in chains for link in chain]
+    deltas = [(width, link[7]) for width, link in links if len(link) == 9]
+    kinds = {(plane[0], *(part[0] for part in plane[2:])) for _, row in deltas for plane in row}
+    older = [
+        row
+        for facts, row in found
+        for chunk in row["chunks"]
+        if not facts["segments"][chunk[2]].startswith(f"step-{facts['step']:012d}.")
+    ]
+
+    assert {len(chain) for _, chain in chains} == {1, 2, 3}
+    assert {width for width, _ in deltas} == {1, 2, 4, 8}
+    assert {
+        width for width, chain in ((reader.width(d), c) for d, c in chains) if len(chain) == 3
+    } == {1, 2, 4, 8}
+    assert kinds >= {("raw",), ("zstd",), ("sparse", "zstd", "zstd"), ("sparse", "zstd", "raw")}
+    assert any(len(c) == 2 and len(c[1][7]) == 1 < len(c[0][7]) for _, c in chains)
+    assert older
+    features = {tuple(facts["requires"]) for facts, _ in found}
+    assert features == {(), ("delta", "sparse")}
+
+
 # What the present code writes.
 
 
@@ -101,7 +163,8 @@ def test_golden_files_cover_what_a_format_has():
 def test_what_is_written_today_is_what_the_format_version_has_always_had(case, tmp_path):
     """A change that fails here needs a new `layout.VERSION`, or must be undone."""
     write_case(tmp_path, case)
-    golden, new = fixed_parts(V1 / case.name, case.codec), fixed_parts(tmp_path, case.codec)
+    golden = fixed_parts(home(case) / case.name, case.codec)
+    new = fixed_parts(tmp_path, case.codec)
     assert new == golden
 
 
@@ -143,6 +206,84 @@ def test_the_independent_reader_refuses_any_changed_byte_of_a_chunk_or_manifest(
             reader.read(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["planes.delta", "chains.delta", "unchanged.auto"])
+def test_a_flipped_bit_in_a_chunk_or_its_bases_is_found_by_both_readers(name, tmp_path):
+    shutil.copytree(V1_INCREMENTS / name, tmp_path / name)
+    root, flips = tmp_path / name, random.Random(1)
+    facts = body(max(root.glob("*.manifest.json")))
+    chains = [chain_of(chunk) for row in facts["tensors"] for chunk in row["chunks"]]
+    for _, _, segment, offset, length, *_ in (link for chain in chains for link in chain):
+        file = root / facts["segments"][segment]
+        data = file.read_bytes()
+        for at in {offset, offset + length - 1, offset + flips.randrange(length)}:
+            file.write_bytes(
+                data[:at] + bytes([data[at] ^ 1 << flips.randrange(8)]) + data[at + 1 :]
+            )
+            with pytest.raises(ValueError, match=file.name):
+                reader.read(root)
+            with pytest.raises(gpuckpt.CorruptError, match=file.name):
+                gpuckpt.load(root)
+        file.write_bytes(data)
+
+
+def test_a_flipped_bit_anywhere_in_a_manifest_of_increments_is_found_by_both_readers(tmp_path):
+    shutil.copytree(V1_INCREMENTS / "planes.delta", tmp_path / "root")
+    root, flips = tmp_path / "root", random.Random(1)
+    manifest = max(root.glob("*.manifest.json"))
+    data = manifest.read_bytes()
+    for at in range(0, len(data), 7):
+        changed = bytes([data[at] ^ 1 << flips.randrange(8)])
+        manifest.write_bytes(data[:at] + changed + data[at + 1 :])
+        with pytest.raises((ValueError, AssertionError)):
+            reader.read(root)
+        with pytest.raises(gpuckpt.CheckpointError):
+            gpuckpt.load(root, int(manifest.name[5:17]))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    dtype=st.sampled_from(["u1", "<i2", ">f4", "<f8", "<c8"]),
+    shares=st.lists(st.sampled_from([0.0, 0.001, 0.1, 0.5]), min_size=1, max_size=4),
+    full_every=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
+def test_the_independent_reader_reads_increments_that_are_written_today(
+    dtype, shares, full_every, seed, tmp_path_factory
+):
+    root, state = tmp_path_factory.mktemp("root"), coarse(dtype, seed, DELTA_NBYTES + NBYTES)
+    states = [state := moved(state, seed, share, 1 + 7 * seed) for share in shares]
+    saves = [Save(step, {"w": state}) for step, state in enumerate(states, 1)]
+    write_case(root, Case("any", lambda: saves, "delta", DELTA_NBYTES, full_every=full_every))
+    for save in saves:
+        assert describe(reader.read(root, save.step)) == describe(save.state)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.sampled_from([0, 0, 0, 0, 0, 0, 7, 255]), min_size=16, max_size=300),
+    st.sampled_from(["raw", "zstd"]),
+    st.sampled_from(["raw", "zstd"]),
+)
+def test_both_readers_read_sparse_planes_of_any_parts(given, first, second):
+    raw = np.array(given, np.uint8)
+    bitmap, packed = np.zeros((raw.size + 7) // 8, np.uint8), np.zeros_like(raw)
+    packed = packed[: pack_sparse(raw, bitmap, packed)]
+    coded = [
+        part.tobytes() if codec == "raw" else zstandard.compress(part.tobytes())
+        for codec, part in ((first, bitmap), (second, packed))
+    ]
+    rows = [[first, len(coded[0])], [second, len(coded[1])]]
+    assume(bitmap.size + packed.size <= raw.size)
+    found = reader.plane(["sparse", sum(map(len, coded)), *rows], b"".join(coded), raw.size)
+    assert found == raw.tobytes()
+    parts = tuple(Plane(codec, length) for codec, length in rows)
+    plane, out = Plane("sparse", sum(map(len, coded)), parts), np.empty_like(raw)
+    slot = Slot(*np.empty((3, raw.size), np.uint8))
+    joined = np.frombuffer(b"".join(coded), np.uint8)
+    decode_delta(joined, [plane], slot, out, base=None, where="here")
+    assert out.tobytes() == raw.tobytes()
+
+
 # What docs/FORMAT.md says.
 
 
@@ -182,6 +323,26 @@ def test_the_example_of_the_specification_is_a_golden_file():
     assert bytes.fromhex("".join(row for _, row in lines)) == segment.read_bytes()
     assert manifest.read_text() in FORMAT
     assert segment.name in FORMAT
+
+
+def test_the_examples_of_deltas_and_sparse_planes_are_true():
+    assert "A base of two bfloat16 elements, `80 3f 00 c0`" in FORMAT
+    assert "a chunk `7f 3f 02 c0`" in FORMAT
+    assert "the bytes `01 00 04 00`; the planes are `01 04` and `00 00`" in FORMAT
+    base, chunk = (np.frombuffer(bytes.fromhex(h), np.uint8) for h in ("803f00c0", "7f3f02c0"))
+    assert chunk.view(ml_dtypes.bfloat16).tolist() == [0.99609375, -2.03125]
+    planes = delta_split(chunk, base, 2, np.empty(4, np.uint8))
+    assert [plane.tobytes().hex(" ") for plane in planes] == ["01 04", "00 00"]
+
+    assert "`00 00 07 00 00 00 00 00 00 ff` is `04 02` and `07 ff`" in FORMAT
+    assert "stored as `04 02 07 ff`" in FORMAT
+    plane = ["sparse", 4, ["raw", 2], ["raw", 2]]
+    assert reader.plane(plane, bytes.fromhex("040207ff"), 10).hex() == "000007000000000000ff"
+
+
+def chain_of(chunk: list[Any]) -> list[list[Any]]:
+    """The rows of a chunk and its bases."""
+    return [chunk, *(chain_of(chunk[8]) if len(chunk) == 9 else [])]
 
 
 def tensors_by_name(root: Path) -> dict[int, dict[str, np.ndarray]]:
@@ -258,10 +419,14 @@ def masked(text: bytes, codec: str) -> Any:
         return text
     contents = json.loads(text)
     contents["encoded_nbytes"] = None
-    if len(contents.get("segments", ())) > 1:
+    names = contents.get("segments", ())
+    if len(names) > len({name.partition(".")[0] for name in names}):
         contents["segments"] = None  # where one is full depends on frames' lengths
     for row in contents["tensors"]:
-        row["chunks"] = [[chunk[0], chunk[1], chunk[5]] for chunk in row["chunks"]]
+        row["chunks"] = [
+            [[link[0], link[1], link[5], len(link[7])] for link in chain_of(chunk)]
+            for chunk in row["chunks"]
+        ]
     return list(contents.items())
 
 
