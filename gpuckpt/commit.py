@@ -21,12 +21,15 @@ Delete:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Iterable, Iterator
 
 from gpuckpt import layout
 from gpuckpt.errors import CheckpointError, CorruptError, NotFoundError
 from gpuckpt.manifest import Manifest, pack_manifest, unpack_manifest
 from gpuckpt.stores import Store, read_all, write_all
+
+log = logging.getLogger("gpuckpt")
 
 
 def commit(store: Store, manifest: Manifest, *, abandon: Callable[[], object]) -> None:
@@ -134,6 +137,19 @@ def sweep(store: Store, *, committed: Manifest | None = None) -> list[str]:
     for name in doomed:
         store.remove(name)
     return doomed
+
+
+@contextlib.contextmanager
+def writing(store: Store) -> Iterator[None]:
+    """Hold the store for writing, swept of what a crash may have left there.
+
+    Raises:
+        LockedError: somebody else holds it.
+    """
+    with store.lock():
+        if removed := sweep(store):
+            log.info("swept away %d files that no checkpoint names", len(removed))
+        yield
 
 
 def _ours(name: str) -> bool:

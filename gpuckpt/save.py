@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,9 +22,10 @@ from gpuckpt.plan import largest_nbytes
 from gpuckpt.resources import Resources
 from gpuckpt.rows import CodedChunk, Rows
 from gpuckpt.segments import Writer
+from gpuckpt.spans import Lap
 from gpuckpt.spec import Chunk, Spec
 from gpuckpt.staging import Reread, Staged, give_back, stage
-from gpuckpt.statistics import statistics_of
+from gpuckpt.statistics import Statistics, statistics_of
 from gpuckpt.stats import Stats
 from gpuckpt.stores import Store
 
@@ -34,6 +34,9 @@ CODECS: dict[str, Choice] = {
     "raw": choose_nothing,
     "zstd": choose_all,
 }
+
+
+_Known = tuple[str, Statistics | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +56,7 @@ class _Coded:
 
     staged: Staged
     chunks: tuple[CodedChunk, ...]
-    seconds: float
-    cpu_seconds: float
+    lap: Lap
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ class _Again:
 
     staged: Reread
     fingerprints: Sequence[str]
+    lap: Lap
 
 
 def save_snapshot(
@@ -90,8 +93,8 @@ def save_snapshot(
     try:
         rows = _write_chunks(snapshot, writer, resources, choice(codec), stats)
         tensors = rows.entries(header.step, previous)
-        begun = time.perf_counter()
-        writer.finish(tensors, header.step)
+        lap = Lap()
+        writer.finish(tensors, header.step, lap)
         manifest = Manifest(
             step=header.step,
             structure=snapshot.inventory.structure,
@@ -108,7 +111,8 @@ def save_snapshot(
         snapshot.release()
         stats.staged_seconds = snapshot.staged_seconds
     commit(store, manifest, abandon=writer.abandon)
-    stats.commit_seconds = time.perf_counter() - begun
+    lap.mark("manifest")
+    stats.add(lap)
     return manifest
 
 
@@ -125,7 +129,7 @@ def _write_chunks(
 ) -> Rows:
     """Bring every chunk of a snapshot to the disk."""
     arena = resources.arena(snapshot.plans, largest_nbytes(snapshot.plans))
-    stats.host_nbytes = arena.nbytes
+    stats.host_nbytes, stats.workers = arena.nbytes, resources.workers
     stats.copy_nbytes = sum(resources.devices[name].kept_nbytes for name in snapshot.plans)
     rows = Rows(snapshot.inventory.specs)
     reads = sum(len(plan.batches) for plan in snapshot.plans.values())
@@ -134,21 +138,24 @@ def _write_chunks(
     drop = partial(give_back, arena=arena)
     staged = stage(snapshot, arena)
     for done in ordered_map(work, staged, workers=resources.workers, drop=drop):
+        stats.add(done.lap, again=True)
+        stats.cpu_seconds += done.lap.cpu_seconds
         try:
             if isinstance(done, _Again):
                 rows.compare(done.staged.chunks, done.fingerprints)
                 continue
-            begun = time.perf_counter()
+            writing = Lap()
             extents = writer.write(one.encoded.parts for one in done.chunks)
-            stats.write_seconds += time.perf_counter() - begun
         finally:
             arena.give(done.staged.slot)
+        nbytes = sum(extent.length for extent in extents)
+        writing.mark("write", nbytes)
+        stats.add(writing, again=True)
         for one, extent in zip(done.chunks, extents, strict=True):
             rows.add(one, extent)
         stats.chunks += len(extents)
-        stats.encoded_nbytes += sum(extent.length for extent in extents)
-        stats.encode_seconds += done.seconds
-        stats.cpu_seconds += done.cpu_seconds
+        stats.encoded_nbytes += nbytes
+        stats.written_nbytes += nbytes
     return rows
 
 
@@ -157,28 +164,33 @@ def _worker(
 ) -> Callable[[Staged | Reread], _Coded | _Again]:
     """Encode a batch, or read one again; `staged` is told when each has come to the host."""
 
-    def one(chunk: Chunk, arrived: Arrived, spec: Spec, part: Slot) -> CodedChunk:
+    def known(arrived: Arrived, spec: Spec) -> _Known:
+        if arrived.fingerprint is not None:
+            return arrived.fingerprint, arrived.statistics
+        (raw,) = arrived.planes
+        return fingerprint(raw.data), statistics_of(raw, spec.dtype)
+
+    def one(chunk: Chunk, arrived: Arrived, spec: Spec, part: Slot, of: _Known) -> CodedChunk:
         encoded = encode(arrived.planes, spec.width, part, choose)
-        known, statistics = arrived.fingerprint, arrived.statistics
-        if known is None:
-            (raw,) = arrived.planes
-            known, statistics = fingerprint(raw.data), statistics_of(raw, spec.dtype)
-        return CodedChunk(chunk, encoded, known, checksum(encoded.parts), statistics)
+        return CodedChunk(chunk, encoded, of[0], checksum(encoded.parts), of[1])
 
     def work(batch: Staged | Reread) -> _Coded | _Again:
+        lap = Lap()
         if isinstance(batch, Reread):
-            again = _Again(batch, batch.transfer.wait())
+            again = _Again(batch, batch.transfer.wait(), lap)
+            lap.mark("reread")
             staged()
             return again
-        every = batch.transfer.wait()
+        arrived = batch.transfer.wait()
+        nbytes = sum(chunk.nbytes for chunk in batch.chunks)
+        lap.mark("copy", nbytes)
         staged()
-        begun, cpu, specs = time.perf_counter(), time.thread_time(), batch.plan.specs
-        chunks = tuple(
-            one(chunk, arrived, specs[chunk.tensor], part)
-            for chunk, arrived, part in zip(batch.chunks, every, batch.parts, strict=True)
-        )
-        elapsed, used = time.perf_counter() - begun, time.thread_time() - cpu
-        return _Coded(batch, chunks, elapsed, used)
+        specs = [batch.plan.specs[chunk.tensor] for chunk in batch.chunks]
+        every = list(map(known, arrived, specs))
+        lap.mark("filter", 0 if arrived[0].fingerprint else nbytes)
+        chunks = tuple(map(one, batch.chunks, arrived, specs, batch.parts, every))
+        lap.mark("encode", nbytes)
+        return _Coded(batch, chunks, lap)
 
     return work
 

@@ -14,12 +14,12 @@ PACKAGE = Path(gpuckpt.__file__).parent
 # A module imports only from rows above its own; so the five layers (row 7) don't import each other.
 ROWS: list[set[str]] = [
     {"errors", "_version", "__main__"},
-    {"dtypes", "layout", "sizes", "ordered", "planes", "meter", "apart"},
+    {"dtypes", "layout", "sizes", "ordered", "planes", "meter", "apart", "spans", "switching"},
     {"spec", "fingerprint", "statistics", "values"},
     {"names", "plan", "stats", "arrays", "stores"},
     {"tree", "arena"},
     {"devices", "manifest", "outline"},
-    {"inventory", "pending"},
+    {"inventory", "pending", "journal"},
     {"census", "snapshot", "staging", "coding", "segments", "commit"},
     {"resources", "matching", "rows"},
     {"save", "restore"},
@@ -33,6 +33,7 @@ ROWS: list[set[str]] = [
         "background",
         "rng",
         "remarks",
+        "diagnosis",
     },
     {"checkpointer", "warm"},
     {"api"},
