@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import starmap
 
 from gpuckpt import layout
 from gpuckpt.arena import Slot
@@ -188,7 +189,8 @@ def _worker(
         specs = [batch.plan.specs[chunk.tensor] for chunk in batch.chunks]
         every = list(map(known, arrived, specs))
         lap.mark("filter", 0 if arrived[0].fingerprint else nbytes)
-        chunks = tuple(map(one, batch.chunks, arrived, specs, batch.parts, every))
+        each = zip(batch.chunks, arrived, specs, batch.parts, every, strict=True)
+        chunks = tuple(starmap(one, each))
         lap.mark("encode", nbytes)
         return _Coded(batch, chunks, lap)
 

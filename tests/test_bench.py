@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import cases, small
+import gpuckpt
+from bench import cases, disturbance, small
 from bench.disk import drop_cache, read_through, write_and_sync
 from bench.gpu.scale import GIB, MIB, full
 from bench.timing import spread, spreads
@@ -73,6 +74,27 @@ def test_small_tensors_are_counted_and_their_first_save_is_apart(tmp_path, mode)
     assert (row["tensors"], row["device"], row["mode"]) == (15, "cpu", mode)
     figures = ("first_stall_s", "stall_s", "thread_cpu_s", "update_s", "background_s", "memcpy_s")
     assert all(is_spread(row[name]) for name in figures)
+
+
+@pytest.mark.parametrize("loop", disturbance.LOOPS)
+def test_a_loop_and_a_save_beside_it_are_measured_in_turn(tmp_path, monkeypatch, loop):
+    monkeypatch.setattr(disturbance, "QUIET_SECONDS", 0.01)
+    state, step = cases.state_of(1 << 16, 4), disturbance.step_of(loop)
+    with gpuckpt.Checkpointer(tmp_path) as ckpt:
+        row = disturbance.one_round(ckpt, state, step)
+        assert ckpt.steps() == [1, 2]
+    assert row["beside_over_alone"] == row["save_beside_s"] / row["save_alone_s"]
+    assert row["lost_s"] < row["save_beside_s"] + 1
+
+
+def test_each_setting_of_a_disturbance_is_a_row(tmp_path):
+    out = tmp_path / "out.json"
+    words = ("--mib", "1", "--rounds", "1", "--loops", "gil", "--settings", "5/0/2", "0.1/1/1")
+    done = bench("bench.disturbance", *words, "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.read_text("utf-8"))["results"]
+    assert [row["setting"] for row in rows] == ["5/0/2", "0.1/1/1"]
+    assert all(is_spread(row["beside_over_alone"]) for row in rows)
 
 
 def test_a_report_says_where_and_how_it_was_made(tmp_path):

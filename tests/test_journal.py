@@ -61,8 +61,14 @@ def test_stages_fit_into_the_whole(root):
         stats = one.stats
         own = stats.write_seconds + stats.commit_seconds
         assert 0 < own < stats.background_seconds
-        blocked = (stats.wait_seconds, stats.inventory_seconds, stats.snapshot_seconds)
-        assert stats.stall_seconds >= sum(blocked) > 0
+        parts = ("wait", "inventory", "snapshot", "held", "index", "sync", "manifest", "write")
+        assert all(getattr(stats, f"{name}_seconds") > 0 for name in parts)
+        assert stats.stall_seconds == pytest.approx(
+            stats.wait_seconds
+            + stats.inventory_seconds
+            + stats.snapshot_seconds
+            + stats.held_seconds
+        )
         assert stats.filter_nbytes == stats.encode_nbytes == stats.raw_nbytes
         assert stats.encoded_nbytes == stats.written_nbytes
         assert stats.commit_seconds == pytest.approx(
@@ -146,6 +152,12 @@ def test_how_much_a_save_slowed_the_loop_down_stands_in_the_next_line(tmp_path):
     first.slowdown_seconds = 0.25  # known once the loop goes on
     journal.append(Stats(2), None)
     assert [one.stats.slowdown_seconds for one in read_journal(tmp_path / "log")] == [0.25, 0.0]
+    lines = (tmp_path / "log").read_bytes().splitlines(keepends=True)
+    other = Journal(tmp_path / "other")
+    other.append(Stats(5), None)
+    with (tmp_path / "other").open("ab") as file:
+        file.write(lines[1])
+    assert [one.stats.slowdown_seconds for one in read_journal(tmp_path / "other")] == [0.0, 0.0]
 
 
 def test_a_log_needs_a_place(tmp_path):
