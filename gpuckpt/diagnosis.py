@@ -59,15 +59,21 @@ def _background(stats: Stats) -> tuple[str, str]:
     disk = stats.write_seconds + stats.sync_seconds + stats.manifest_seconds
     whole = max(stats.background_seconds, 1e-9)
     if disk >= _MOST * whole:
-        rate = stats.rates.get("write", 0.0)
-        share = stats.shares.get("write")
-        compared = f", {share:.0%} of the fastest seen" if share is not None and share < 1 else ""
-        took = f"writing and syncing took {_seconds(disk)} ({rate / 1e9:.2g} GB/s{compared})"
+        took = f"writing and syncing took {_seconds(disk)}{_rate(stats)}"
         return "disk", f"of which {took}: the disk is the bottleneck"
     if stats.index_seconds >= _MOST * whole:
         took = f"making the index of {stats.chunks} chunks took {_seconds(stats.index_seconds)}"
         return "index", f"of which {took}: the number of tensors is the bottleneck"
     return _workers(stats, whole)
+
+
+def _rate(stats: Stats) -> str:
+    """How fast it wrote, beside the fastest of its checkpointer's saves."""
+    if "write" not in stats.rates:
+        return ""
+    share = stats.shares.get("write", 1.0)
+    compared = f", {share:.0%} of the fastest seen" if share < 1 else ""
+    return f" ({stats.rates['write'] / 1e9:.2g} GB/s{compared})"
 
 
 def _workers(stats: Stats, whole: float) -> tuple[str, str]:

@@ -6,10 +6,11 @@ import math
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
-# Laps that are kept of one save; of more, every second, fourth, … one.
-LAPS_MAX = 1024
+# Laps of one kind that are kept of one save; of more, every second, fourth, … one.
+LAPS_MAX = 512
 
 
 class Span(NamedTuple):
@@ -68,30 +69,47 @@ class Spans:
     """A save's spans, bounded in number; `add` belongs to one thread, `once` to any."""
 
     def __init__(self, most: int = LAPS_MAX) -> None:
-        """Keep at most `most` laps of those that repeat."""
-        self._most, self._seen = most, 0
-        self._laps: list[Lap] = []
+        """Keep at most `most` laps of each kind that repeats."""
+        self._most = most
+        self._some: dict[str, _Some] = {}
         self._once: list[Lap] = []
-        self.every = 1
 
     def add(self, lap: Lap) -> None:
-        """Take note of one of many laps; each `every`-th is kept."""
-        if self._seen % self.every == 0:
-            if len(self._laps) == self._most:
-                self._laps = self._laps[::2]
-                self.every *= 2
-            if self._seen % self.every == 0:
-                self._laps.append(lap)
-        self._seen += 1
+        """Take note of one of many laps that begin with the same stage."""
+        self._some.setdefault(lap.spans[0].stage, _Some(self._most)).add(lap)
 
     def once(self, lap: Lap) -> None:
         """Take note of a lap that no other is like."""
         self._once.append(lap)
 
+    @property
+    def every(self) -> int:
+        """Of some kind of laps, only each so many-th was kept."""
+        return max((some.every for some in self._some.values()), default=1)
+
     def all(self) -> list[Span]:
         """What was kept, by start."""
-        spans = [span for lap in (*self._once, *self._laps) for span in lap.spans]
+        laps = [*self._once, *chain.from_iterable(some.laps for some in self._some.values())]
+        spans = [span for lap in laps for span in lap.spans]
         return sorted(spans, key=lambda span: (span.start, -span.end))
+
+
+class _Some:
+    """Each `every`-th of many laps, so that they are never more than `most`."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._seen = most, 0
+        self.laps: list[Lap] = []
+        self.every = 1
+
+    def add(self, lap: Lap) -> None:
+        if self._seen % self.every == 0:
+            if len(self.laps) == self._most:
+                self.laps = self.laps[::2]
+                self.every *= 2
+            if self._seen % self.every == 0:
+                self.laps.append(lap)
+        self._seen += 1
 
 
 def pack_spans(spans: Iterable[Span]) -> dict[str, Any]:

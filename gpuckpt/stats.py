@@ -7,6 +7,7 @@ from typing import Any
 
 from gpuckpt.spans import Lap, Spans
 
+_RATE_NBYTES = 1 << 20
 _HOST_WORK = ("filter", "encode")
 # Stages, and the figures that they are parts of.
 _WHOLE = dict.fromkeys(("wait", "inventory", "snapshot", "held"), ("stall",))
@@ -90,13 +91,20 @@ class Stats:
 
     @property
     def rates(self) -> dict[str, float]:
-        """Bytes per second: of a worker in `filter` and `encode`, and of `write` with its sync."""
+        """Bytes per second: of a worker in `filter` and `encode`, and of `write` with its sync.
+
+        None of less than 1 MiB, which would say more of the calls than of the bytes.
+        """
         found = {
             "filter": (self.filter_nbytes, self.filter_seconds),
             "encode": (self.encode_nbytes, self.encode_seconds),
             "write": (self.written_nbytes, self.write_seconds + self.sync_seconds),
         }
-        return {name: nbytes / took for name, (nbytes, took) in found.items() if nbytes and took}
+        return {
+            name: nbytes / took
+            for name, (nbytes, took) in found.items()
+            if nbytes >= _RATE_NBYTES and took
+        }
 
     def add(self, lap: Lap, *, again: bool = False) -> None:
         """Count a thread's marks, each as its stage's seconds and as those of what it is part of.

@@ -24,7 +24,7 @@ from tests.test_cli import run
 
 def new_state() -> dict[str, Any]:
     rng = np.random.default_rng(3)
-    return {f"w{at}": rng.standard_normal(30_000, np.float32) for at in range(4)}
+    return {f"w{at}": rng.standard_normal(100_000, np.float32) for at in range(4)}
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def root(tmp_path):
     state = new_state()
     for codec, more in (("raw", 0), ("auto", 2)):
         with gpuckpt.Checkpointer(
-            tmp_path, log=True, trace=True, codec=codec, chunk_nbytes=32_768
+            tmp_path, log=True, trace=True, codec=codec, chunk_nbytes=1 << 17
         ) as ckpt:
             for step in (1, 2):
                 with ckpt.update():
@@ -50,7 +50,7 @@ def test_each_save_is_a_line_and_the_root_keeps_it(root):
     assert gpuckpt.Checkpointer(root).steps() == [1, 2, 3, 4]
     for one in records:
         assert one.error is None
-        assert one.stats.raw_nbytes == 480_000
+        assert one.stats.raw_nbytes == 1_600_000
         assert one.stats.background_seconds > 0
         assert {span.stage for span in one.spans} >= {"snapshot", "filter", "encode", "write"}
         assert all(abs(span.end - one.ended) < 60 for span in one.spans)
@@ -247,7 +247,11 @@ def record(**figures: Any) -> Record:
             "disk",
             "took 1.5 s (2 GB/s)",
         ),
-        ({"write_seconds": 1.5, "shares": {"write": 0.5}}, "disk", "50% of the fastest"),
+        (
+            {"write_seconds": 1.5, "written_nbytes": 10**9, "shares": {"write": 0.5}},
+            "disk",
+            "50% of the fastest",
+        ),
         ({"index_seconds": 1.2, "chunks": 10**5}, "index", "100000 chunks"),
         ({"encode_seconds": 3.0, "filter_seconds": 0.5}, "encode", "coding is"),
         ({"filter_seconds": 3.0, "encode_seconds": 0.5}, "filter", "fingerprints"),

@@ -89,6 +89,16 @@ def test_of_many_laps_every_nth_is_kept_and_never_more_than_the_limit(count, mos
     assert spans.every == 1 or count > most
 
 
+def test_laps_that_take_turns_are_all_thinned_alike():
+    spans = Spans(8)
+    for _ in range(100):
+        spans.add(lap_of("copy", "encode"))
+        spans.add(lap_of("write"))
+    stages = [span.stage for span in spans.all()]
+    assert stages.count("copy") == stages.count("encode") == stages.count("write") == 7
+    assert spans.every == 16
+
+
 def test_a_lap_that_happens_once_is_always_kept():
     spans = Spans(1)
     first, *others = (lap_of("write") for _ in range(10))
@@ -122,12 +132,14 @@ def test_marks_become_seconds_of_their_stage_and_of_what_it_is_part_of():
 
 def test_a_rate_is_a_share_of_the_highest_so_far():
     fastest = Fastest()
-    slow = Stats(1, written_nbytes=100, write_seconds=1.0, sync_seconds=1.0)
-    fast = Stats(2, written_nbytes=100, write_seconds=1.0)
-    again = Stats(3, written_nbytes=100, write_seconds=2.0)
-    for stats in (slow, fast, again):
+    slow = Stats(1, written_nbytes=2 << 20, write_seconds=1.0, sync_seconds=1.0)
+    fast = Stats(2, written_nbytes=2 << 20, write_seconds=1.0)
+    again = Stats(3, written_nbytes=2 << 20, write_seconds=2.0)
+    little = Stats(4, written_nbytes=1 << 19, write_seconds=1e-9)
+    for stats in (slow, fast, little, again):
         fastest.compare(stats)
-    assert slow.rates == {"write": 50.0}
+    assert slow.rates == {"write": 1 << 20}
+    assert little.rates == little.shares == {}
     assert [stats.shares["write"] for stats in (slow, fast, again)] == [1.0, 1.0, 0.5]
 
 
