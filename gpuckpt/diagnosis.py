@@ -29,7 +29,7 @@ class Diagnosis:
     """A save's bottleneck, and the sentence that names it with its figures.
 
     `bottleneck` is `failed`, `disk`, `index`, a worker's stage (`copy`, `filter`,
-    `encode`, `reread`), `starved` or, if no stage explains the time, `unknown`.
+    `encode`, `reread`), `off-cpu` or, if no stage explains the time, `unknown`.
     """
 
     step: int
@@ -81,9 +81,9 @@ def _workers(stats: Stats, whole: float) -> tuple[str, str]:
     workers = max(stats.workers, 1)
     spent = {name: float(getattr(stats, f"{name}_seconds")) for name in _WORK}
     busy = sum(spent.values())
-    if stats.starved_seconds >= _MOST * busy > 0:
-        return "starved", (
-            f"in which its {workers} workers had no CPU for {_seconds(stats.starved_seconds)} of "
+    if stats.off_cpu_seconds >= _MOST * busy > 0:
+        return "off-cpu", (
+            f"in which its {workers} workers had no CPU for {_seconds(stats.off_cpu_seconds)} of "
             f"{_seconds(busy)}: they waited for a core or for the interpreter, which the loop "
             "or other programs had"
         )

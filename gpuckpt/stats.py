@@ -34,7 +34,7 @@ class Stats:
     time: `copy_seconds` (until chunks have come to the host; `hold` copies
     there), `filter_seconds` (fingerprints and statistics, where the host takes
     them), `encode_seconds` (choosing, splitting, compressing and checksums), and
-    `reread_seconds` (`hold`'s second look).  `starved_seconds` is the part of
+    `reread_seconds` (`hold`'s second look).  `off_cpu_seconds` is the part of
     filter and encode in which a thread had no CPU: it waited for a core or for
     the interpreter.  `cpu_seconds` are the CPU seconds of all of them.
 
@@ -63,7 +63,7 @@ class Stats:
     filter_seconds: float = 0.0
     encode_seconds: float = 0.0
     reread_seconds: float = 0.0
-    starved_seconds: float = 0.0
+    off_cpu_seconds: float = 0.0
     write_seconds: float = 0.0
     index_seconds: float = 0.0
     sync_seconds: float = 0.0
@@ -117,7 +117,7 @@ class Stats:
                 self._count(f"{name}_seconds", span.seconds)
             if span.stage in _HOST_WORK:
                 self._count(f"{span.stage}_nbytes", span.nbytes)
-                self.starved_seconds += max(span.seconds - span.cpu_seconds, 0.0)
+                self.off_cpu_seconds += max(span.seconds - span.cpu_seconds, 0.0)
         if self.spans is not None:
             (self.spans.add if again else self.spans.once)(lap)
 

@@ -256,7 +256,7 @@ def record(**figures: Any) -> Record:
         ({"encode_seconds": 3.0, "filter_seconds": 0.5}, "encode", "coding is"),
         ({"filter_seconds": 3.0, "encode_seconds": 0.5}, "filter", "fingerprints"),
         ({"copy_seconds": 3.0}, "copy", "to the host"),
-        ({"encode_seconds": 3.0, "starved_seconds": 2.0}, "starved", "no CPU for 2 s of 3 s"),
+        ({"encode_seconds": 3.0, "off_cpu_seconds": 2.0}, "off-cpu", "no CPU for 2 s of 3 s"),
         ({"encode_seconds": 0.1}, "unknown", "no stage explains"),
         (
             {"encode_seconds": 3.0, "stall_seconds": 1.0, "wait_seconds": 0.9},

@@ -125,7 +125,7 @@ def test_marks_become_seconds_of_their_stage_and_of_what_it_is_part_of():
     stats.add(lap)
     stats.add(lap)
     assert (stats.wait_seconds, stats.snapshot_seconds, stats.stall_seconds) == (2.0, 4.0, 6.0)
-    assert (stats.filter_nbytes, stats.encode_nbytes, stats.starved_seconds) == (200, 160, 2.0)
+    assert (stats.filter_nbytes, stats.encode_nbytes, stats.off_cpu_seconds) == (200, 160, 2.0)
     assert (stats.sync_seconds, stats.manifest_seconds, stats.commit_seconds) == (1.0, 0.5, 1.5)
     assert stats.spans is None
 

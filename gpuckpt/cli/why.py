@@ -15,7 +15,7 @@ from gpuckpt.errors import InvalidError
 from gpuckpt.journal import Record, read_journal
 from gpuckpt.sizes import format_nbytes
 
-_COLUMNS = ("step", "stall", "slower", "background", "work", "starved", "disk")
+_COLUMNS = ("step", "stall", "slower", "background", "work", "off-cpu", "disk")
 
 
 def why_slow(where: Path, last: int, console: Console, *, as_json: bool) -> int:
@@ -47,7 +47,7 @@ def _cells(record: Record) -> list[str]:
     disk = stats.write_seconds + stats.commit_seconds
     seconds = (
         *(stats.stall_seconds, stats.slowdown_seconds, stats.background_seconds),
-        *(work, stats.starved_seconds, disk),
+        *(work, stats.off_cpu_seconds, disk),
     )
     cells = [str(stats.step), *(f"{one:.3f}" for one in seconds)]
     return [*cells, format_nbytes(stats.written_nbytes), f"{stats.ratio:.3f}"]
