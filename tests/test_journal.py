@@ -36,7 +36,8 @@ def root(tmp_path):
         ) as ckpt:
             for step in (1, 2):
                 with ckpt.update():
-                    state["w0"] += 1
+                    for array in state.values():
+                        array += 1
                 ckpt.save(step + more, state).result()
     return tmp_path
 
