@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-import time
+import contextlib
 from collections.abc import Callable
 
 from gpuckpt.apart import Apart
 from gpuckpt.inventory import Snapshot
+from gpuckpt.journal import Journal
 from gpuckpt.manifest import Manifest
 from gpuckpt.pending import Checkpoint, Pending, checkpoint_of
+from gpuckpt.spans import Lap
+from gpuckpt.switching import switching_often
 
 
 class BackgroundSave:
     """A save that `start` begins, and that no interrupt of the main thread reaches."""
 
     def __init__(
-        self, snapshot: Snapshot, pending: Pending, write: Callable[[], Manifest], root: str
+        self,
+        snapshot: Snapshot,
+        pending: Pending,
+        write: Callable[[], Manifest],
+        root: str,
+        *,
+        beside: bool = False,
+        journal: Journal | None = None,
     ) -> None:
-        """Keep this where you'll find it, then `start` it."""
+        """Keep this where you'll find it, then `start` it.
+
+        `beside` says that the caller goes on meanwhile, perhaps with the GIL in
+        its hands nearly all the time.  `journal` gets a line when the save has ended.
+        """
         self.snapshot, self.pending = snapshot, pending
-        self._write, self._root = write, root
+        self._write, self._root, self._beside, self._journal = write, root, beside, journal
         self._apart = Apart(self._run, self._fail)
 
     def start(self) -> None:
@@ -43,18 +57,27 @@ class BackgroundSave:
     def _run(self) -> None:
         result: Checkpoint | None = None
         failure: BaseException | None = None
-        begun, cpu = time.perf_counter(), time.thread_time()
+        lap = Lap()
         try:
-            result = checkpoint_of(self._write(), self._root)
+            with switching_often() if self._beside else contextlib.nullcontext():
+                result = checkpoint_of(self._write(), self._root)
         except BaseException as error:
             failure = error
         finally:
             self.snapshot.release()  # `write` may not have come as far as that
+        lap.mark("background")
         stats = self.pending.stats
-        stats.background_seconds = time.perf_counter() - begun
-        stats.cpu_seconds += time.thread_time() - cpu
-        self.pending.finish(result, failure)
+        stats.add(lap)
+        stats.cpu_seconds += lap.cpu_seconds
+        self._finish(result, failure)
 
     def _fail(self, failure: BaseException) -> None:
         self.snapshot.release()
-        self.pending.finish(None, failure)
+        self._finish(None, failure)
+
+    def _finish(self, result: Checkpoint | None, failure: BaseException | None) -> None:
+        try:
+            if self._journal is not None:
+                self._journal.append(self.pending.stats, failure)
+        finally:
+            self.pending.finish(result, failure)

@@ -6,17 +6,16 @@ import atexit
 import contextlib
 import logging
 import os
-import time
 from collections.abc import Iterable, Iterator, Mapping
-from types import TracebackType
 from typing import Any, Literal, Self
 
 from gpuckpt import layout
 from gpuckpt.background import BackgroundSave
 from gpuckpt.census import Census
-from gpuckpt.commit import open_step, steps, sweep
+from gpuckpt.commit import open_step, steps, writing
 from gpuckpt.errors import CheckpointError, ClosedError
 from gpuckpt.inventory import Inventory, Snapshot
+from gpuckpt.journal import Log, open_journal
 from gpuckpt.loading import restore_state
 from gpuckpt.manifest import Manifest
 from gpuckpt.matching import Rename
@@ -30,7 +29,8 @@ from gpuckpt.retention import Keep, prune_quietly
 from gpuckpt.save import DELTA, Header, save_snapshot
 from gpuckpt.schedule import Every, Schedule
 from gpuckpt.snapshot import Planner, capture, reserve, room_beside_copy
-from gpuckpt.stats import Stats
+from gpuckpt.spans import Lap, Spans
+from gpuckpt.stats import Fastest, Stats
 from gpuckpt.stores import Store
 from gpuckpt.stores.local import LocalStore
 
@@ -56,7 +56,9 @@ class Checkpointer:
     A failed save is raised by the next call, or, `on_error="warn"`, warned
     of; the last committed checkpoint stays in any case.  Chunks that haven't
     changed since the save before aren't written again, and their segments
-    stay; with `full_every=1` each checkpoint has files of its own alone.
+    stay; with `full_every=1` each checkpoint has files of its own alone.  `log` is a
+    file, or True for one in the root, that gets a line for each save; with
+    `trace`, its stages' beginnings and ends as well.
 
     Not for use by several threads at once.  A root has one writer at a time.
     """
@@ -73,6 +75,8 @@ class Checkpointer:
         when_busy: Literal["wait", "skip"] = "wait",
         on_error: Literal["raise", "warn"] = "raise",
         full_every: int = FULL_EVERY,
+        log: Log = None,
+        trace: bool = False,
         store: Store | None = None,
         chunk_nbytes: int = layout.CHUNK_NBYTES,
     ) -> None:
@@ -87,6 +91,7 @@ class Checkpointer:
         self._census = Census()
         self._planner = Planner(chunk_nbytes, split=codec != "raw")
         self._store = store if store is not None else LocalStore(root)
+        self._journal, self._trace, self._fastest = open_journal(log, self._store), trace, Fastest()
         self._schedule = Schedule(every) if every is not None else None
         self._keep = keep
         self._save: BackgroundSave | None = None
@@ -95,12 +100,7 @@ class Checkpointer:
         self._meter = Meter()
         self._process = os.getpid()
         self._open = contextlib.ExitStack()
-        self._open.enter_context(self._store.lock())
-        try:
-            self._sweep()
-        except BaseException:
-            self._open.close()
-            raise
+        self._open.enter_context(writing(self._store))
         # The interpreter's exit doesn't cut off a save, also if nobody calls `close`.
         atexit.register(self._at_exit)
 
@@ -109,12 +109,7 @@ class Checkpointer:
         self._check_open()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         """Close; a failed save doesn't hide the error that ends the block."""
         try:
             self.close()
@@ -258,28 +253,33 @@ class Checkpointer:
     def _begin(
         self, step: int, state: Any, epoch: int | None, metrics: dict[str, float] | None
     ) -> Pending:
-        begun = time.perf_counter()
+        lap = Lap()
         header = make_header(step, epoch, metrics)
-        stats = Stats(step)
+        stats = Stats(step, codec=self._options.codec, spans=Spans() if self._trace else None)
         self._reap(wait=True)
-        stats.wait_seconds = time.perf_counter() - begun
+        lap.mark("wait")
         inventory = self._census.take(state)
+        plans = self._planned(inventory)
+        lap.mark("inventory")
         stats.raw_nbytes, stats.tensors = inventory.nbytes, len(inventory.specs)
         snapshot = capture(
-            inventory,
-            self._planned(inventory),
-            self._resources.devices,
+            *(inventory, plans, self._resources.devices),
             mode=self._options.snapshot,
             host_room_nbytes=self._resources.host_room_nbytes,
         )
         del inventory  # it refers to the state's arrays
+        lap.mark("snapshot", stats.raw_nbytes)
+        stats.add(lap)
         stats.mode = snapshot.mode
         if snapshot.mode == "copy":
             snapshot.order_update()  # before it can become a checkpoint
         pending = Pending(stats, snapshot.staged)
         self._save = BackgroundSave(
-            snapshot, pending, lambda: self._write(snapshot, header, stats), self._store.root
+            *(snapshot, pending, lambda: self._write(snapshot, header, stats), self._store.root),
+            beside=True,
+            journal=self._journal,
         )
+        lap = Lap()
         self._save.start()
         if snapshot.mode == "hold" and not self._updates_seen:
             # A loop that announces no updates would change what is being read.
@@ -287,7 +287,8 @@ class Checkpointer:
         self._updates_seen = False
         if self._schedule is not None:
             self._schedule.saved()
-        stats.stall_seconds = time.perf_counter() - begun
+        lap.mark("held")
+        stats.add(lap)
         self._meter.restart()
         return pending
 
@@ -303,6 +304,7 @@ class Checkpointer:
             stats=stats,
         )
         stats.remarks = remarks_on(manifest, self._previous)
+        self._fastest.compare(stats)
         prune_quietly(self._store, self._keep, manifest)
         self._previous = manifest  # here, so that the loop needn't take the one before apart
         return manifest
@@ -340,10 +342,6 @@ class Checkpointer:
                 *(plans, self._resources.devices, self._options.snapshot),
                 host_room_nbytes=self._resources.host_room_nbytes,
             )
-
-    def _sweep(self) -> None:
-        if removed := sweep(self._store):
-            log.info("swept away %d files that no checkpoint names", len(removed))
 
     def _check_open(self) -> None:
         if self._process != os.getpid():

@@ -21,12 +21,15 @@ Delete:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Iterable, Iterator
 
 from gpuckpt import layout
 from gpuckpt.errors import CheckpointError, CorruptError, NotFoundError
 from gpuckpt.manifest import Manifest, pack_manifest, unpack_manifest, unpack_segments
 from gpuckpt.stores import Store, read_all, write_all
+
+log = logging.getLogger("gpuckpt")
 
 
 def commit(store: Store, manifest: Manifest, *, abandon: Callable[[], object]) -> None:
@@ -145,6 +148,19 @@ def _named(store: Store, step: int, known: Manifest | None) -> list[str]:
         return known.segments
     name = layout.manifest_name(step)
     return unpack_segments(read_all(store, name), f"{store.root}/{name}")
+
+
+@contextlib.contextmanager
+def writing(store: Store) -> Iterator[None]:
+    """Hold the store for writing, swept of what a crash may have left there.
+
+    Raises:
+        LockedError: somebody else holds it.
+    """
+    with store.lock():
+        if removed := sweep(store):
+            log.info("swept away %d files that no checkpoint names", len(removed))
+        yield
 
 
 def _ours(name: str) -> bool:

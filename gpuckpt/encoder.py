@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +19,13 @@ from gpuckpt.fingerprint import checksum, fingerprint
 from gpuckpt.increments import Before, is_short
 from gpuckpt.planes import join
 from gpuckpt.rows import CodedChunk, Fresh
+from gpuckpt.spans import Lap
 from gpuckpt.spec import Chunk, ChunkEntry, Spec
 from gpuckpt.staging import Reread, Staged
-from gpuckpt.statistics import statistics_of
+from gpuckpt.statistics import Statistics, statistics_of
 
 Bytes = npt.NDArray[np.uint8]
+_Known = tuple[str, Statistics | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +34,7 @@ class Coded:
 
     staged: Staged
     chunks: tuple[CodedChunk, ...]
-    seconds: float
-    cpu_seconds: float
+    lap: Lap
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Again:
 
     staged: Reread
     fingerprints: Sequence[str]
+    lap: Lap
 
 
 class Encoder:
@@ -61,29 +63,32 @@ class Encoder:
 
     def work(self, batch: Staged | Reread) -> Coded | Again:
         """Wait for a batch, and encode it, or take note of what it was when it was read again."""
+        lap = Lap()
         if isinstance(batch, Reread):
-            again = Again(batch, batch.transfer.wait())
+            again = Again(batch, batch.transfer.wait(), lap)
+            lap.mark("reread")
             self._arrived()
             return again
-        every = batch.transfer.wait()
+        arrived = batch.transfer.wait()
+        nbytes = sum(chunk.nbytes for chunk in batch.chunks)
+        lap.mark("copy", nbytes)
         self._arrived()
-        begun, cpu, specs = time.perf_counter(), time.thread_time(), batch.plan.specs
-        chunks = tuple(
-            self._one(chunk, arrived, specs[chunk.tensor], part)
-            for chunk, arrived, part in zip(batch.chunks, every, batch.parts, strict=True)
-        )
-        elapsed, used = time.perf_counter() - begun, time.thread_time() - cpu
-        return Coded(batch, chunks, elapsed, used)
+        specs = [batch.plan.specs[chunk.tensor] for chunk in batch.chunks]
+        known = list(map(_known, arrived, specs))
+        lap.mark("filter", 0 if arrived[0].fingerprint else nbytes)
+        each = zip(batch.chunks, arrived, specs, batch.parts, known, strict=True)
+        chunks = tuple(starmap(self._one, each))
+        lap.mark("encode", nbytes)
+        return Coded(batch, chunks, lap)
 
-    def _one(self, chunk: Chunk, arrived: Arrived, spec: Spec, part: Slot) -> CodedChunk:
-        known, statistics = arrived.fingerprint, arrived.statistics
-        if known is None:
-            (raw,) = arrived.planes
-            known, statistics = fingerprint(raw.data), statistics_of(raw, spec.dtype)
-        coded = self._coded(chunk, arrived.planes, spec.width, part, known)
+    def _one(
+        self, chunk: Chunk, arrived: Arrived, spec: Spec, part: Slot, known: _Known
+    ) -> CodedChunk:
+        print_, statistics = known
+        coded = self._coded(chunk, arrived.planes, spec.width, part, print_)
         if self._bases is not None:
-            self._bases.put(chunk, arrived.planes, known)
-        return CodedChunk(chunk, known, statistics, coded)
+            self._bases.put(chunk, arrived.planes, print_)
+        return CodedChunk(chunk, print_, statistics, coded)
 
     def _coded(
         self, chunk: Chunk, planes: Sequence[Bytes], width: int, part: Slot, known: str
@@ -116,6 +121,14 @@ class Encoder:
                 return None
             encoded = encode_delta(raw, base, width, part, spare)
         return Fresh(encoded, checksum(encoded.parts), before)
+
+
+def _known(arrived: Arrived, spec: Spec) -> _Known:
+    """The fingerprint and the statistics of a chunk, from its device or taken here."""
+    if arrived.fingerprint is not None:
+        return arrived.fingerprint, arrived.statistics
+    (raw,) = arrived.planes
+    return fingerprint(raw.data), statistics_of(raw, spec.dtype)
 
 
 def countdown(count: int, finish: Callable[[], None]) -> Callable[[], None]:

@@ -17,6 +17,7 @@ SEGMENT_NBYTES = 4 << 30
 STEP_LIMIT = 10**12
 
 LOCK = "lock"
+LOG = "saves.jsonl"
 TEMPORARY = ".tmp"
 
 MAGIC = b"gpuckpt\0"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +22,7 @@ from gpuckpt.plan import largest_nbytes
 from gpuckpt.resources import Resources
 from gpuckpt.rows import CodedChunk, Fresh, Rows
 from gpuckpt.segments import Writer
+from gpuckpt.spans import Lap
 from gpuckpt.staging import give_back, stage
 from gpuckpt.stats import Stats
 from gpuckpt.stores import Store
@@ -79,8 +79,8 @@ def save_snapshot(
         before = Before.of(previous, snapshot.inventory.specs, store, full_every)
         rows = _write_chunks(snapshot, writer, resources, codec, before, stats)
         tensors = rows.entries(header.step, previous)
-        begun = time.perf_counter()
-        writer.finish(tensors, header.step)
+        lap = Lap()
+        writer.finish(tensors, header.step, lap)
         stats.cpu_seconds += writer.cpu_seconds
         manifest = Manifest(
             step=header.step,
@@ -98,7 +98,8 @@ def save_snapshot(
         snapshot.release()
         stats.staged_seconds = snapshot.staged_seconds
     commit(store, manifest, abandon=writer.abandon)
-    stats.commit_seconds = time.perf_counter() - begun
+    lap.mark("manifest")
+    stats.add(lap)
     return manifest
 
 
@@ -130,6 +131,7 @@ def _write_chunks(  # noqa: PLR0917 - all that a save has
     """Bring every chunk of a snapshot to the disk."""
     arena = resources.arena(snapshot.plans, largest_nbytes(snapshot.plans))
     stats.host_nbytes = arena.nbytes + resources.bases.nbytes
+    stats.workers = resources.workers
     stats.copy_nbytes = sum(resources.devices[name].kept_nbytes for name in snapshot.plans)
     rows = Rows(snapshot.inventory.specs)
     reads = sum(len(plan.batches) for plan in snapshot.plans.values())
@@ -144,31 +146,33 @@ def _write_chunks(  # noqa: PLR0917 - all that a save has
     line = ordered_map(encoder.work, staged, workers=resources.workers, drop=drop)
     with contextlib.closing(line):
         for done in balance.watched(line):
+            stats.add(done.lap, again=True)
+            stats.cpu_seconds += done.lap.cpu_seconds
             try:
                 if isinstance(done, Again):
                     rows.compare(done.staged.chunks, done.fingerprints)
                     continue
+                balance.encoded(done.lap.seconds_of("filter", "encode"))
                 _write(done.chunks, writer, rows, stats)
             finally:
                 arena.give(done.staged.slot)
-            balance.encoded(done.seconds)
-            stats.encode_seconds += done.seconds
-            stats.cpu_seconds += done.cpu_seconds
     stats.starved_seconds = balance.waited_seconds
     return rows
 
 
 def _write(chunks: Sequence[CodedChunk], writer: Writer, rows: Rows, stats: Stats) -> None:
     """Write those chunks that aren't on the disk yet, and take note of all."""
-    begun = time.perf_counter()
+    lap = Lap()
     fresh = [one.coded for one in chunks if isinstance(one.coded, Fresh)]
     extents = writer.write(one.encoded.parts for one in fresh)
-    stats.write_seconds += time.perf_counter() - begun
+    nbytes = sum(extent.length for extent in extents)
+    lap.mark("write", nbytes)
+    stats.add(lap, again=True)
     places = iter(extents)
     entries = [rows.add(one, places) for one in chunks]
     stats.chunks += len(chunks)
     stats.encoded_nbytes += sum(entry.extent.length for entry in entries)
-    stats.written_nbytes += sum(extent.length for extent in extents)
+    stats.written_nbytes += nbytes
     stats.delta_nbytes += sum(one.base.nbytes for one in fresh if one.base is not None)
     stats.unchanged_nbytes += sum(
         one.chunk.nbytes for one in chunks if not isinstance(one.coded, Fresh)

@@ -26,6 +26,7 @@ from gpuckpt.manifest import (
     segments_of,
     unpack_tensors,
 )
+from gpuckpt.spans import Lap
 from gpuckpt.spec import Extent
 from gpuckpt.stores import Appender, Store
 
@@ -67,13 +68,19 @@ class Writer:
         self._append(waiting)
         return extents
 
-    def finish(self, tensors: Sequence[TensorEntry], step: int) -> None:
-        """Give each segment its index and make its contents durable (their names aren't yet)."""
+    def finish(self, tensors: Sequence[TensorEntry], step: int, lap: Lap | None = None) -> None:
+        """Give each segment its index and make its contents durable (their names aren't yet).
+
+        `lap` is told when the one and the other was done.
+        """
+        lap = lap or Lap()
         for name, file in self._open:
             _append_index(file, name, tensors, step)
+            lap.mark("index")
             file.sync()
             file.close()
             self.cpu_seconds += file.cpu_seconds
+            lap.mark("sync")
 
     def abandon(self) -> None:
         """Delete what was written, as far as the storage lets us; leaves nothing open.

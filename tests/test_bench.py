@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import cases, coding, small, write
+import gpuckpt
+from bench import cases, coding, disturbance, small, write
 from bench.disk import drop_cache, read_through, write_and_sync
 from bench.gpu.scale import GIB, MIB, full
 from bench.timing import spread, spreads
@@ -101,6 +102,27 @@ def test_coding_stands_beside_numpy_and_a_memcpy():
             *("split", "join", "delta", "undelta", "delta_split", "join_undelta"),
             *("pack_sparse", "unpack_sparse", "encode", "decode", "statistics"),
         }
+
+
+@pytest.mark.parametrize("loop", disturbance.LOOPS)
+def test_a_loop_and_a_save_beside_it_are_measured_in_turn(tmp_path, monkeypatch, loop):
+    monkeypatch.setattr(disturbance, "QUIET_SECONDS", 0.01)
+    state, step = cases.state_of(1 << 16, 4), disturbance.step_of(loop)
+    with gpuckpt.Checkpointer(tmp_path) as ckpt:
+        row = disturbance.one_round(ckpt, state, step)
+        assert ckpt.steps() == [1, 2]
+    assert row["beside_over_alone"] == row["save_beside_s"] / row["save_alone_s"]
+    assert row["lost_s"] < row["save_beside_s"] + 1
+
+
+def test_each_setting_of_a_disturbance_is_a_row(tmp_path):
+    out = tmp_path / "out.json"
+    words = ("--mib", "1", "--rounds", "1", "--loops", "gil", "--settings", "5/0/2", "0.1/1/1")
+    done = bench("bench.disturbance", *words, "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.read_text("utf-8"))["results"]
+    assert [row["setting"] for row in rows] == ["5/0/2", "0.1/1/1"]
+    assert all(is_spread(row["beside_over_alone"]) for row in rows)
 
 
 def test_a_report_says_where_and_how_it_was_made(tmp_path):

@@ -14,7 +14,9 @@ import typer
 from rich.console import Console
 
 from gpuckpt.cli.listing import list_steps, show_step
+from gpuckpt.cli.tracing import write_trace
 from gpuckpt.cli.verifying import verify_root
+from gpuckpt.cli.why import why_slow as tell_why_slow
 from gpuckpt.errors import CheckpointError
 
 app = typer.Typer(
@@ -25,6 +27,7 @@ app = typer.Typer(
 )
 
 RootArgument = Annotated[Path, typer.Argument(help="The directory of one run's checkpoints.")]
+LogArgument = Annotated[Path, typer.Argument(help="A root with a log of its saves, or a log.")]
 StepOption = Annotated[int | None, typer.Option(help="A committed step [default: the newest].")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print facts as JSON, for scripts.")]
 
@@ -56,6 +59,27 @@ def verify(
 ) -> None:
     """Read and check every byte; exit with 1 on damage, naming tensor, file and offset."""
     raise typer.Exit(verify_root(root, step, Console(), as_json=as_json))
+
+
+@app.command()
+def trace(
+    log: LogArgument,
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    step: Annotated[int | None, typer.Option(help="Only this step's saves.")] = None,
+    as_json: JsonOption = False,  # noqa: FBT002
+) -> None:
+    """Write when each stage of the saves ran, as a trace for Perfetto or Chrome."""
+    raise typer.Exit(write_trace(log, step, out, Console(), as_json=as_json))
+
+
+@app.command()
+def why_slow(
+    log: LogArgument,
+    last: Annotated[int, typer.Option(help="So many of the last saves.")] = 10,
+    as_json: JsonOption = False,  # noqa: FBT002
+) -> None:
+    """Name the bottleneck of the last save in a sentence, and show the last ones' figures."""
+    raise typer.Exit(tell_why_slow(log, last, Console(), as_json=as_json))
 
 
 @app.command()

@@ -468,3 +468,15 @@ def test_a_device_that_is_not_there_is_not_found(store):
         gpuckpt.load("", device="cuda:99", store=store)
     with pytest.raises(gpuckpt.InvalidError, match="device"):
         gpuckpt.load("", device="gpu", store=store)
+
+
+def test_the_host_takes_no_fingerprints_of_what_a_device_has_filtered(tmp_path):
+    state = {"on device": cp.ones(100_000, cp.float32)}
+    with gpuckpt.Checkpointer(tmp_path) as ckpt:
+        pending = ckpt.save(1, state)
+        pending.result()
+        both = ckpt.save(2, state | {"on host": np.ones(1000, np.float32)})
+        both.result()
+    assert pending.stats.filter_nbytes == 0
+    assert pending.stats.encode_nbytes == 400_000
+    assert both.stats.filter_nbytes == 4000

@@ -1,0 +1,164 @@
+"""A log of saves: one JSON object a line, appended once a save has committed or failed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gpuckpt.errors import FormatError, InvalidError, NotFoundError, StorageError
+from gpuckpt.layout import LOG
+from gpuckpt.spans import Span, pack_spans, unpack_spans
+from gpuckpt.stats import Stats
+from gpuckpt.stores import Store
+from gpuckpt.stores.local import LocalStore
+
+log = logging.getLogger("gpuckpt")
+
+VERSION = 1
+Log = bool | str | os.PathLike[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a log says of one save.
+
+    `ended` is in seconds since 1970; `error` is None for a save that has
+    committed.  `spans` are in seconds since 1970, too.
+    """
+
+    ended: float
+    stats: Stats
+    error: str | None = None
+    spans: list[Span] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All facts but the spans, for `--json`."""
+        return {"ended": self.ended, "error": self.error, **self.stats.as_dict()}
+
+
+class Journal:
+    """A log that one checkpointer writes to.  It never fails a save, and isn't synced."""
+
+    def __init__(self, path: Path) -> None:
+        """Nothing is written before the first save has ended."""
+        self.path = path
+        self._before: Stats | None = None
+
+    def append(self, stats: Stats, failure: BaseException | None) -> None:
+        """Add a line; if that can't be done, a warning in Python's log says so."""
+        try:
+            line = self._line(stats, failure)
+            with self.path.open("ab+") as file:
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":
+                        line = b"\n" + line  # a crash cut the last line short
+                file.write(line)
+        except (OSError, ValueError, TypeError) as error:
+            log.warning("step %d isn't in the log %s: %s", stats.step, self.path, error)
+        self._before = stats
+
+    def _line(self, stats: Stats, failure: BaseException | None) -> bytes:
+        """A save's facts.  How much it slowed the loop down is known only later: the next says."""
+        facts: dict[str, Any] = {"gpuckpt_log": VERSION, "ended": time.time()}
+        facts["error"] = None if failure is None else f"{type(failure).__name__}: {failure}"
+        facts["stats"] = stats.as_dict()
+        if self._before is not None:
+            facts["before"] = [self._before.step, self._before.slowdown_seconds]
+        if stats.spans is not None:
+            facts["clock"] = time.time() - time.perf_counter()
+            facts["every"] = stats.spans.every
+            facts["spans"] = pack_spans(stats.spans.all())
+        return json.dumps(facts, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
+
+
+def open_journal(where: Log, store: Store) -> Journal | None:
+    """The log that a checkpointer's option `log` asks for: True for one in the root.
+
+    Raises:
+        InvalidError: that is no place for a file.
+    """
+    if where is None or where is False:
+        return None
+    if where is not True:
+        path = Path(where).expanduser().absolute()
+        if path.is_dir():
+            raise InvalidError(f"log is a file, and {path} is a directory; log=True is for a root")
+        return Journal(path)
+    if not isinstance(store, LocalStore):
+        raise InvalidError(f"log=True needs a root of local files; give log= a path ({store.root})")
+    return Journal(Path(store.root) / LOG)
+
+
+def read_journal(where: Path) -> list[Record]:
+    """A log's saves, in the order of its lines; `where` is the log, or the root that has it.
+
+    Lines that a crash or a full disk cut short are left out.
+
+    Raises:
+        NotFoundError: there is no log, or no save in it.
+        StorageError: it can't be read.
+        FormatError: its lines are those of a newer gpuckpt.
+    """
+    path = where / LOG if where.is_dir() else where
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path}: there is no log; Checkpointer(log=True) keeps one") from error
+    except OSError as error:
+        raise StorageError(f"can't read {path}: {error.strerror}") from error
+    records: list[Record] = []
+    newer = 0
+    for facts in _objects(lines):
+        newer += _is_newer(facts)
+        try:
+            _take(facts, records)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            log.debug("%s: a line was left out: %s", path, error)
+    if records:
+        return records
+    if newer:
+        raise FormatError(f"{path}: a log of a newer gpuckpt, this one reads {VERSION}; upgrade it")
+    raise NotFoundError(f"{path}: there is no save in it")
+
+
+def _objects(lines: list[bytes]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        try:
+            facts = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(facts, dict):
+            yield facts
+
+
+def _is_newer(facts: dict[str, Any]) -> bool:
+    version = facts.get("gpuckpt_log")
+    return isinstance(version, int) and version > VERSION
+
+
+def _take(facts: dict[str, Any], records: list[Record]) -> None:
+    """A line's save; and what it tells of the one before."""
+    if facts["gpuckpt_log"] != VERSION:
+        raise ValueError("it is of another version")
+    stats = Stats.from_dict(facts["stats"])
+    error = facts["error"]
+    spans = []
+    if "spans" in facts:
+        clock = float(facts["clock"])
+        spans = [
+            span._replace(start=span.start + clock, end=span.end + clock)
+            for span in unpack_spans(facts["spans"])
+        ]
+    step, slowdown = facts.get("before", (None, 0.0))
+    if records and records[-1].stats.step == step:
+        records[-1].stats.slowdown_seconds = float(slowdown)
+    records.append(
+        Record(float(facts["ended"]), stats, None if error is None else str(error), spans)
+    )
