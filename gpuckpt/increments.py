@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from gpuckpt.entries import CHAIN_MAX
 from gpuckpt.errors import CheckpointError
 from gpuckpt.manifest import Manifest, TensorEntry
+from gpuckpt.segments import data_nbytes
 from gpuckpt.spec import Chunk, ChunkEntry, Spec
 from gpuckpt.stores import Store
 
@@ -84,6 +85,6 @@ def _usable(previous: Manifest, store: Store) -> frozenset[str]:
     found = set()
     for name, nbytes in live.items():
         with contextlib.suppress(CheckpointError):
-            if nbytes >= LEAST_LIVE * store.size(name):
+            if nbytes >= LEAST_LIVE * data_nbytes(store, name):
                 found.add(name)
     return frozenset(found)

@@ -117,6 +117,20 @@ def read(store: Store, extent: Extent, room: memoryview) -> None:
     store.read_into(extent.segment, extent.offset, room)
 
 
+def data_nbytes(store: Store, name: str) -> int:
+    """Bytes of a segment's chunks, as its trailer says.
+
+    Raises:
+        CheckpointError: it isn't there, or not a segment.
+    """
+    where = f"{store.root}/{name}"
+    end = store.size(name) - layout.TRAILER.size
+    if end < layout.HEADER.size:
+        raise FormatError(f"{where}: not a gpuckpt segment")
+    trailer = layout.unpack_trailer(_read(store, name, end, layout.TRAILER.size), where)
+    return trailer.offset - layout.HEADER.size
+
+
 def read_index(store: Store, name: str) -> tuple[int, tuple[TensorEntry, ...]]:
     """The step of a segment, and those chunks of its tensors that it holds: undoes `finish`.
 

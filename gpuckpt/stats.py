@@ -31,12 +31,13 @@ class Stats:
     `index_seconds` making the segments' indices, `sync_seconds` syncing them,
     and `manifest_seconds` on names and manifest; the last three are
     `commit_seconds`; `starved_seconds` it waited for encoders.  Sums over the
-    `workers` threads, which work at the same time: `copy_seconds` (until chunks have come to the host; `hold` copies
-    there), `filter_seconds` (fingerprints and statistics, where the host takes
-    them), `encode_seconds` (choosing, splitting, compressing and checksums), and
-    `reread_seconds` (`hold`'s second look).  `off_cpu_seconds` is the part of
-    filter and encode in which a thread had no CPU: it waited for a core or for
-    the interpreter.  `cpu_seconds` are the CPU seconds of all of them.
+    `workers` threads, which work at the same time: `copy_seconds` (until chunks
+    have come to the host; `hold` copies there), `filter_seconds` (fingerprints
+    and statistics, where the host takes them), `encode_seconds` (choosing,
+    splitting, compressing and checksums), and `reread_seconds` (`hold`'s second
+    look).  `off_cpu_seconds` is the part of filter and encode in which a thread
+    had no CPU: it waited for a core or for the interpreter.  `cpu_seconds` are
+    the CPU seconds of all of them.
 
     `raw_nbytes` is the state in memory, `unchanged_nbytes` of which weren't
     written again and `delta_nbytes` as what they differ by; `filter_nbytes` what the host

@@ -64,7 +64,7 @@ def decode_value(data: Json) -> Any:
         raise FormatError(f"no plain value is of kind {kind!r} in this gpuckpt") from None
     except RecursionError:
         raise FormatError(f"a {kind} is nested too deep") from None
-    except (ValueError, TypeError, struct.error, binascii.Error) as error:
+    except (ValueError, TypeError, AttributeError, struct.error, binascii.Error) as error:
         if isinstance(error, CheckpointError):
             raise
         raise FormatError(f"a {kind} can't be {str(payload)[:80]!r}") from error

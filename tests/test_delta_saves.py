@@ -101,6 +101,16 @@ def test_chains_end_where_they_are_to(full_every):
     assert lengths == expected
 
 
+def test_a_delta_that_is_smaller_than_what_says_where_it_is_goes_on_with_its_chain():
+    store, state, lengths = MemoryStore(), {"w": numbers(1)}, []
+    with checkpoints(store) as ckpt:
+        for step in range(1, 5):
+            save(ckpt, step, state)
+            lengths.append(len(chunks_of(store, step)[0].chain))
+            state["w"][7] += np.float32(1)
+    assert lengths == [1, 2, 3, 4]
+
+
 def test_a_chain_never_takes_much_more_than_the_state_itself_to_read():
     store, state = MemoryStore(), {"w": numbers(1)}
     rng = np.random.default_rng(5)
