@@ -37,7 +37,7 @@ def root(tmp_path):
             for step in (1, 2):
                 with ckpt.update():
                     for array in state.values():
-                        array += 1
+                        np.negative(array, out=array)
                 ckpt.save(step + more, state).result()
     return tmp_path
 
