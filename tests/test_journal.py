@@ -36,8 +36,8 @@ def root(tmp_path):
         ) as ckpt:
             for step in (1, 2):
                 with ckpt.update():
-                    for name in state:
-                        state[name] += 1
+                    for array in state.values():
+                        np.negative(array, out=array)
                 ckpt.save(step + more, state).result()
     return tmp_path
 

@@ -175,9 +175,9 @@ NOTICED = {
     "restore: _drop: arena.give(batch.slot)": By("slots after a refused upload"),
     "save: _write_chunks: ordered_map(drop=drop)": By("slots after a full disk"),
     "save: _write_chunks: arena.give(done.staged.slot)": By("slots after a copy"),
-    "save: _worker.work: staged() (no. 1)": By("hold staged before it is written"),
-    "save: _worker.work: staged() (no. 2)": By("hold staged before it is written"),
-    "save: _countdown.fewer: finish()": By("hold staged before it is written"),
+    "encoder: Encoder.work: self._arrived() (no. 1)": By("hold staged before it is written"),
+    "encoder: Encoder.work: self._arrived() (no. 2)": By("hold staged before it is written"),
+    "encoder: countdown.fewer: finish()": By("hold staged before it is written"),
     "staging: stage: snapshot.settle()": By("copy staged before it is written"),
     "staging: _stage: with _given_back(slot, arena) (no. 1)": By("slots after a refused download"),
     "staging: _stage: with _given_back(slot, arena) (no. 2)": By(

@@ -424,8 +424,7 @@ def masked(text: bytes, codec: str) -> Any:
         contents["segments"] = None  # where one is full depends on frames' lengths
     for row in contents["tensors"]:
         row["chunks"] = [
-            [[link[0], link[1], link[5], len(link[7])] for link in chain_of(chunk)]
-            for chunk in row["chunks"]
+            [[link[0], link[1], link[5]] for link in chain_of(chunk)] for chunk in row["chunks"]
         ]
     return list(contents.items())
 
