@@ -431,7 +431,9 @@ def test_a_write_of_nothing_is_an_error_and_not_for_ever(store, system):
     file.close()
 
 
-def test_a_save_onto_a_full_disk_fails_leaves_nothing_and_the_next_one_works(tmp_path, system):
+def test_a_save_onto_a_full_disk_fails_leaves_nothing_and_the_next_one_works(
+    store, tmp_path, system
+):
     full, state = [False], {"w": np.arange(50_000.0), "step": 1}
 
     def rule(number: int, direct: bool, nbytes: int) -> int:
@@ -440,7 +442,6 @@ def test_a_save_onto_a_full_disk_fails_leaves_nothing_and_the_next_one_works(tmp
         return nbytes
 
     system(rule)
-    store = LocalStore(tmp_path, blocks=small_blocks())
     with gpuckpt.Checkpointer(tmp_path, store=store, codec="raw") as ckpt:
         ckpt.save(1, state).result()
         full[0] = True
@@ -592,7 +593,7 @@ def test_a_process_ends_though_a_file_was_never_closed(tmp_path):
     assert run(program, tmp_path) == f"{30 << 20}\n"
 
 
-def test_a_forked_child_can_neither_write_the_parents_file_nor_hang_on_it(tmp_path):
+def test_a_forked_child_can_neither_write_the_parents_file_nor_hang_on_it(store, tmp_path):
     program = """
         import os, sys, threading
         from gpuckpt.errors import StorageError

@@ -236,7 +236,7 @@ def set_direct(descriptor: int, *, on: bool) -> None:
 
 
 def lies_in_memory(descriptor: int) -> bool:
-    """Whether a file is of tmpfs, where direct writes are copies as well: only there it has seals."""
+    """Whether a file is of tmpfs, where direct writes are copies, too; only there it has seals."""
     try:
         fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
     except OSError:
