@@ -235,6 +235,15 @@ def set_direct(descriptor: int, *, on: bool) -> None:
     fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
 
 
+def lies_in_memory(descriptor: int) -> bool:
+    """Whether a file is of tmpfs, where direct writes are copies, too; only there it has seals."""
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
+    except OSError:
+        return False
+    return True
+
+
 def aligned_memory(nbytes: int) -> Bytes:
     """Memory that begins at a page, in huge pages where there are any."""
     memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -11,7 +11,7 @@ import errno
 import os
 from collections.abc import Sequence
 
-from gpuckpt.stores.blocks import ALIGNMENT, Block, Blocks, Fate, Write, set_direct
+from gpuckpt.stores.blocks import ALIGNMENT, Block, Blocks, Fate, Write, lies_in_memory, set_direct
 from gpuckpt.stores.cached import CachedFile
 
 
@@ -24,9 +24,12 @@ class DirectFile:
     def __init__(self, descriptor: int, offset: int, blocks: Blocks) -> None:
         """`descriptor` stays the caller's, who drops this and then closes it.
 
-        `offset` is aligned.  Raises `OSError` if the file system can't write so.
+        `offset` is aligned.  Raises `OSError` if the file system can't write
+        so, or gains nothing by it.
         """
         assert offset % ALIGNMENT == 0, offset
+        if lies_in_memory(descriptor):
+            raise OSError(errno.EOPNOTSUPP, "the file lies in memory")
         self._descriptor, self._blocks = descriptor, blocks
         self._fate = Fate()
         self._written = offset  # where the current block begins
