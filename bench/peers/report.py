@@ -15,11 +15,10 @@ from typing import Any
 
 from bench.peers.catalogue import RIVALS
 from bench.peers.loops import THREADS
-from bench.peers.ratios import Figures, figure, limits, paired, rival, select
+from bench.peers.ratios import Rounds, figure, limits, paired, rival, select
 from bench.peers.rotation import Row
 from bench.timing import Spread
 
-Rounds = dict[int, Figures]
 Cell = Callable[[Rounds], str]
 Columns = dict[str, Cell]
 
@@ -44,7 +43,7 @@ def main() -> None:
     reports = [json.loads(path.read_text("utf-8")) for path in options.files]
     sections = [section(path.name, one) for path, one in zip(options.files, reports, strict=True)]
     options.out.write_text("\n".join([HEAD, *sections]), encoding="utf-8")
-    print(short(reports[0]))
+    print(short(reports))
 
 
 def section(name: str, report: dict[str, Any]) -> str:
@@ -60,11 +59,16 @@ def section(name: str, report: dict[str, Any]) -> str:
     return "\n\n".join([f"## {name}", about, *tables, _absent(rows)]) + "\n"
 
 
-def short(report: dict[str, Any]) -> str:
-    """The table for README.md: the first workload, all peers."""
-    workload, rows = next(iter(report["workloads"])), report["rows"]
+def short(reports: Sequence[dict[str, Any]]) -> str:
+    """The table for README.md: the first workload of the first report, all its peers.
+
+    What a loop lost is taken from all reports.
+    """
+    workload = next(iter(reports[0]["workloads"]))
+    report = reports[0] | {"rows": _with_losses(reports, workload)}
+    rows = report["rows"]
     base = select(rows, workload, rival(rows, workload, RIVALS))
-    columns = {
+    columns: Columns = {
         "blocked": lambda rounds: seconds(figure(rounds, "blocked_s")),
         "durable": lambda rounds: seconds(figure(rounds, "durable_s")),
         "durable ÷ rival": lambda rounds: ratio(paired(rounds, "durable_s", base, "durable_s")),
@@ -72,8 +76,20 @@ def short(report: dict[str, Any]) -> str:
         "memory over the state": _memory,
         "restore, cold": lambda rounds: seconds(figure(rounds, "restore_cold_s")),
         "restore, warm": lambda rounds: seconds(figure(rounds, "restore_warm_s")),
+        "lost beside a GIL-bound loop": lambda rounds: seconds(figure(rounds, "lost_gil_s")),
+        "a 2-thread matmul": lambda rounds: seconds(figure(rounds, "lost_matmul2_s")),
     }
     return _table(report, workload, columns)
+
+
+def _with_losses(reports: Sequence[dict[str, Any]], workload: str) -> list[Row]:
+    """The first report's rows, and from all what loops lost, as figures of saves."""
+    rows = list(reports[0]["rows"])
+    for row in (one for report in reports for one in report["rows"]):
+        if row["loop"] and row["workload"] == workload and not row["failure"]:
+            figures = {f"lost_{row['loop']}_s": row["figures"]["lost_s"]}
+            rows.append(row | {"loop": "", "round": (row["loop"], len(rows)), "figures": figures})
+    return rows
 
 
 def seconds(value: Spread | None) -> str:
@@ -129,6 +145,7 @@ def _saves(report: dict[str, Any], workload: str) -> Columns:
     rows = report["rows"]
     machine, base = limits(rows, workload), select(rows, workload, rival(rows, workload, RIVALS))
     return {
+        "rounds": lambda one: str(len(one)),
         "blocked": lambda one: seconds(figure(one, "blocked_s")),
         "÷ memcpy": lambda one: ratio(paired(one, "blocked_s", machine, "memcpy_s")),
         "state free to change": lambda one: seconds(figure(one, "free_s")),
@@ -145,6 +162,7 @@ def _saves(report: dict[str, Any], workload: str) -> Columns:
 def _restores(rows: Sequence[Row], workload: str) -> Columns:
     machine, base = limits(rows, workload), select(rows, workload, rival(rows, workload, RIVALS))
     return {
+        "rounds": lambda one: str(len(one)),
         "restore, cold": lambda one: seconds(figure(one, "restore_cold_s")),
         "cold ÷ rival": lambda one: ratio(paired(one, "restore_cold_s", base, "restore_cold_s")),
         "÷ cold read": lambda one: ratio(paired(one, "restore_cold_s", machine, "read_cold_s")),
@@ -156,6 +174,7 @@ def _restores(rows: Sequence[Row], workload: str) -> Columns:
 
 def _beside() -> Columns:
     return {
+        "rounds": lambda one: str(len(one)),
         "lost": lambda one: seconds(figure(one, "lost_s")),
         "in flight": lambda one: seconds(figure(one, "in_flight_s")),
         "longest step, in steps": lambda one: ratio(figure(one, "longest_over_step")),
@@ -188,13 +207,13 @@ def _others(rounds: Rounds) -> str:
 
 
 def _table(report: dict[str, Any], workload: str, columns: Columns, loop: str = "") -> str:
-    lines = [f"| peer | rounds | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
+    lines = [f"| peer | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for peer, about in report["peers"].items():
         rounds = select(report["rows"], workload, peer, loop)
         if rounds:
             name = peer if about["syncs"] else f"{peer} (+)"
             cells = [cell(rounds) for cell in columns.values()]
-            lines.append(f"| {name} | {len(rounds)} | {' | '.join(cells)} |")
+            lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
