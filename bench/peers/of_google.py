@@ -23,6 +23,7 @@ class Orbax(Peer):
         import orbax.checkpoint
 
         logging.getLogger("absl").setLevel(logging.ERROR)
+        jax.config.update("jax_enable_x64", True)  # else int64 isn't kept
         self._jax = jax
         self._library = orbax.checkpoint
         self._checkpointer = orbax.checkpoint.StandardCheckpointer()
