@@ -14,7 +14,7 @@ CUDA_PACKAGES := cupy-cuda13x==14.2.0 "nvidia-cuda-nvrtc==13.5.*" "nvidia-cuda-r
 CUDA ?= 13
 GPU_PACKAGES := "cupy-cuda$(CUDA)x[ctk]"
 
-.PHONY: demo test test-cpu test-cuda test-gpu bench bench-gpu check fmt clean
+.PHONY: demo test test-cpu test-cuda test-gpu bench bench-gpu bench-peers check fmt clean
 
 $(PY):
 	$(PYTHON) -m venv $(VENV)
@@ -59,6 +59,15 @@ bench: $(VENV)/.dev  ## measure here, beside this machine's limits
 
 bench-gpu: $(VENV)/.gpu-$(CUDA)  ## measure this machine's GPU beside its own limits; 3 without one
 	GPUCKPT_STANDIN= $(PY) -m bench.gpu --directory . --out bench/results/
+
+# torch is asked for first, so that a CPU build that is there stays: see bench/README.md.
+$(VENV)/.peers: $(VENV)/.dev bench/peers/requirements.txt
+	@$(PY) -c 'import torch' || { echo "install a CPU build of torch first: bench/README.md"; exit 2; }
+	$(PIP) -r bench/peers/requirements.txt
+	touch $@
+
+bench-peers: $(VENV)/.peers  ## save one state with every peer, in rotation; PEERS="--rounds 3 --loops"
+	$(PY) -m bench.peers $(PEERS) --out bench/results/peers-$$(uname -n | tr -cd 'a-z0-9')-$$(date +%F).json
 
 check: $(VENV)/.dev  ## format, lint, types
 	$(PY) -m ruff format --check .

@@ -1,0 +1,1 @@
+"""gpuckpt beside other checkpointers: same state, same disk, each in a process of its own."""
