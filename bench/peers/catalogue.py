@@ -120,7 +120,8 @@ def description_of(name: str) -> Description:
 
 
 def _gpuckpt() -> list[Description]:
-    kinds = (("auto", "copy"), ("raw", "copy"), ("zstd", "copy"), ("auto", "hold"), ("raw", "hold"))
+    copied, held = ("auto", "raw", "zstd", "delta"), ("auto", "raw")
+    kinds = [*((codec, "copy") for codec in copied), *((codec, "hold") for codec in held)]
     return [
         Description(
             f"gpuckpt_{codec}_{snapshot}",

@@ -17,13 +17,14 @@ class Gpuckpt(Peer):
 
     def __init__(self, arrays: Arrays, directory: Path, *, codec: str, snapshot: str) -> None:
         super().__init__(arrays, directory)
-        copied = sum(array.nbytes for array in arrays.values()) if snapshot == "copy" else 0
+        nbytes = sum(array.nbytes for array in arrays.values())
+        kept = nbytes * ((snapshot == "copy") + (codec == "delta"))
         self._checkpointer = gpuckpt.Checkpointer(
             directory,
             every=gpuckpt.Every(steps=1),
             codec=codec,
             snapshot=snapshot,
-            memory=copied + BUFFERS,
+            memory=kept + BUFFERS,
         )
         self._checkpointer.resume(arrays)
         self._pending: gpuckpt.Pending | None = None
