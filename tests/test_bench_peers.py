@@ -397,6 +397,7 @@ def test_the_command_reports_machine_versions_and_every_row(out):
 
 def test_tables_hold_every_peer_every_failure_and_the_ratios(out, tmp_path, capsys, monkeypatch):
     made = json.loads(out.read_text("utf-8"))
+    made["rows"][0]["quiet"] = False
     made["rows"].append(row_of("zipnn", 0, failure="ModuleNotFoundError: no zipnn"))
     beside_loop: Any = {"lost_s": 0.5, "in_flight_s": 1.0, "longest_over_step": 3.0, "step_s": 0.01}
     made["rows"].append(
@@ -422,6 +423,8 @@ def test_tables_hold_every_peer_every_failure_and_the_ratios(out, tmp_path, caps
     (line,) = (line for line in short.splitlines() if line.startswith("| gpuckpt_raw_hold"))
     assert line.split(" | ")[-2:] == ["0.5 s (0.5..0.5)", ".. |"]
     assert made["machine"]["command"] in text
+    loud = sum(not row["quiet"] for row in made["rows"])
+    assert f"during {loud} of {len(made['rows'])} rows" in text
 
 
 def test_figures_are_shown_with_their_least_and_most():

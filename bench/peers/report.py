@@ -56,7 +56,12 @@ def section(name: str, report: dict[str, Any]) -> str:
         f"{versions}. `{where['command']}`"
     )
     tables = [part for one in report["workloads"] for part in _workload(report, one)]
-    return "\n\n".join([f"## {name}", about, *tables, _absent(rows)]) + "\n"
+    loud = sum(not row["quiet"] for row in rows)
+    quiet = (
+        f"Others used more than {report['settings']['quiet_share']:.0%} of the machine's CPU time "
+        f"during {loud} of {len(rows)} rows."
+    )
+    return "\n\n".join([f"## {name}", about, quiet, *tables, _absent(rows)]) + "\n"
 
 
 def short(reports: Sequence[dict[str, Any]]) -> str:
