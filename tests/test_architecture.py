@@ -28,7 +28,7 @@ ROWS: list[set[str]] = [
         "spans",
         "switching",
     },
-    {"spec", "fingerprint", "statistics", "values", "deltas"},
+    {"spec", "fingerprint", "statistics", "values", "deltas", "copying"},
     {"entries"},
     {"names", "plan", "stats", "arrays", "stores"},
     {"tree", "arena"},

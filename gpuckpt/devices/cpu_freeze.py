@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ import numpy.typing as npt
 from gpuckpt.apart import Flag
 from gpuckpt.arena import Slot
 from gpuckpt.arrays import gather, host_view
+from gpuckpt.copying import copy_shares, share_out
 from gpuckpt.devices import Arrived, Bytes, Done, Transfer
 from gpuckpt.fingerprint import fingerprint
 from gpuckpt.plan import Plan, aligned
@@ -33,14 +33,12 @@ class Places:
         dense = [tensor for tensor in plan.tensors if tensor not in plan.strided]
         self._dense = np.array(dense, np.intp)
         self._offsets = np.array([self.offsets[tensor] for tensor in dense], np.uint64)
-        self._sizes = [plan.specs[tensor].nbytes for tensor in dense]
+        self._shares = share_out([plan.specs[tensor].nbytes for tensor in dense])
 
     def copy(self, addresses: npt.NDArray[np.uint64], room: Bytes) -> None:
         """Copy the tensors that lie at these addresses."""
-        targets = (self._offsets + np.uint64(room.ctypes.data)).tolist()
-        sources = addresses[self._dense].tolist()
-        for target, source, nbytes in zip(targets, sources, self._sizes, strict=True):
-            ctypes.memmove(target, source, nbytes)
+        targets = self._offsets + np.uint64(room.ctypes.data)
+        copy_shares(self._shares, targets, addresses[self._dense])
         for tensor in self.plan.strided:
             spec, strides = self.plan.specs[tensor], self.plan.strides[tensor]
             array = host_view(int(addresses[tensor]), spec, strides)
