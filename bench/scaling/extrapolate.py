@@ -59,7 +59,7 @@ def on_gpu_gb_s(row: Mapping[str, Any]) -> float:
 
 
 def _kinds(rows: Sequence[Any]) -> Iterator[tuple[str, float, float]]:
-    """What is written: its name, ratio, and a core's GB/s; bfloat16's by all CPU seconds of its saves."""
+    """What is written: its name, its ratio, and a core's GB/s of it."""
     coding = {
         row["codec"]: on_gpu_gb_s(row)
         for row in rows
