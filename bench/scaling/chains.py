@@ -30,7 +30,6 @@ def chains(directory: Path, nbytes: int, tensors: int, links: int, rounds: int) 
     with gpuckpt.Checkpointer(
         directory,
         every=gpuckpt.Every(steps=1),
-        keep=gpuckpt.Keep(last=1),
         codec="delta",
         snapshot="hold",
         memory=nbytes + BUFFERS_NBYTES,

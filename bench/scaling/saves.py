@@ -13,6 +13,7 @@ from bench.disk import drop_cache, fill_cache
 from bench.scaling import limits
 from bench.scaling.states import State, like
 from bench.timing import spread, spreads
+from gpuckpt.retention import prune
 
 BUFFERS_NBYTES = 256 << 20
 _STAGES = (
@@ -67,7 +68,11 @@ def in_turn(
 
 
 def one_save(ckpt: gpuckpt.Checkpointer, state: State, step: int) -> Row:
-    """Seconds and bytes of one background save, waited for, of a state that has changed."""
+    """Seconds and bytes of one background save, waited for, of a state that has changed.
+
+    Then the save before is deleted, which isn't part of it: with `keep`, a save
+    ends only after that.
+    """
     with ckpt.update():
         state["w0"][0] = step * 1e-3
     begun, cpu = time.perf_counter(), time.process_time()
@@ -78,13 +83,16 @@ def one_save(ckpt: gpuckpt.Checkpointer, state: State, step: int) -> Row:
         free = time.perf_counter() - begun
     pending.result()
     durable, cpu = time.perf_counter() - begun, time.process_time() - cpu
-    stats = pending.stats
+    stats, begun = pending.stats, time.perf_counter()
+    prune(ckpt._store, gpuckpt.Keep(last=1))
+    deleted = time.perf_counter() - begun
     return {
         "stall_s": stalled,
         "free_s": free,
         "durable_s": durable,
         "background_s": stats.background_seconds,
         "cpu_s": cpu,
+        "delete_s": deleted,
         "written_nbytes": float(stats.written_nbytes),
         "delta_nbytes": float(stats.delta_nbytes),
         "chunks": float(stats.chunks),
@@ -98,7 +106,6 @@ def _opened(directory: Path, way: Way, nbytes: int, state: State) -> Iterator[gp
     with gpuckpt.Checkpointer(
         _root(directory, way),
         every=gpuckpt.Every(steps=1),
-        keep=gpuckpt.Keep(last=1),
         codec=way.codec,
         snapshot=way.mode,
         memory=memory,
