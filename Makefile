@@ -69,7 +69,7 @@ $(VENV)/.peers: $(VENV)/.dev bench/peers/requirements.txt
 bench-peers: $(VENV)/.peers  ## save one state with every peer, in rotation; PEERS="--rounds 3 --loops"
 	$(PY) -m bench.peers $(PEERS) --out bench/results/peers-$$(uname -n | tr -cd 'a-z0-9')-$$(date +%F).json
 
-bench-scaling: $(VENV)/.dev  ## how costs grow with size, tensors, cores and chains; four minutes
+bench-scaling: $(VENV)/.dev  ## how costs grow with size, tensors, cores and chains; seven minutes
 	$(PY) -m bench.scaling --directory . --out bench/results/scaling-$$(uname -n | tr -cd 'a-z0-9')-$$(date +%F).json
 
 $(VENV)/.plots: $(VENV)/.dev

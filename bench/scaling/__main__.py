@@ -2,7 +2,7 @@
 
 Saves and restores of normally distributed float32 (deltas: bfloat16), by size,
 by number of tensors, by cores and by length of a chain; then a model of them,
-fitted to half of the points and checked against the others.  About four minutes
+fitted to half of the points and checked against the others.  About seven minutes
 on two cores and a disk of 1.5 GB/s; 7 GiB of memory, 8 GiB of disk.
 """
 
