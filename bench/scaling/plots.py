@@ -91,7 +91,9 @@ def _sheet(title: str, x: str, y: str) -> tuple[Any, Any]:
 def _sizes(report: Report, title: str, y: str) -> tuple[Any, Any]:
     figure, axes = _sheet(title, "state, MiB", y)
     axes.set_xscale("log", base=2)
-    ticks = [row["state_nbytes"] // MIB for row in report.of("size", codec="raw", mode="copy")]
+    ticks = [
+        round(row["state_nbytes"] / MIB) for row in report.of("size", codec="raw", mode="copy")
+    ]
     axes.set_xticks(ticks, [str(one) for one in ticks])
     return figure, axes
 
@@ -122,7 +124,7 @@ def durables(report: Report) -> Any:
             axes.plot(at / MIB, line, color=colour, linewidth=1, label=f"{codec}, model")
     how = {"fmt": "_", "color": "black", "label": "O_DIRECT write + fsync, raw bytes"}
     points(axes, rows, "state_nbytes", "write_s", 1 / MIB, **how)
-    axes.legend()
+    axes.legend(fontsize=8, loc="upper left")
     return figure
 
 
@@ -188,7 +190,7 @@ def chains(report: Report) -> Any:
     left.set(title=about, xlabel=label, ylabel="written, MiB", yscale="log")
     scaled = [row | {"mib": _scaled(row["written_nbytes"], 1 / MIB)} for row in rows]
     points(left, scaled, "links", "mib", 1, color="tab:blue")
-    right.set(title='codec="delta"', xlabel=label, ylabel="seconds", ylim=(0, None))
+    right.set(title='codec="delta"', xlabel=label, ylabel="seconds")
     for name, colour in (
         ("durable_s", "tab:blue"),
         ("restore_cold_s", "tab:orange"),

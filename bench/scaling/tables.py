@@ -184,7 +184,7 @@ def _stages(rows: Sequence[Row]) -> Iterator[str]:
     sizes = sorted({one["state_nbytes"] for one in wanted})
     nbytes = sizes[max(len(sizes) - 2, 0)]
     wanted = [one for one in wanted if one["state_nbytes"] == nbytes]
-    head = (f"seconds of {nbytes // MIB} MiB", *(one["codec"] for one in wanted))
+    head = (f"seconds of {nbytes / MIB:.0f} MiB", *(one["codec"] for one in wanted))
     return table(
         head,
         (
