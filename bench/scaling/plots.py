@@ -124,7 +124,8 @@ def durables(report: Report) -> Any:
             axes.plot(at / MIB, line, color=colour, linewidth=1, label=f"{codec}, model")
     how = {"fmt": "_", "color": "black", "label": "O_DIRECT write + fsync, raw bytes"}
     points(axes, rows, "state_nbytes", "write_s", 1 / MIB, **how)
-    axes.legend(fontsize=8, loc="upper left")
+    axes.set_ylim(top=6 * axes.get_ylim()[1])
+    axes.legend(fontsize=8, loc="upper left", ncols=2)
     return figure
 
 
@@ -200,6 +201,7 @@ def chains(report: Report) -> Any:
         points(right, rows, "links", name, 1, color=colour, label=words, fmt="o-")
     right.set_ylim(bottom=0)
     right.legend()
+    figure.tight_layout()
     return figure
 
 
