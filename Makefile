@@ -14,7 +14,7 @@ CUDA_PACKAGES := cupy-cuda13x==14.2.0 "nvidia-cuda-nvrtc==13.5.*" "nvidia-cuda-r
 CUDA ?= 13
 GPU_PACKAGES := "cupy-cuda$(CUDA)x[ctk]"
 
-.PHONY: demo test test-cpu test-cuda test-gpu bench bench-gpu bench-peers check fmt clean
+.PHONY: demo test test-cpu test-cuda test-gpu bench bench-gpu bench-peers bench-scaling plots check fmt clean
 
 $(PY):
 	$(PYTHON) -m venv $(VENV)
@@ -68,6 +68,16 @@ $(VENV)/.peers: $(VENV)/.dev bench/peers/requirements.txt
 
 bench-peers: $(VENV)/.peers  ## save one state with every peer, in rotation; PEERS="--rounds 3 --loops"
 	$(PY) -m bench.peers $(PEERS) --out bench/results/peers-$$(uname -n | tr -cd 'a-z0-9')-$$(date +%F).json
+
+bench-scaling: $(VENV)/.dev  ## how costs grow with size, tensors, cores and chains; seven minutes
+	$(PY) -m bench.scaling --directory . --out bench/results/scaling-$$(uname -n | tr -cd 'a-z0-9')-$$(date +%F).json
+
+$(VENV)/.plots: $(VENV)/.dev
+	$(PIP) -e '.[plots]'
+	touch $@
+
+plots: $(VENV)/.plots  ## docs/plots/ from what bench-scaling measured last
+	$(PY) -m bench.scaling.plots $$(ls -t bench/results/scaling-*.json | head -1) --out docs/plots
 
 check: $(VENV)/.dev  ## format, lint, types
 	$(PY) -m ruff format --check .
