@@ -17,7 +17,7 @@ from bench.scaling.model import fill as filling
 Row = dict[str, Any]
 Floats = npt.NDArray[np.float64]
 NOTHING = Costs(0, 0, 0, 0, 0)
-# What is predicted: `auto` watches the disk, and lies between these two.
+# What is predicted: `auto` watches the disk, which the model doesn't know.
 CODECS = ("raw", "zstd")
 LEAST_NBYTES = 64 << 20  # smaller files and copies say more of caches and calls than of rates
 
