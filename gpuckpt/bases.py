@@ -49,7 +49,7 @@ class Bases:
             return
         places, nbytes = _lay_out(now)
         room_nbytes += self.nbytes
-        self._plans, self._places, self._fingerprints = now, {}, {}
+        self._plans, self._places, self._fingerprints = (), {}, {}
         self._memory = np.empty(0, np.uint8)  # the old goes before the new comes
         if nbytes <= room_nbytes:
             self._places, self._memory = places, np.empty(nbytes, np.uint8)
@@ -59,6 +59,7 @@ class Bases:
                 "leaves %d; raise memory",
                 *(nbytes, room_nbytes),
             )
+        self._plans = now  # last, so that a call that was cut short is made up for
 
     def get(self, chunk: Chunk, known: str) -> Bytes | None:
         """A chunk's bytes as they were put here, if their fingerprint is `known`."""

@@ -303,10 +303,11 @@ class Checkpointer:
             full_every=self._options.full_every,
             stats=stats,
         )
-        stats.remarks = remarks_on(manifest, self._previous)
+        # Here, so that the loop needn't take the one before apart.
+        before, self._previous = self._previous, manifest
+        stats.remarks = remarks_on(manifest, before)
         self._fastest.compare(stats)
         prune_quietly(self._store, self._keep, manifest)
-        self._previous = manifest  # here, so that the loop needn't take the one before apart
         return manifest
 
     def _reap(self, *, wait: bool) -> None:

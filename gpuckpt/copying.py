@@ -6,6 +6,7 @@ import _thread
 import contextlib
 import ctypes
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -58,8 +59,7 @@ def copy_shares(shares: Sequence[Share], targets: Numbers, sources: Numbers) -> 
         for job in (first, *others):
             job.run()
     finally:
-        for job in others:
-            job.settle()
+        _settle(others)
 
 
 class _Job:
@@ -67,8 +67,9 @@ class _Job:
 
     def __init__(self, moves: Sequence[tuple[int, int, int]]) -> None:
         self._moves = moves
-        self._claimed = _thread.allocate_lock()
-        self._done = Flag()
+        # Reentrant, so that who was interrupted while taking it can take it again.
+        self._claimed = threading.RLock()
+        self.done = Flag()
 
     def start(self) -> None:
         """Let a thread come; without one, whoever waits does it.
@@ -79,17 +80,32 @@ class _Job:
             _thread.start_new_thread(self.run, ())
 
     def run(self) -> None:
-        """Do it, unless somebody does."""
-        if self._claimed.acquire(blocking=False):
+        """Do it, unless somebody does or has done it."""
+        if self._claimed.acquire(blocking=False) and not self.done.is_set():
             try:
                 _copy(self._moves)
             finally:
-                self._done.set()
+                self.done.set()
 
     def settle(self) -> None:
         """From here on nobody does it: wait for him who does, and let nobody begin."""
-        if not self._claimed.acquire(blocking=False):
-            self._done.wait_out()
+        if self._claimed.acquire(blocking=False):
+            self.done.set()
+        else:
+            self.done.wait_out()
+
+
+def _settle(jobs: Sequence[_Job]) -> None:
+    """Settle all, whatever interrupts; that is raised at the end."""
+    first: BaseException | None = None
+    while not all(job.done.is_set() for job in jobs):
+        try:
+            for job in jobs:
+                job.settle()
+        except BaseException as error:
+            first = first or error
+    if first is not None:
+        raise first
 
 
 def _share(ends: npt.NDArray[np.int64], low: int, high: int) -> Share:

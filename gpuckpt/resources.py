@@ -56,6 +56,8 @@ class Resources:
             self._arena, self._page_locked = None, locked  # the old one goes before the new comes
             slot_nbytes = max(self.chunk_nbytes, largest_nbytes)
             self._arena_nbytes = arena_nbytes(self.budget_nbytes, slot_nbytes, self.workers)
+            if self._arena_nbytes + self.bases.nbytes > self.budget_nbytes:
+                self.bases.prepare({}, 0)
             memory = self.devices[name].host_memory(self._arena_nbytes)
             arena = self._arena = Arena(memory, slot_nbytes)
         return arena

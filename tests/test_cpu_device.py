@@ -86,3 +86,15 @@ def test_scatter_undoes_gather_and_leaves_the_rest_alone(cut: Cut):
         inside[...] = np.frombuffer(packed, inside.dtype).reshape(inside.shape)
     scatter(data, cut.view(base), cut.start)
     assert bytes_of(base) == bytes_of(expected)
+
+
+def test_what_was_held_is_read_once_however_often_it_is_waited_for():
+    """A save that fails waits again for what it drops, when the memory may be gone."""
+    array = np.arange(600, dtype=np.float32)[::2]
+    share = share_of(CpuDevice(), [array])
+    frozen, slot = share.freeze(copy=False), share.new_slot()
+    downloaded, again = frozen.download(0, slot), frozen.reread(0, share.new_slot())
+    first, prints = [bytes(one.planes[0]) for one in downloaded.wait()], list(again.wait())
+    array += np.float32(1)
+    assert [bytes(one.planes[0]) for one in downloaded.wait()] == first
+    assert list(again.wait()) == prints

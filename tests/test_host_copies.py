@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import signal
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,25 @@ def test_an_interrupt_comes_out_when_the_other_threads_are_done(eager, monkeypat
         copied([np.arange(1000)], 3)
     assert entered
     assert entered == set(ended)
+
+
+def test_an_interrupt_while_one_thread_is_waited_for_waits_for_the_others_too(eager, monkeypatch):
+    copy, main = shares._copy, threading.get_ident()
+    ended: list[int] = []
+    at = iter((0.0, 0.3, 0.6, 0.9))
+
+    def slow(moves: Any) -> None:
+        time.sleep(next(at) + 0.05)
+        copy(moves)
+        ended.append(len(moves))
+
+    monkeypatch.setattr(shares, "_copy", slow)
+    striker = threading.Timer(0.15, lambda: signal.pthread_kill(main, signal.SIGINT))
+    striker.start()
+    with pytest.raises(KeyboardInterrupt):
+        copied([np.arange(1000)], 4)
+    striker.join()
+    assert len(ended) == 4
 
 
 def test_a_copied_state_is_what_it_was(eager):

@@ -79,6 +79,7 @@ class CpuDevice:
     ) -> Frozen:
         """Copy the tensors now, or hold them where they are."""
         if not copy:
+            self._shadow = np.empty(0, np.uint8)  # the budget may have no room for it any more
             return CpuHold(plan, addresses, owners)
         places = self._placed(plan)
         self.reserve(places.nbytes)

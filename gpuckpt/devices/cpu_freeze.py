@@ -147,14 +147,17 @@ class CpuHold:
 
 
 class _Later(Transfer[R]):
-    """Work that the thread which waits for it does."""
+    """Work that the thread which waits for it does, once."""
 
     def __init__(self, work: Callable[[], R]) -> None:
-        self._work = work
+        self._work: Callable[[], R] | None = work
+        self._result: R
 
     def wait(self) -> R:
-        """Do it."""
-        return self._work()
+        """Do it; again for a result that is there reads nothing, for what was read may be gone."""
+        if self._work is not None:
+            self._result, self._work = self._work(), None
+        return self._result
 
 
 def _places(chunks: Sequence[Chunk], slot: Slot) -> list[Bytes]:

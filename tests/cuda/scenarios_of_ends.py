@@ -236,7 +236,7 @@ def a_copy_that_nobody_saves() -> bool:
         ckpt.save(1, {"w": large}).result(60)
         small, other = filled(9, FEW), filled(2, 8 * FEW)
         with stream:
-            gate = Gate(stream)
+            gate = Gate(stream, 0.7)
             with (
                 patch("gpuckpt.checkpointer.BackgroundSave", side_effect=KeyboardInterrupt),
                 pytest.raises(KeyboardInterrupt),
