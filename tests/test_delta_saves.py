@@ -23,6 +23,7 @@ from gpuckpt.stores import Store
 from gpuckpt.stores.local import LocalStore
 from gpuckpt.stores.memory import MemoryStore
 from gpuckpt.verify import verify_step
+from tests.shares import share_of
 
 CHUNK = FEWEST_NBYTES
 DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16, np.int8, np.complex64, np.int64]
@@ -292,3 +293,42 @@ def test_a_base_that_somebody_changed_meanwhile_is_none():
     found = bases.get(chunk, known)
     assert found is not None
     assert found.tobytes() == before.tobytes()
+
+
+def test_bases_that_an_interrupt_kept_from_being_made_are_made_the_next_time(monkeypatch):
+    spec = Spec("w", "uint8", (CHUNK,))
+    plans = make_plans([spec], [(1,)], {"cpu": [0]}, chunk_nbytes=CHUNK, split=True)
+    bases, empty = Bases(), np.empty
+
+    def interrupted(size: int, dtype: Any) -> Any:
+        if size:
+            raise KeyboardInterrupt
+        return empty(size, dtype)
+
+    monkeypatch.setattr("gpuckpt.bases.np.empty", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bases.prepare(plans, CHUNK)
+    monkeypatch.undo()
+    bases.prepare(plans, CHUNK)
+    assert bases.nbytes == CHUNK
+
+
+def test_a_larger_arena_takes_the_place_of_bases_within_the_budget():
+    spec = Spec("w", "uint8", (40 << 20,))
+    plans = make_plans([spec], [(1,)], {"cpu": [0]}, chunk_nbytes=1 << 20, split=True)
+    resources = Resources("64 MiB", chunk_nbytes=1 << 20)
+    small = resources.arena(["cpu"])
+    resources.bases.prepare(plans, resources.host_room_nbytes)
+    assert small.nbytes + resources.bases.nbytes <= 64 << 20
+    assert resources.bases.nbytes == 40 << 20
+    large = resources.arena(["cpu"], 8 << 20)
+    assert large.nbytes + resources.bases.nbytes <= 64 << 20
+
+
+def test_a_copy_that_no_longer_fits_is_let_go_of_for_a_hold():
+    device = Resources("64 MiB").devices["cpu"]
+    share = share_of(device, [numbers(1)])
+    share.freeze(copy=True).release()
+    assert device.kept_nbytes > 0
+    share.freeze(copy=False).release()
+    assert device.kept_nbytes == 0
