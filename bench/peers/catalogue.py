@@ -10,6 +10,7 @@ from bench.peers.of_numpy import CloneThread, Savez
 from bench.peers.of_safetensors import CloneThread as CloneThreadSafetensors
 from bench.peers.of_safetensors import SaveFile
 from bench.peers.of_torch import Distributed, TorchSave, Torchsnapshot
+from bench.peers.of_torch_checkpointing import TorchCheckpointing
 from bench.peers.of_zipnn import Zipnn
 from bench.peers.peer import Description
 
@@ -73,6 +74,13 @@ def catalogue() -> tuple[Description, ...]:
             "async_save by a process, DefaultStager with kept shared memory",
             torch,
             ("torch.distributed.checkpoint",),
+        ),
+        Description(
+            "torch_checkpointing",
+            TorchCheckpointing,
+            "CheckpointManager.save, its default: copied by a thread, written by a process",
+            ("torch-checkpointing", "torch"),
+            ("torch_checkpointing",),
         ),
         Description(
             "orbax_async",
