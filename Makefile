@@ -14,7 +14,7 @@ CUDA_PACKAGES := cupy-cuda13x==14.2.0 "nvidia-cuda-nvrtc==13.5.*" "nvidia-cuda-r
 CUDA ?= 13
 GPU_PACKAGES := "cupy-cuda$(CUDA)x[ctk]"
 
-.PHONY: demo test test-cpu test-cuda test-gpu bench bench-gpu bench-peers bench-scaling plots check fmt clean
+.PHONY: demo test test-cpu test-cuda test-gpu bench bench-micro bench-gpu bench-peers bench-scaling plots check fmt clean
 
 $(PY):
 	$(PYTHON) -m venv $(VENV)
@@ -56,6 +56,9 @@ test-gpu: $(VENV)/.gpu-$(CUDA)  ## the CUDA tests on this machine's GPU; exits w
 
 bench: $(VENV)/.dev  ## measure here, beside this machine's limits
 	$(PY) -m bench --directory . --out bench/results/$$(uname -n | tr -cd 'a-z0-9')-$$(date +%F).json
+
+bench-micro: $(VENV)/.dev  ## the pieces of a save and a restore, by pytest-benchmark
+	$(PY) -m pytest bench/micro --benchmark-group-by=func --benchmark-columns=min,median,max,rounds --benchmark-json=bench/results/micro-$$(uname -n | tr -cd 'a-z0-9')-$$(date +%F).json
 
 bench-gpu: $(VENV)/.gpu-$(CUDA)  ## measure this machine's GPU beside its own limits; 3 without one
 	GPUCKPT_STANDIN= $(PY) -m bench.gpu --directory . --out bench/results/

