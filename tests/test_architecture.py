@@ -53,7 +53,7 @@ ROWS: list[set[str]] = [
     {"checkpointer", "warm"},
     {"api"},
     {"__init__"},
-    {"demo"},
+    {"demo", "selftest"},
     {"cli"},
 ]
 

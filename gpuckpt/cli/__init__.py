@@ -1,6 +1,6 @@
 """The command line.
 
-Exit codes: 0 all is well; 1 damage was found, or the demo's runs differ;
+Exit codes: 0 all is well; 1 damage was found, a self-test failed, or the demo's runs differ;
 2 the command could not be carried out, and a line on stderr says why.
 """
 
@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from gpuckpt.cli.listing import list_steps, show_step
+from gpuckpt.cli.selftesting import selftest_directory
 from gpuckpt.cli.tracing import write_trace
 from gpuckpt.cli.verifying import verify_root
 from gpuckpt.cli.why import why_slow as tell_why_slow
@@ -80,6 +81,16 @@ def why_slow(
 ) -> None:
     """Name the bottleneck of the last save in a sentence, and show the last ones' figures."""
     raise typer.Exit(tell_why_slow(log, last, Console(), as_json=as_json))
+
+
+@app.command()
+def selftest(
+    directory: Annotated[Path, typer.Argument(help="A directory on the file system to test.")],
+    size: Annotated[str, typer.Option(help="Of the state whose speed is measured.")] = "256 MiB",
+    as_json: JsonOption = False,  # noqa: FBT002
+) -> None:
+    """See whether a file system keeps what checkpoints rely on; exit with 1 if it doesn't."""
+    raise typer.Exit(selftest_directory(directory, size, Console(), as_json=as_json))
 
 
 @app.command()

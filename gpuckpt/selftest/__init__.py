@@ -1,0 +1,1 @@
+"""`gpuckpt selftest`: whether a directory's file system keeps what gpuckpt relies on."""
