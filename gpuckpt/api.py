@@ -12,7 +12,7 @@ from gpuckpt.checkpointer import Root
 from gpuckpt.commit import open_step
 from gpuckpt.errors import CheckpointError, CorruptError, NotFoundError
 from gpuckpt.loading import load_state
-from gpuckpt.manifest import Manifest
+from gpuckpt.manifest import Manifest, pack_manifest
 from gpuckpt.options import make_header
 from gpuckpt.pending import Checkpoint, Pending
 from gpuckpt.remarks import remark, remarks_on
@@ -122,6 +122,7 @@ def load(
         try:
             return load_state(manifest, store, resources, device=device, names=names, like=like)
         except (NotFoundError, CorruptError):
-            # A writer may have deleted or replaced the step that was being read.
-            if open_step(store, step) == manifest:
+            # A writer may have deleted or replaced the step that was being read.  As bytes: a
+            # manifest with a NaN in it equals none, not even itself.
+            if pack_manifest(open_step(store, step)) == pack_manifest(manifest):
                 raise

@@ -87,7 +87,7 @@ def _choose(store: Store, step: int | None) -> int:
 def _open(store: Store, step: int) -> Manifest:
     name = layout.manifest_name(step)
     where = f"{store.root}/{name}"
-    manifest = unpack_manifest(read_all(store, name), where)
+    manifest = unpack_manifest(_read_manifest(store, name), where)
     if manifest.step != step:
         raise CorruptError(where, f"it is the manifest of step {manifest.step}")
     return manifest
@@ -147,7 +147,14 @@ def _named(store: Store, step: int, known: Manifest | None) -> list[str]:
     if known is not None and known.step == step:
         return known.segments
     name = layout.manifest_name(step)
-    return unpack_segments(read_all(store, name), f"{store.root}/{name}")
+    return unpack_segments(_read_manifest(store, name), f"{store.root}/{name}")
+
+
+def _read_manifest(store: Store, name: str) -> bytes:
+    nbytes = store.size(name)
+    if nbytes > layout.MANIFEST_NBYTES_MAX:
+        raise CorruptError(f"{store.root}/{name}", f"{nbytes} bytes are no manifest's")
+    return read_all(store, name)
 
 
 @contextlib.contextmanager

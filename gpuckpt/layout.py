@@ -15,6 +15,8 @@ CHUNK_NBYTES_MAX = 1 << 30
 LEAF_NBYTES = 64 << 10
 SEGMENT_NBYTES = 4 << 30
 STEP_LIMIT = 10**12
+# Longer ones are refused before they are read: about a million tensors.
+MANIFEST_NBYTES_MAX = INDEX_NBYTES_MAX = 256 << 20
 
 LOCK = "lock"
 LOG = "saves.jsonl"

@@ -7,7 +7,14 @@ from typing import Any
 
 from gpuckpt.arrays import KINDS, Tensor, finish, make
 from gpuckpt.devices import parse_name
-from gpuckpt.errors import CheckpointError, InvalidError, MismatchError, NotFoundError
+from gpuckpt.errors import (
+    CheckpointError,
+    DeviceMemoryError,
+    InvalidError,
+    MismatchError,
+    NotFoundError,
+)
+from gpuckpt.hostmemory import available_nbytes
 from gpuckpt.manifest import Manifest, TensorEntry
 from gpuckpt.matching import (
     Fresh,
@@ -23,7 +30,9 @@ from gpuckpt.names import names_of
 from gpuckpt.reading import Job
 from gpuckpt.resources import Resources
 from gpuckpt.restore import Progress, restore_tensors
+from gpuckpt.sizes import format_nbytes
 from gpuckpt.snapshot import place
+from gpuckpt.spec import Spec
 from gpuckpt.stores import Store
 from gpuckpt.tree import Flat, Mark, Path, flatten, from_json, walk_json
 
@@ -46,6 +55,7 @@ def load_state(
     wanted = sorted(_positions(tree))
     _check_whole([manifest.tensors[at] for at in wanted])
     kinds = {at: _kind(manifest, at, device, like) for at in wanted}
+    _check_room([manifest.tensors[at].spec for at in wanted if kinds[at][0] == "cpu"])
     devices = resources.devices
     tensors = {at: make(manifest.tensors[at].spec, devices[kinds[at][0]]) for at in wanted}
     jobs = [Job(store, manifest.tensors[at], (tensors[at],)) for at in wanted]
@@ -147,6 +157,16 @@ def _check_whole(entries: Iterable[TensorEntry]) -> None:
                 "bytes; give warm_start all data files that the step's manifest names, or pick "
                 "other names"
             )
+
+
+def _check_room(specs: Iterable[Spec]) -> None:
+    """Before anything is allocated: the system may grant more than it has, and kill for it."""
+    wanted, room = sum(spec.nbytes for spec in specs), available_nbytes()
+    if room is not None and wanted > room:
+        raise DeviceMemoryError(
+            f"the tensors take {format_nbytes(wanted)}, and the host has {format_nbytes(room)} "
+            "left; load some of them by names=, or onto another device"
+        )
 
 
 def _positions(tree: Any) -> set[int]:

@@ -25,12 +25,12 @@ from gpuckpt.entries import (
     pack_chunk,
     unpack_chunk,
 )
-from gpuckpt.errors import CorruptError, FormatError
+from gpuckpt.errors import CorruptError, FormatError, UnsupportedError
 from gpuckpt.fingerprint import checksum128
 from gpuckpt.spec import ChunkEntry, Spec
 from gpuckpt.statistics import Statistics
 from gpuckpt.tree import walk_json
-from gpuckpt.values import Json
+from gpuckpt.values import Json, parse_json
 
 # What JSON of another shape than ours makes the code that reads it raise.
 NOT_AS_EXPECTED = (
@@ -87,7 +87,11 @@ class Manifest:
 
 
 def pack_manifest(manifest: Manifest) -> bytes:
-    """The bytes of a manifest's file."""
+    """The bytes of a manifest's file.
+
+    Raises:
+        UnsupportedError: they are more than any reader would take.
+    """
     segments = manifest.segments
     body = {
         "requires": features_in(manifest.tensors),
@@ -104,7 +108,14 @@ def pack_manifest(manifest: Manifest) -> bytes:
     }
     text = json.dumps(body, separators=(",", ":"), allow_nan=False).encode("ascii")
     head = layout.MANIFEST_HEAD % (layout.VERSION, checksum128(text))
-    return head.encode("ascii") + text + layout.MANIFEST_TAIL
+    packed = head.encode("ascii") + text + layout.MANIFEST_TAIL
+    if len(packed) > layout.MANIFEST_NBYTES_MAX:
+        raise UnsupportedError(
+            "",
+            f"its {len(manifest.tensors)} tensors need a manifest of {len(packed)} bytes, "
+            f"{layout.MANIFEST_NBYTES_MAX} at most are read; put small tensors together",
+        )
+    return packed
 
 
 def unpack_manifest(data: bytes, where: str) -> Manifest:
@@ -173,7 +184,10 @@ def unpack_tensors(
 
     `whole` asks for every byte of each tensor to be there, once.
     """
-    return tuple(_unpack_tensor(row, segments, whole=whole) for row in rows)
+    tensors = tuple(_unpack_tensor(row, segments, whole=whole) for row in rows)
+    if len({entry.spec.name for entry in tensors}) < len(tensors):
+        raise ValueError("two tensors have one name")
+    return tensors
 
 
 def segments_of(tensors: Iterable[TensorEntry]) -> list[str]:
@@ -231,16 +245,12 @@ def _checked_body(data: bytes, where: str) -> dict[str, Any]:
     if head != (layout.MANIFEST_HEAD % (version, checksum128(text))).encode("ascii"):
         raise CorruptError(where, "the manifest's checksum doesn't fit its text")
     try:
-        body = json.loads(text, parse_constant=_no_constant)
+        body = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise CorruptError(where, f"not a manifest ({error})") from error
     if not isinstance(body, dict):
         raise CorruptError(where, "not a manifest")
     return body
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} isn't JSON")
 
 
 def _number(value: float) -> Json:

@@ -29,8 +29,7 @@ from gpuckpt.manifest import (
 from gpuckpt.spans import Lap
 from gpuckpt.spec import Extent
 from gpuckpt.stores import Appender, Store
-
-INDEX_NBYTES_MAX = 1 << 30
+from gpuckpt.values import parse_json
 
 
 class Writer:
@@ -145,7 +144,8 @@ def read_index(store: Store, name: str) -> tuple[int, tuple[TensorEntry, ...]]:
     layout.check_header(_read(store, name, 0, layout.HEADER.size), where)
     end = nbytes - layout.TRAILER.size
     trailer = layout.unpack_trailer(_read(store, name, end, layout.TRAILER.size), where)
-    if trailer.offset + trailer.length != end or trailer.raw_length > INDEX_NBYTES_MAX:
+    longest = max(trailer.length, trailer.raw_length)
+    if trailer.offset + trailer.length != end or longest > layout.INDEX_NBYTES_MAX:
         raise CorruptError(where, "its trailer doesn't fit the file")
     packed = _read(store, name, trailer.offset, trailer.length)
     if checksum128(packed) != trailer.checksum.hex():
@@ -153,7 +153,7 @@ def read_index(store: Store, name: str) -> tuple[int, tuple[TensorEntry, ...]]:
     try:
         if zstandard.frame_content_size(packed) != trailer.raw_length:
             raise ValueError("its length isn't the trailer's")
-        body = json.loads(zstandard.decompress(packed, max_output_size=trailer.raw_length))
+        body = parse_json(zstandard.decompress(packed, max_output_size=trailer.raw_length))
         # Extents are in this file, whatever it was called when it was written, or are bases'.
         check_features(body.get("requires", []), where)
         files = [name, *(check_segment(other) for other in body.get("bases", ()))]

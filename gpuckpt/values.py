@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import math
 import struct
 from collections.abc import Callable
@@ -29,6 +30,18 @@ _DOUBLE = struct.Struct(">d")
 
 class NotPlainError(Exception):
     """The value is none of those that can be written; the message says what it is."""
+
+
+def parse_json(text: bytes) -> Json:
+    """Read JSON of a stranger: no key twice in one object, no NaN or infinity.
+
+    Numbers of more than 4,300 digits are refused by Python itself.
+
+    Raises:
+        ValueError: it isn't JSON, or has one of these.
+        RecursionError: it is nested too deep.
+    """
+    return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_key_twice)
 
 
 def is_plain(kind: type) -> bool:
@@ -68,6 +81,17 @@ def decode_value(data: Json) -> Any:
         if isinstance(error, CheckpointError):
             raise
         raise FormatError(f"a {kind} can't be {str(payload)[:80]!r}") from error
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} isn't JSON")
+
+
+def _no_key_twice(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("an object has a key twice")
+    return made
 
 
 def _encode_str(value: str) -> Json:

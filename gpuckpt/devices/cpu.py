@@ -52,7 +52,10 @@ class CpuDevice:
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """A new array."""
-        return np.empty(shape, dtype)
+        try:
+            return np.empty(shape, dtype)
+        except MemoryError as error:
+            raise DeviceMemoryError(f"the host refuses memory: {error}") from error
 
     def copy_nbytes(self, plan: Plan) -> int:
         """The tensors' bytes, each rounded up to a cache line."""

@@ -50,7 +50,7 @@ def read_segment(file: Path) -> dict[str, Any]:
     magic, version = struct.unpack("<8sI52x", data[:64])
     at, length, raw_length, digest, again, end = struct.unpack("<QQQ16sI12x8s", data[-64:])
     check(magic == end == b"gpuckpt\0" and version == again == 1, "magic and version")
-    check(at + length == len(data) - 64 and raw_length <= 2**30, "the trailer")
+    check(at + length == len(data) - 64 and raw_length <= 2**28, "the trailer")
     packed = data[at : at + length]
     check(xxhash.xxh3_128_digest(packed) == digest, "the index")
     index = json.loads(plane(["zstd", length], packed, raw_length))
