@@ -42,6 +42,12 @@ EXPORT void gpuckpt_split(const u8 *raw, size_t count, size_t width, u8 *out, si
 // Byte i of planes[k] goes to byte k of element i of `out`, for `count` elements.
 EXPORT void gpuckpt_join(const u8 *const *planes, size_t count, size_t width, u8 *out);
 
+// The same of elements that are turned: as little-endian integers, left by one bit, the highest one
+// becoming the lowest.  `width` is 2, 4 or 8.
+EXPORT void gpuckpt_split_turned(const u8 *raw, size_t count, size_t width, u8 *out,
+                                 size_t stride);
+EXPORT void gpuckpt_join_turned(const u8 *const *planes, size_t count, size_t width, u8 *out);
+
 // Folded differences of `count` elements.  `out` is `cur`, `base`, or overlaps neither.
 EXPORT void gpuckpt_delta(const u8 *cur, const u8 *base, size_t count, size_t width, u8 *out);
 // Undoes it.  `out` is `folded`, `base`, or overlaps neither.
