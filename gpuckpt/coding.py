@@ -14,6 +14,7 @@ import zstandard
 
 from gpuckpt.arena import Slot
 from gpuckpt.errors import CorruptError
+from gpuckpt.native import native_for
 from gpuckpt.planes import join, split, turn
 from gpuckpt.spec import Plane
 
@@ -25,6 +26,9 @@ Choice = Callable[[Sequence[Bytes], int], Sequence[bool]]
 # and kept compressed if the frame is smaller than this share.
 WORTHWHILE = 0.97
 SAMPLE = 4096
+# A plane with more runs, as a share of the places that are looked at, is left to zstd, which finds
+# matches; where there are none, looking for them costs bytes and time.
+RUNS = 0.03
 # A smaller chunk's samples and frames cost more time than its bytes: thousands of biases and
 # norms are a thousandth of a model.
 FEWEST_NBYTES = 16 << 10
@@ -140,9 +144,8 @@ def columns(raw: Bytes, width: int) -> list[Bytes]:
 
 def samples(raw: Bytes, width: int, *, turned: bool = False) -> list[Bytes]:
     """Of the planes of a chunk, as `sample_entropy` would look at them; width is 1, 2, 4 or 8."""
-    elements = raw.view(f"<u{width}")
-    some = elements[:: max(elements.size // SAMPLE, 1)]
-    some = turn(some) if turned else np.ascontiguousarray(some)
+    elements = raw.view(f"<u{width}")[:: max(raw.size // width // SAMPLE, 1)]
+    some = turn(elements) if turned else np.ascontiguousarray(elements)
     return columns(some.view(np.uint8), width)
 
 
@@ -174,10 +177,13 @@ def decode_planes(
 
 def compress(plane: Bytes, room: Bytes, compressor: zstandard.ZstdCompressor) -> int:
     """Write a frame to `room`; its length, or 0 if that isn't worthwhile."""
-    limit = min(int(plane.size * WORTHWHILE), room.size)
+    room = room[: min(int(plane.size * WORTHWHILE), room.size)]
+    loops = native_for(1, plane, room)
+    if loops is not None and 64 * loops.count_runs(plane) < RUNS * plane.size:
+        return loops.huffman(plane, room)
     reader = compressor.stream_reader(plane.data, size=plane.size)
-    length: int = reader.readinto(room[:limit].data) if limit else 0
-    return length if length < limit else 0
+    length: int = reader.readinto(room.data) if room.size else 0
+    return length if length < room.size else 0
 
 
 def _decompress(

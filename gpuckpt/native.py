@@ -45,6 +45,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "count_nonzero": (_N, _P, _N),
     "pack_sparse": (_N, _P, _N, _P, _P, _N),
     "unpack_sparse": (ctypes.c_int, _P, _P, _N, _P, _N),
+    "huffman": (_N, _P, _N, _P, _N),
+    "count_runs": (_N, _P, _N),
     "squares": (None, _P, _N, _U, _U, _U, _U, _U, _P),
 }
 
@@ -116,6 +118,17 @@ class Native:
         assert bitmap.size == (size + 7) // 8, (bitmap.size, size)
         places = _at(bitmap), _at(packed)
         return self._call("unpack_sparse", *places, count, _room(out), size) == 1
+
+    def huffman(self, plane: Bytes, out: Bytes) -> int:
+        """Write a plane as a zstd frame without matches; its length, 0 if it may not fit `out`.
+
+        Whether it fits or not, all of `out` may be written to.
+        """
+        return self._call("huffman", _at(plane), plane.size, _room(out), out.size)
+
+    def count_runs(self, plane: Bytes) -> int:
+        """In how many of a plane's pieces of 64 bytes the first 8 are all the same."""
+        return self._call("count_runs", _at(plane), plane.size)
 
     def squares(
         self, raw: Bytes, kind: int, known: tuple[int, int, int, int] = (0, 0, 0, 256)

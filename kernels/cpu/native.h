@@ -68,6 +68,12 @@ EXPORT size_t gpuckpt_pack_sparse(const u8 *plane, size_t size, u8 *bitmap, u8 *
 EXPORT int gpuckpt_unpack_sparse(const u8 *bitmap, const u8 *packed, size_t count, u8 *out,
                                  size_t size);
 
+// A plane as a Zstandard frame without matches, in `out`.  Returns its length, or 0 if it may not
+// fit `room` bytes, all of which may be written to.
+EXPORT size_t gpuckpt_huffman(const u8 *plane, size_t size, u8 *out, size_t room);
+// In how many of a plane's pieces of 64 bytes the first 8 are all the same.
+EXPORT size_t gpuckpt_count_runs(const u8 *plane, size_t size);
+
 // Squares of elements: kind 1: float16, 2: bfloat16, 5: bytes, whose bits in `mask`, shifted left
 // by `shift`, are a float16 without its sign.  Added to lanes[1024], which are zeros: code i of two
 // bytes to lane i % 1024.  A lane becomes infinite or NaN if an element is: of bytes, one whose bits
