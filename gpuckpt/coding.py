@@ -179,7 +179,7 @@ def compress(plane: Bytes, room: Bytes, compressor: zstandard.ZstdCompressor) ->
     """Write a frame to `room`; its length, or 0 if that isn't worthwhile."""
     room = room[: min(int(plane.size * WORTHWHILE), room.size)]
     loops = native_for(1, plane, room)
-    if loops is not None and 64 * loops.count_runs(plane) < RUNS * plane.size:
+    if loops is not None and 256 * loops.count_runs(plane) < RUNS * plane.size:
         return loops.huffman(plane, room)
     reader = compressor.stream_reader(plane.data, size=plane.size)
     length: int = reader.readinto(room.data) if room.size else 0

@@ -127,7 +127,7 @@ class Native:
         return self._call("huffman", _at(plane), plane.size, _room(out), out.size)
 
     def count_runs(self, plane: Bytes) -> int:
-        """In how many of a plane's pieces of 64 bytes the first 8 are all the same."""
+        """In how many of a plane's pieces of 256 bytes the first 8 are all the same."""
         return self._call("count_runs", _at(plane), plane.size)
 
     def squares(

@@ -136,9 +136,9 @@ def test_long_codes_are_shortened_where_that_costs_least():
 
 
 def test_runs_are_counted_where_pieces_begin():
-    plane = np.arange(64 * 100 + 63).astype(np.uint8)
+    plane = np.arange(256 * 100 + 255).astype(np.uint8)
     assert loops().count_runs(plane) == 0
-    for at in (0, 64, 640, 6400):
+    for at in (0, 256, 2560, 25_600, 64):
         plane[at : at + 8] = 7
     assert loops().count_runs(plane) == 3
     assert loops().count_runs(np.zeros(0, np.uint8)) == 0

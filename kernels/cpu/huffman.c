@@ -7,6 +7,8 @@
 
 // A block is coded if it gets smaller by this part: else it isn't worth the decoding.
 enum { GAIN = 64 };
+// Bytes from one place where runs are looked for to the next.
+enum { RUNS = 256 };
 // Codes are kept while they come this near to what new ones could, whose table takes room, too.
 static const float ENOUGH = 1.01f;
 
@@ -252,7 +254,7 @@ size_t gpuckpt_huffman(const u8 *plane, size_t size, u8 *out, size_t room) {
 
 size_t gpuckpt_count_runs(const u8 *plane, size_t size) {
   size_t found = 0;
-  for (size_t at = 0; at + 64 <= size; at += 64) {
+  for (size_t at = 0; at + RUNS <= size; at += RUNS) {
     u64 x;
     memcpy(&x, plane + at, 8);
     found += x == (x & 0xff) * 0x0101010101010101u;

@@ -71,7 +71,7 @@ EXPORT int gpuckpt_unpack_sparse(const u8 *bitmap, const u8 *packed, size_t coun
 // A plane as a Zstandard frame without matches, in `out`.  Returns its length, or 0 if it may not
 // fit `room` bytes, all of which may be written to.
 EXPORT size_t gpuckpt_huffman(const u8 *plane, size_t size, u8 *out, size_t room);
-// In how many of a plane's pieces of 64 bytes the first 8 are all the same.
+// In how many of a plane's pieces of 256 bytes the first 8 are all the same.
 EXPORT size_t gpuckpt_count_runs(const u8 *plane, size_t size);
 
 // Squares of elements: kind 1: float16, 2: bfloat16, 5: bytes, whose bits in `mask`, shifted left
