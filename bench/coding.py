@@ -20,8 +20,8 @@ import numpy.typing as npt
 from bench.timing import Spread, spread
 from gpuckpt import deltas, planes, sparse
 from gpuckpt.arena import AREAS, Arena, Slot
-from gpuckpt.coding import choose_by_entropy, decode, encode
-from gpuckpt.dtypes import to_numpy
+from gpuckpt.coding import Encoded, choose_by_entropy, decode, encode
+from gpuckpt.dtypes import is_turned, to_numpy
 from gpuckpt.native import VARIABLE, Native, native
 from gpuckpt.plan import area_nbytes
 from gpuckpt.statistics import statistics_of
@@ -163,11 +163,19 @@ def _whole(numbers: npt.NDArray[np.float32], dtype: str, slot: Slot) -> Iterator
     """What is done with a chunk of host memory in a save, and in a restore."""
     kind = to_numpy(dtype)
     raw = np.resize(numbers * 0.02, numbers.nbytes // kind.itemsize).astype(kind).view(np.uint8)
-    coded = encode([raw], kind.itemsize, slot, choose_by_entropy)
+    turned = is_turned(dtype)
+
+    def encoded() -> Encoded:
+        return encode([raw], kind.itemsize, slot, choose_by_entropy, turned=turned)
+
+    coded = encoded()
     body, out = np.frombuffer(b"".join(coded.parts), np.uint8).copy(), np.ones_like(raw)
     for name, work in (
-        ("encode", lambda: encode([raw], kind.itemsize, slot, choose_by_entropy)),
-        ("decode", lambda: decode(body, coded.planes, slot, [out], "the chunk")),
+        ("encode", encoded),
+        (
+            "decode",
+            lambda: decode(body, coded.planes, slot, [out], "the chunk", turned=coded.turned),
+        ),
         ("statistics", lambda: statistics_of(raw, dtype)),
     ):
         yield f"{name} {dtype}", work, work

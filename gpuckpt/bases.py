@@ -67,8 +67,13 @@ class Bases:
             return None
         return self._room(chunk)
 
-    def put(self, chunk: Chunk, planes: Sequence[Bytes], known: str) -> None:
-        """Keep a chunk, given as it is or by its planes, unless it isn't what is `known`."""
+    def put(
+        self, chunk: Chunk, planes: Sequence[Bytes], known: str, *, turned: bool = False
+    ) -> None:
+        """Keep a chunk, given as it is or by its planes, unless it isn't what is `known`.
+
+        `turned` says whether planes are of elements that are.
+        """
         if chunk not in self._places or self._fingerprints.get(chunk) == known:
             return
         room = self._room(chunk)
@@ -76,7 +81,7 @@ class Bases:
         if len(planes) == 1:
             np.copyto(room, planes[0])
         else:
-            join(planes, room)
+            join(planes, room, turned=turned)
         if fingerprint(room.data) == known:  # else somebody changes it meanwhile
             self._fingerprints[chunk] = known
 

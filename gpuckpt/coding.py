@@ -14,16 +14,21 @@ import zstandard
 
 from gpuckpt.arena import Slot
 from gpuckpt.errors import CorruptError
-from gpuckpt.planes import join, split
+from gpuckpt.native import native_for
+from gpuckpt.planes import join, split, turn
 from gpuckpt.spec import Plane
 
 Bytes = npt.NDArray[np.uint8]
-Choice = Callable[[Sequence[Bytes]], Sequence[bool]]
+# Of planes, or of samples of them, and of how many bytes the chunk has: which to compress.
+Choice = Callable[[Sequence[Bytes], int], Sequence[bool]]
 
 # A plane is compressed if a sample promises less than this share of its bytes,
 # and kept compressed if the frame is smaller than this share.
 WORTHWHILE = 0.97
 SAMPLE = 4096
+# A plane with more runs, as a share of the places that are looked at, is left to zstd, which finds
+# matches; where there are none, looking for them costs bytes and time.
+RUNS = 0.03
 # A smaller chunk's samples and frames cost more time than its bytes: thousands of biases and
 # norms are a thousandth of a model.
 FEWEST_NBYTES = 16 << 10
@@ -31,39 +36,55 @@ FEWEST_NBYTES = 16 << 10
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A chunk's bytes for the disk: one part for each plane, all in its slot's memory."""
+    """A chunk's bytes for the disk: one part for each plane, all in its slot's memory.
+
+    `turned` says whether the planes are of elements that are.
+    """
 
     planes: tuple[Plane, ...]
     parts: tuple[memoryview, ...]
+    turned: bool = False
 
 
-def encode(given: Sequence[Bytes], width: int, slot: Slot, choose: Choice) -> Encoded:
+def encode(
+    given: Sequence[Bytes], width: int, slot: Slot, choose: Choice, *, turned: bool = False
+) -> Encoded:
     """Encode a chunk of elements of `width` bytes; `choose` says which planes to compress.
 
-    `given` are its planes, or its raw bytes alone.  Uses the slot's `coded`
+    `given` are its planes, or its raw bytes alone; `turned` says whether planes
+    are, or shall be, of elements that are turned.  Uses the slot's `coded`
     and what else of the slot `given` doesn't lie in: `planes` for raw bytes,
     `raw` for planes.  `given` stays the owner of what is not compressed.
     """
     whole = given[0] if len(given) == 1 else None
-    tries = choose(given if whole is None else columns(whole, width))
+    nbytes = sum(plane.size for plane in given)
+    tries = choose(given if whole is None else samples(whole, width, turned=turned), nbytes)
     if any(tries):
-        planes = given if whole is None else _split(whole, width, slot)
-        encoded = _encode_planes(planes, tries, slot)
+        planes = given
+        if whole is not None and width > 1:
+            planes = split(whole, width, slot.planes, turned=turned)
+        encoded = _encode_planes(planes, tries, slot, turned=turned)
         if any(plane.codec != "raw" for plane in encoded.planes):
             return encoded
     if whole is None:
-        whole = slot.raw[: sum(plane.size for plane in given)]
-        join(given, whole)
+        whole = slot.raw[:nbytes]
+        join(given, whole, turned=turned)
     return Encoded((Plane("raw", whole.size),), (whole.data,))
 
 
 def decode(
-    coded: Bytes, planes: Sequence[Plane], slot: Slot, rooms: Sequence[Bytes], where: str
+    coded: Bytes,
+    planes: Sequence[Plane],
+    slot: Slot,
+    rooms: Sequence[Bytes],
+    where: str,
+    *,
+    turned: bool = False,
 ) -> None:
     """Decode the bytes that `planes` describe into `rooms`: undoes `encode`.
 
-    Into a room for each plane or, if there is only one room, joined; then
-    uses the slot's `planes`.
+    Into a room for each plane or, if there is only one room, joined, and
+    turned back if they are `turned`; then uses the slot's `planes`.
 
     Raises:
         CorruptError: a frame isn't what the plane's length and its room
@@ -81,22 +102,22 @@ def decode(
         else:
             decode_planes(part, [plane], slot, [room], where)
             parts.append(room)
-    join(parts, out)
+    join(parts, out, turned=turned)
 
 
-def choose_nothing(planes: Sequence[Bytes]) -> Sequence[bool]:
+def choose_nothing(planes: Sequence[Bytes], _nbytes: int) -> Sequence[bool]:
     """Leave every plane as it is."""
     return [False] * len(planes)
 
 
-def choose_all(planes: Sequence[Bytes]) -> Sequence[bool]:
+def choose_all(planes: Sequence[Bytes], _nbytes: int) -> Sequence[bool]:
     """Try every plane."""
     return [True] * len(planes)
 
 
-def choose_by_entropy(planes: Sequence[Bytes]) -> Sequence[bool]:
+def choose_by_entropy(planes: Sequence[Bytes], nbytes: int) -> Sequence[bool]:
     """Try the planes whose sampled order-0 entropy promises a worthwhile gain."""
-    if sum(plane.size for plane in planes) < FEWEST_NBYTES:
+    if nbytes < FEWEST_NBYTES:
         return [False] * len(planes)
     return [sample_entropy(plane) < 8 * WORTHWHILE for plane in planes]
 
@@ -121,18 +142,23 @@ def columns(raw: Bytes, width: int) -> list[Bytes]:
     return [elements[:, k] for k in range(width)]
 
 
-def _split(raw: Bytes, width: int, slot: Slot) -> Sequence[Bytes]:
-    return [raw] if width == 1 else split(raw, width, slot.planes)
+def samples(raw: Bytes, width: int, *, turned: bool = False) -> list[Bytes]:
+    """Of the planes of a chunk, as `sample_entropy` would look at them; width is 1, 2, 4 or 8."""
+    elements = raw.view(f"<u{width}")[:: max(raw.size // width // SAMPLE, 1)]
+    some = turn(elements) if turned else np.ascontiguousarray(elements)
+    return columns(some.view(np.uint8), width)
 
 
-def _encode_planes(planes: Sequence[Bytes], tries: Sequence[bool], slot: Slot) -> Encoded:
+def _encode_planes(
+    planes: Sequence[Bytes], tries: Sequence[bool], slot: Slot, *, turned: bool
+) -> Encoded:
     coded, parts, entries = slot.coded, [], []
     for plane, worth_trying in zip(planes, tries, strict=True):
         length = compress(plane, coded, slot.compressor) if worth_trying else 0
         entries.append(Plane("zstd", length) if length else Plane("raw", plane.size))
         parts.append(coded[:length].data if length else plane.data)
         coded = coded[length:]
-    return Encoded(tuple(entries), tuple(parts))
+    return Encoded(tuple(entries), tuple(parts), turned and len(planes) > 1)
 
 
 def decode_planes(
@@ -151,10 +177,13 @@ def decode_planes(
 
 def compress(plane: Bytes, room: Bytes, compressor: zstandard.ZstdCompressor) -> int:
     """Write a frame to `room`; its length, or 0 if that isn't worthwhile."""
-    limit = min(int(plane.size * WORTHWHILE), room.size)
+    room = room[: min(int(plane.size * WORTHWHILE), room.size)]
+    loops = native_for(1, plane, room)
+    if loops is not None and 256 * loops.count_runs(plane) < RUNS * plane.size:
+        return loops.huffman(plane, room)
     reader = compressor.stream_reader(plane.data, size=plane.size)
-    length: int = reader.readinto(room[:limit].data) if limit else 0
-    return length if length < limit else 0
+    length: int = reader.readinto(room.data) if room.size else 0
+    return length if length < room.size else 0
 
 
 def _decompress(

@@ -64,10 +64,12 @@ def decode_delta(
     *,
     base: Bytes | None,
     where: str,
+    turned: bool = False,
 ) -> None:
     """Decode what a chunk differs from its base by, and add it: undoes `encode_delta`.
 
-    `out` may be `base`; without one, decodes a chunk of which planes are packed.
+    `out` may be `base`; without one, decodes a chunk of which planes are packed, and may
+    be `turned`.
     `coded` isn't in `spare`'s `planes` and `raw`, which are used up.
 
     Raises:
@@ -81,7 +83,7 @@ def decode_delta(
         else:
             decode_planes(part, [plane], spare, [room], where)
     if base is None:
-        join(rooms, out)
+        join(rooms, out, turned=turned)
     else:
         join_undelta(rooms, base, len(planes), out)
 

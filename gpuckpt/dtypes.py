@@ -34,6 +34,9 @@ _SMALL = {
     )
     if hasattr(ml_dtypes, name)
 }
+# Floats of which sign and exponent make nine bits: turned by one, the exponent is a byte by itself.
+# Of float16 and float64 a turn gained nothing, or lost (ADR 0024).
+_TURNED = ("float32", "bfloat16", "complex64")
 _BY_NAME = _PLAIN | _SMALL
 _BY_DTYPE = {dtype: name for name, dtype in _BY_NAME.items()}
 _TIME = re.compile(r"(datetime64|timedelta64)(\[[0-9]{0,9}(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?")
@@ -82,6 +85,11 @@ def to_numpy(name: str) -> np.dtype[np.generic]:
     else:
         raise FormatError(f"element type {name!r} is not known to this gpuckpt; upgrade it")
     return dtype.newbyteorder(">") if plain != name else dtype
+
+
+def is_turned(name: str) -> bool:
+    """Whether elements of this type are turned before they are split into planes."""
+    return name in _TURNED
 
 
 def width_of(name: str) -> int:

@@ -85,25 +85,25 @@ class Encoder:
         self, chunk: Chunk, arrived: Arrived, spec: Spec, part: Slot, known: _Known
     ) -> CodedChunk:
         print_, statistics = known
-        coded = self._coded(chunk, arrived.planes, spec.width, part, print_)
+        coded = self._coded(chunk, arrived.planes, spec, part, print_)
         if self._bases is not None:
-            self._bases.put(chunk, arrived.planes, print_)
+            self._bases.put(chunk, arrived.planes, print_, turned=spec.turned)
         return CodedChunk(chunk, print_, statistics, coded)
 
     def _coded(
-        self, chunk: Chunk, planes: Sequence[Bytes], width: int, part: Slot, known: str
+        self, chunk: Chunk, planes: Sequence[Bytes], spec: Spec, part: Slot, known: str
     ) -> Fresh | ChunkEntry:
         """The chunk encoded, or its entry if it is on the disk already."""
         same = self._before.same(chunk, known)
         if same is not None:
             return same
-        delta = self._delta(chunk, planes, width, part)
+        delta = self._delta(chunk, planes, spec, part)
         if delta is not None:
             return delta
-        encoded = encode(planes, width, part, self._choose)
+        encoded = encode(planes, spec.width, part, self._choose, turned=spec.turned)
         return Fresh(encoded, checksum(encoded.parts))
 
-    def _delta(self, chunk: Chunk, planes: Sequence[Bytes], width: int, part: Slot) -> Fresh | None:
+    def _delta(self, chunk: Chunk, planes: Sequence[Bytes], spec: Spec, part: Slot) -> Fresh | None:
         """What the chunk differs by from the one before; None if that isn't at hand or no gain."""
         before = self._before.base(chunk)
         if before is None or self._bases is None:
@@ -115,11 +115,11 @@ class Encoder:
             raw = planes[0]
             if len(planes) > 1:
                 raw = spare.coded[: chunk.nbytes]
-                join(planes, raw)
-            pays, share = delta_pays(raw, base, width)
+                join(planes, raw, turned=spec.turned)
+            pays, share = delta_pays(raw, base, spec.width)
             if not pays or not is_short(before, share):
                 return None
-            encoded = encode_delta(raw, base, width, part, spare)
+            encoded = encode_delta(raw, base, spec.width, part, spare)
         return Fresh(encoded, checksum(encoded.parts), before)
 
 

@@ -13,8 +13,10 @@ from gpuckpt.values import Json
 CODECS = ("raw", "zstd")
 SPARSE = "sparse"
 # What a reader must know beyond the first readers of this version.
-DELTA_FEATURE, SPARSE_FEATURE = "delta", "sparse"
-FEATURES = (DELTA_FEATURE, SPARSE_FEATURE)
+DELTA_FEATURE, SPARSE_FEATURE, TURNED_FEATURE = "delta", "sparse", "turned"
+FEATURES = (DELTA_FEATURE, SPARSE_FEATURE, TURNED_FEATURE)
+# What stands in a row in a base's place if the planes are of elements that are turned.
+TURNED = "turned"
 COUNT_MAX = 2**63 - 1
 # A longer chain is no one's, and would make whoever reads it read for ever.
 CHAIN_MAX = 64
@@ -29,13 +31,17 @@ def pack_chunk(chunk: ChunkEntry, positions: Mapping[str, int]) -> list[Json]:
         *(chunk.fingerprint, chunk.checksum),
         [_pack_plane(plane) for plane in chunk.planes],
     ]
+    assert not (chunk.turned and chunk.base), "a delta isn't turned"
+    if chunk.turned:
+        return [*row, TURNED]
     return row if chunk.base is None else [*row, pack_chunk(chunk.base, positions)]
 
 
 def unpack_chunk(row: Json, segments: Sequence[str], links: int = CHAIN_MAX) -> ChunkEntry:
     """Read a chunk's row: the inverse of `pack_chunk`."""
     start, nbytes, segment, offset, length, fingerprint, checksum, planes, *more = row
-    if len(more) > 1 or (more and not links):
+    turned = more == [TURNED]
+    if len(more) > 1 or (more and not turned and not links):
         raise ValueError(f"{len(row)} entries, or more than {CHAIN_MAX} bases")
     return ChunkEntry(
         start=as_count(start),
@@ -44,7 +50,8 @@ def unpack_chunk(row: Json, segments: Sequence[str], links: int = CHAIN_MAX) -> 
         fingerprint=as_text(fingerprint),
         checksum=as_text(checksum),
         planes=tuple(_unpack_plane(plane) for plane in planes),
-        base=unpack_chunk(more[0], segments, links - 1) if more else None,
+        base=unpack_chunk(more[0], segments, links - 1) if more and not turned else None,
+        turned=turned,
     )
 
 
@@ -73,6 +80,7 @@ def features_of(chunks: Iterable[ChunkEntry]) -> list[str]:
     links = [link for chunk in chunks for link in chunk.chain]
     found = {DELTA_FEATURE for link in links if link.base is not None}
     found |= {SPARSE_FEATURE for link in links for plane in link.planes if plane.parts}
+    found |= {TURNED_FEATURE for link in links if link.turned}
     return sorted(found)
 
 
@@ -122,6 +130,8 @@ def _check_chunk(spec: Spec, chunk: ChunkEntry) -> None:
         raise ValueError(f"{spec.name}: a chunk cuts an element")
     if len(chunk.planes) != spec.width and (len(chunk.planes) != 1 or chunk.base is not None):
         raise ValueError(f"{spec.name}: {len(chunk.planes)} planes of {spec.width}")
+    if chunk.turned and len(chunk.planes) == 1:
+        raise ValueError(f"{spec.name}: one plane of elements that are turned")
     if sum(plane.length for plane in chunk.planes) != chunk.extent.length:
         raise ValueError(f"{spec.name}: planes don't fill their extent")
     for plane in chunk.planes:

@@ -21,7 +21,7 @@ Bytes = npt.NDArray[np.uint8]
 VARIABLE = "GPUCKPT_NATIVE"
 LIBRARY = Path(__file__).parent / "_native.so"
 # What kernels/cpu/planes.c says of itself: another library may have other signatures.
-VERSION = 1
+VERSION = 2
 # Elements' sizes that the loops know.
 WIDTHS = (1, 2, 4, 8)
 # What `squares` calls float16, bfloat16, and elements of one byte; and the sums that it gives.
@@ -35,7 +35,9 @@ _PLACES = ctypes.POINTER(ctypes.c_void_p)
 # Of each function: what it returns, what it takes.
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "split": (None, _P, _N, _N, _P, _N),
+    "split_turned": (None, _P, _N, _N, _P, _N),
     "join": (None, _PLACES, _N, _N, _P),
+    "join_turned": (None, _PLACES, _N, _N, _P),
     "delta": (None, _P, _P, _N, _N, _P),
     "undelta": (None, _P, _P, _N, _N, _P),
     "delta_split": (None, _P, _P, _N, _N, _P),
@@ -43,6 +45,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "count_nonzero": (_N, _P, _N),
     "pack_sparse": (_N, _P, _N, _P, _P, _N),
     "unpack_sparse": (ctypes.c_int, _P, _P, _N, _P, _N),
+    "huffman": (_N, _P, _N, _P, _N),
+    "count_runs": (_N, _P, _N),
     "squares": (None, _P, _N, _U, _U, _U, _U, _U, _P),
 }
 
@@ -64,15 +68,17 @@ class Native:
             raise OSError(f"{path} is of version {version}, not {VERSION}")
         self._functions = _functions(library)
 
-    def split(self, raw: Bytes, width: int, out: Bytes) -> None:
+    def split(self, raw: Bytes, width: int, out: Bytes, *, turned: bool = False) -> None:
         """See `planes.split`; `out` has `raw`'s size."""
         count = _elements(width, raw, out)
-        self._call("split", _at(raw), count, width, _room(out), count)
+        self._call(_turning("split", width, turned), _at(raw), count, width, _room(out), count)
 
-    def join(self, planes: Sequence[Bytes], out: Bytes) -> None:
+    def join(self, planes: Sequence[Bytes], out: Bytes, *, turned: bool = False) -> None:
         """See `planes.join`."""
-        count = _elements(len(planes), out)
-        self._call("join", _places(planes, count), count, len(planes), _room(out))
+        width = len(planes)
+        count = _elements(width, out)
+        name = _turning("join", width, turned)
+        self._call(name, _places(planes, count), count, width, _room(out))
 
     def delta(self, cur: Bytes, base: Bytes, width: int, out: Bytes) -> None:
         """See `deltas.delta`."""
@@ -112,6 +118,17 @@ class Native:
         assert bitmap.size == (size + 7) // 8, (bitmap.size, size)
         places = _at(bitmap), _at(packed)
         return self._call("unpack_sparse", *places, count, _room(out), size) == 1
+
+    def huffman(self, plane: Bytes, out: Bytes) -> int:
+        """Write a plane as a zstd frame without matches; its length, 0 if it may not fit `out`.
+
+        Whether it fits or not, all of `out` may be written to.
+        """
+        return self._call("huffman", _at(plane), plane.size, _room(out), out.size)
+
+    def count_runs(self, plane: Bytes) -> int:
+        """In how many of a plane's pieces of 256 bytes the first 8 are all the same."""
+        return self._call("count_runs", _at(plane), plane.size)
 
     def squares(
         self, raw: Bytes, kind: int, known: tuple[int, int, int, int] = (0, 0, 0, 256)
@@ -155,6 +172,12 @@ def _functions(library: ctypes.CDLL) -> dict[str, Callable[..., Any]]:
         function.restype, function.argtypes = result, arguments
         functions[name] = function
     return functions
+
+
+def _turning(name: str, width: int, turned: bool) -> str:  # noqa: FBT001
+    """The loop of this name for elements that are turned, or that aren't."""
+    assert width > 1 or not turned, "a byte isn't turned"
+    return f"{name}_turned" if turned else name
 
 
 def _elements(width: int, *arrays: Bytes) -> int:

@@ -46,6 +46,10 @@ class Plan:
         """Planes that a device which splits chunks splits this one into."""
         return self.specs[chunk.tensor].width if self.split else 1
 
+    def turned(self, chunk: Chunk) -> bool:
+        """Whether these planes are of elements that are turned."""
+        return self.split and self.specs[chunk.tensor].turned
+
 
 def make_plans(
     specs: Sequence[Spec],

@@ -51,7 +51,7 @@ def read_chunk(
         return
     if chunk.is_plain:
         coded = _read(job, chunk, slot.coded[: chunk.extent.length])
-        decode(coded, chunk.planes, slot, rooms, where_of(job, chunk))
+        decode(coded, chunk.planes, slot, rooms, where_of(job, chunk), turned=chunk.turned)
         return
     (out,) = rooms
     with arena.spare() as spare:
@@ -59,10 +59,11 @@ def read_chunk(
             coded = _read(job, link, spare.coded[: link.extent.length])
             where = where_of(job, link)
             if link.is_plain:
-                decode(coded, link.planes, spare, [out], where)
+                decode(coded, link.planes, spare, [out], where, turned=link.turned)
             else:
                 base = None if link.base is None else out
-                decode_delta(coded, link.planes, spare, out, base=base, where=where)
+                turned = link.turned
+                decode_delta(coded, link.planes, spare, out, base=base, where=where, turned=turned)
 
 
 def check_chunk(job: Job, chunk: ChunkEntry, slot: Slot, arena: Arena) -> Bytes:

@@ -191,7 +191,10 @@ def _begin(
     `shared` are the jobs, by identity, whose targets share memory with others.
     """
     pieces = [
-        Piece(chunk.nbytes, rooms_of(chunk), chunk.start, job.targets, id(job) in shared)
+        Piece(
+            *(chunk.nbytes, rooms_of(chunk), chunk.start, job.targets, id(job) in shared),
+            turned=chunk.turned and rooms_of(chunk) > 1,
+        )
         for job, chunk in batch.chunks
     ]
     uploading = upload(pieces, device, batch.slot)

@@ -87,6 +87,7 @@ def _entry(one: CodedChunk, fresh: Fresh, extent: Extent) -> ChunkEntry:
         checksum=fresh.checksum,
         planes=fresh.encoded.planes,
         base=fresh.base,
+        turned=fresh.encoded.turned,
     )
 
 

@@ -114,8 +114,8 @@ def choice(codec: str) -> Choice:
 def balanced(choose: Choice, balance: Balance) -> Choice:
     """As `choose`, but nothing while encoding makes the disk wait."""
 
-    def choose_or_not(planes: Sequence[Bytes]) -> Sequence[bool]:
-        return (choose_nothing if balance.encoding_costs_time else choose)(planes)
+    def choose_or_not(samples: Sequence[Bytes], nbytes: int) -> Sequence[bool]:
+        return (choose_nothing if balance.encoding_costs_time else choose)(samples, nbytes)
 
     return choose_or_not
 

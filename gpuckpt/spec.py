@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
-from gpuckpt.dtypes import to_numpy, width_of
+from gpuckpt.dtypes import is_turned, to_numpy, width_of
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ class Spec:
     def width(self) -> int:
         """Planes that a chunk of it splits into."""
         return width_of(self.dtype)
+
+    @cached_property
+    def turned(self) -> bool:
+        """Whether these planes are of elements that are turned."""
+        return is_turned(self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +96,9 @@ class ChunkEntry:
 
     `fingerprint` (128 bits, hex) is of the raw bytes, `checksum` (64 bits,
     hex) of the encoded ones.  One plane holds the bytes as they are; as many
-    planes as the dtype's width hold byte k of every element each.  With a
-    `base`, an earlier chunk of as many bytes, they hold what `deltas.delta`
-    gives for the raw bytes and the base's.
+    planes as the dtype's width hold byte k of every element each, which may
+    be `turned` (see `planes`).  With a `base`, an earlier chunk of as many
+    bytes, they hold what `deltas.delta` gives for the raw bytes and the base's.
     """
 
     start: int
@@ -103,6 +108,7 @@ class ChunkEntry:
     checksum: str
     planes: tuple[Plane, ...]
     base: ChunkEntry | None = None
+    turned: bool = False
 
     @property
     def chain(self) -> tuple[ChunkEntry, ...]:

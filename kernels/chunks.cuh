@@ -18,13 +18,15 @@ struct Chunk {
   u64 expected;    // 56  address of the 16-byte digests that leaves may have: 8-aligned; 0: none
   u64 values;      // 64  address of 256 float32, for kind 5; else not looked at
   u32 width;       // 72  bytes of an element, and so planes: 1, 2, 4 or 8
-  u32 kind;        // 76  what statistics.cuh takes the elements for
+  u16 kind;        // 76  what statistics.cuh takes the elements for
+  u16 turned;      // 78  1: planes are of elements turned left by one bit; width is 2, 4 or 8
 };
 static_assert(sizeof(Chunk) == 80 && alignof(Chunk) == 8, "");
 #define AT(field) __builtin_offsetof(Chunk, field)
 static_assert(AT(tensor) == 0 && AT(nbytes) == 8 && AT(planes) == 16 && AT(stride) == 24, "");
 static_assert(AT(summaries) == 32 && AT(first_leaf) == 40 && AT(base) == 48, "");
 static_assert(AT(expected) == 56 && AT(values) == 64 && AT(width) == 72 && AT(kind) == 76, "");
+static_assert(AT(turned) == 78, "");
 #undef AT
 
 // Where one leaf lies in its chunk.

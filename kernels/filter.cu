@@ -13,6 +13,7 @@
 // overlaps nothing, and nobody changes what is read meanwhile.
 // With a base of as many bytes, planes are of the folded differences of delta.cuh; digest, NaNs,
 // infinities and squares are the tensor's all the same, and zero bytes those of the planes.
+// Planes of a row that is `turned` are of elements (or differences) turned as turn.cuh says.
 // Launch: 256 threads a block, any grid; best is a block a leaf.
 // References: split in gpuckpt/planes.py, statistics_of in gpuckpt/statistics.py, fingerprint in
 // gpuckpt/fingerprint.py, whose root, over digests and length, is the host's.  Inverse:
@@ -47,6 +48,7 @@
 #include "block.cuh"
 #include "statistics.cuh"
 #include "delta.cuh"
+#include "turn.cuh"
 
 // Puts unit `at` of a tile into the tile's planes, which follow each other.
 template <u32 WIDTH> __device__ __forceinline__ void split_unit(uint4 v, u32 at, uint4 *tile);
@@ -126,6 +128,7 @@ __device__ __forceinline__ void filter_tiles(Block &block, Counts &counts,
     __syncwarp(ALL);
     if (row.base)
       shift_tile<false>(reinterpret_cast<const u8 *>(row.base + begin), count, row.width, tile, v);
+    if (row.turned) turn_tile<false>(row.width, v);
     count_bytes(v, counts.set[threadIdx.x]);
     u8 *planes = staged + row.planes;
     switch (row.width) {

@@ -23,6 +23,7 @@
 #include "xxh3.cuh"
 #include "block.cuh"
 #include "delta.cuh"
+#include "turn.cuh"
 
 // Reads a tile's planes, of `count` bytes each, into `tile`; zeros after them.
 template <u32 WIDTH>
@@ -143,6 +144,7 @@ __device__ __forceinline__ void unfilter_tiles(Block &block, const u8 *__restric
       case 4: take_planes<4>(planes, begin, row.stride, count, tile, v); break;
       case 8: take_planes<8>(planes, begin, row.stride, count, tile, v); break;
     }
+    if (row.turned) turn_tile<true>(row.width, v);
     if (row.base)
       shift_tile<true>(reinterpret_cast<const u8 *>(row.base + begin), count, row.width, tile, v);
     digest_tile(v, block.keys, in / STRIPE, leaf.padded / STRIPE - 1, block.sums);

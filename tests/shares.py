@@ -16,7 +16,7 @@ from gpuckpt.census import take_inventory
 from gpuckpt.devices import Arrived, Device, Frozen, Piece, Transfer
 from gpuckpt.fingerprint import fingerprint
 from gpuckpt.plan import Plan, area_nbytes, make_plans, staged_nbytes
-from gpuckpt.planes import join
+from gpuckpt.planes import join, split
 from gpuckpt.spec import Chunk
 from gpuckpt.statistics import Statistics, statistics_of
 
@@ -79,7 +79,7 @@ def checked(plan: Plan, chunk: Chunk, arrived: Arrived) -> bytes:
     """A chunk that has arrived, in one piece; what its device says of it is true."""
     assert len(arrived.planes) in {1, plan.width(chunk)}
     raw = np.empty(chunk.nbytes, np.uint8)
-    join(arrived.planes, raw)
+    join(arrived.planes, raw, turned=len(arrived.planes) > 1 and plan.turned(chunk))
     if arrived.fingerprint is not None:
         assert arrived.fingerprint == fingerprint(raw.data)
         check_statistics(arrived.statistics, statistics_of(raw, plan.specs[chunk.tensor].dtype))
@@ -134,8 +134,10 @@ def begin_upload(
     for piece, rooms, one in zip(pieces, uploading.rooms, data, strict=True):
         assert len(rooms) in {1, piece.planes}
         raw = np.frombuffer(one, np.uint8)
-        for k, room in enumerate(rooms):
-            room[...] = raw[k :: len(rooms)]
+        turned = piece.turned and len(rooms) > 1
+        planes = split(raw, len(rooms), np.empty_like(raw), turned=turned)
+        for room, plane in zip(rooms, planes, strict=True):
+            room[...] = plane
     return uploading.start()
 
 

@@ -75,8 +75,8 @@ def test_time_makes_up_for_what_was_waited():
 
 @pytest.mark.parametrize(("codec", "mixed"), [("auto", True), ("zstd", False), ("delta", False)])
 def test_only_auto_leaves_chunks_as_they_are_where_encoding_is_slow(monkeypatch, codec, mixed):
-    def slow(*args: Any) -> Any:
-        encoded = encode(*args)
+    def slow(*args: Any, **options: Any) -> Any:
+        encoded = encode(*args, **options)
         time.sleep(0.02 if len(encoded.planes) > 1 else 0)
         return encoded
 

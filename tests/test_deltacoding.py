@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import gpuckpt
 from gpuckpt.arena import AREAS, Slot
-from gpuckpt.coding import encode
+from gpuckpt.coding import choose_all, encode
 from gpuckpt.deltacoding import decode_delta, delta_pays, encode_delta
 from gpuckpt.deltas import delta
 from gpuckpt.plan import area_nbytes
@@ -76,7 +76,7 @@ def test_planes_that_were_packed_are_decoded_without_a_base_too(seed, count, wid
 def test_a_plane_that_is_mostly_zero_takes_less_than_a_bit_for_each_byte():
     raw, base = pair(1, 1 << 18, 2, 0.1, 1)
     planes, coded = encoded(raw, base, 2)
-    whole = encode([raw], 2, new_slot(raw.size), lambda planes: [True] * len(planes))
+    whole = encode([raw], 2, new_slot(raw.size), choose_all)
     assert [plane.codec for plane in planes] == ["sparse", "sparse"]
     assert coded.size < 0.6 * (raw.size / 2) / 8
     assert coded.size * 10 < sum(len(part) for part in whole.parts)

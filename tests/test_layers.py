@@ -26,7 +26,7 @@ from gpuckpt.census import take_inventory
 from gpuckpt.coding import Encoded, decode, encode
 from gpuckpt.commit import commit, delete, open_step, steps, sweep
 from gpuckpt.devices import Device, Devices, Piece
-from gpuckpt.dtypes import name_of, to_numpy, width_of
+from gpuckpt.dtypes import is_turned, name_of, to_numpy, width_of
 from gpuckpt.errors import (
     CheckpointError,
     CorruptError,
@@ -284,7 +284,7 @@ def test_planes_are_split_and_joined_again(array):
     arrays(shape=st.sampled_from([(1,), (7,), (300,), (20, 20)])), st.sampled_from(sorted(CODECS))
 )
 def test_an_encoded_chunk_is_decoded_again_and_never_larger(array, codec):
-    check_coding(bytes_of(array), width_of(str(name_of(array.dtype))), codec)
+    check_coding(bytes_of(array), str(name_of(array.dtype)), codec)
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -295,13 +295,15 @@ def test_weights_are_encoded_and_decoded_again(codec, dtype):
     rng = np.random.default_rng(1)
     count = 60_000 // to_numpy(dtype).itemsize
     raw = bytes_of((rng.standard_normal(count) * 0.02).astype(to_numpy(dtype)))
-    length = check_coding(raw, width_of(dtype), codec)
+    length = check_coding(raw, dtype, codec)
     if codec != "raw" and dtype in ("float32", "bfloat16"):
         assert length < 0.92 * raw.size
 
 
-def check_coding(raw: Array, width: int, codec: str) -> int:
-    encoded = encode([raw], width, new_arena().take(), CODECS[codec])
+def check_coding(raw: Array, dtype: str, codec: str) -> int:
+    turned = is_turned(dtype)
+    encoded = encode([raw], width_of(dtype), new_arena().take(), CODECS[codec], turned=turned)
+    assert encoded.turned == (turned and len(encoded.planes) > 1)
     coded = np.frombuffer(b"".join(encoded.parts), np.uint8)
     assert [part.nbytes for part in encoded.parts] == [plane.length for plane in encoded.planes]
     assert coded.size <= raw.size
@@ -314,13 +316,14 @@ def check_coding(raw: Array, width: int, codec: str) -> int:
 def assert_decoded(coded: Array, encoded: Encoded, raw: Array) -> None:
     """Into one room for all, and into a room for each plane."""
     out = np.full_like(raw, 0xAA)
-    decode(coded, encoded.planes, new_arena().take(), [out], "here")
+    turned = encoded.turned
+    decode(coded, encoded.planes, new_arena().take(), [out], "here", turned=turned)
     assert np.array_equal(out, raw)
     width = len(encoded.planes)
+    planes = split(raw, width, np.empty_like(raw), turned=turned)
     rooms = [np.full(raw.size // width, 0xAA, np.uint8) for _ in range(width)]
     decode(coded, encoded.planes, new_arena().take(), rooms, "here")
-    for k, room in enumerate(rooms):
-        assert np.array_equal(room, raw[k::width])
+    assert all(map(np.array_equal, rooms, planes))
 
 
 @settings(deadline=None)
@@ -329,11 +332,12 @@ def assert_decoded(coded: Array, encoded: Encoded, raw: Array) -> None:
     st.sampled_from(sorted(CODECS)),
 )
 def test_a_chunk_is_encoded_to_the_same_bytes_from_its_planes_as_from_raw(array, codec):
-    raw, width = bytes_of(array), width_of(str(name_of(array.dtype)))
-    planes = [plane.copy() for plane in split(raw, width, np.empty_like(raw))]
-    one = encode([raw], width, new_arena().take(), CODECS[codec])
-    other = encode(planes, width, new_arena().take(), CODECS[codec])
-    assert one.planes == other.planes
+    dtype = str(name_of(array.dtype))
+    raw, width, turned = bytes_of(array), width_of(dtype), is_turned(dtype)
+    planes = [plane.copy() for plane in split(raw, width, np.empty_like(raw), turned=turned)]
+    one = encode([raw], width, new_arena().take(), CODECS[codec], turned=turned)
+    other = encode(planes, width, new_arena().take(), CODECS[codec], turned=turned)
+    assert (one.planes, one.turned) == (other.planes, other.turned)
     assert [bytes(part) for part in one.parts] == [bytes(part) for part in other.parts]
 
 
@@ -342,13 +346,24 @@ def test_a_chunk_is_encoded_to_the_same_bytes_from_its_planes_as_from_raw(array,
 def test_weights_that_lie_in_a_slots_planes_are_encoded_without_harm_to_them(codec, dtype):
     rng = np.random.default_rng(1)
     raw = bytes_of((rng.standard_normal(4096) * 0.02).astype(to_numpy(dtype)))
-    width, slot = width_of(dtype), new_arena().take()
-    planes = split(raw, width, slot.planes)
-    encoded = encode(planes, width, slot, CODECS[codec])
-    again = encode([raw], width, new_arena().take(), CODECS[codec])
+    width, slot, turned = width_of(dtype), new_arena().take(), is_turned(dtype)
+    planes = split(raw, width, slot.planes, turned=turned)
+    before = [plane.copy() for plane in planes]
+    encoded = encode(planes, width, slot, CODECS[codec], turned=turned)
+    again = encode([raw], width, new_arena().take(), CODECS[codec], turned=turned)
     assert encoded.planes == again.planes
     assert [bytes(part) for part in encoded.parts] == [bytes(part) for part in again.parts]
-    assert all(np.array_equal(plane, raw[k::width]) for k, plane in enumerate(planes))
+    assert all(map(np.array_equal, planes, before))
+
+
+def test_turned_planes_that_do_not_pay_become_the_chunk_as_it_is():
+    """As they come from a device that has turned them already."""
+    raw = np.random.default_rng(1).integers(0, 256, 1 << 16, np.uint8)
+    planes = split(raw, 4, np.empty_like(raw), turned=True)
+    encoded = encode(planes, 4, new_arena().take(), CODECS["zstd"], turned=True)
+    assert encoded.planes == (Plane("raw", raw.size),)
+    assert not encoded.turned
+    assert bytes(encoded.parts[0]) == raw.tobytes()
 
 
 @settings(deadline=None)
@@ -806,6 +821,52 @@ def manifest_of_deltas() -> bytes:
     chunk = ChunkEntry(0, 16, extents[2], *known, sparse, chunk)
     tensor = TensorEntry(Spec("a", "int64", (2,)), (chunk,), 3)
     return pack_manifest(Manifest(3, {"dict": [["a", {"tensor": 0}]]}, (tensor,)))
+
+
+def manifest_of_turned() -> bytes:
+    """A chunk of two int64, with a base that is turned; and one that is turned itself."""
+    extents = [Extent(layout.segment_name(at, "01234567", 0, 0), 64, 16) for at in (1, 2)]
+    known, planes = ("0" * 32, "1" * 16), (Plane("raw", 2),) * 8
+    base = ChunkEntry(0, 16, extents[0], *known, planes, turned=True)
+    chunk = ChunkEntry(0, 16, extents[1], *known, planes, base)
+    tensors = tuple(
+        TensorEntry(Spec(name, "int64", (2,)), (one,), 2)
+        for name, one in (("a", base), ("b", chunk))
+    )
+    return pack_manifest(Manifest(2, {"dict": []}, tensors))
+
+
+def test_turned_chunks_are_unpacked_as_they_were_packed():
+    packed = manifest_of_turned()
+    manifest = unpack_manifest(packed, "m")
+    assert pack_manifest(manifest) == packed
+    assert body_of(packed)["requires"] == ["delta", "turned"]
+    turned = [[link.turned for link in one.chunks[0].chain] for one in manifest.tensors]
+    assert turned == [[True], [False, True]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: [*row[:7], [["raw", 16]], "turned"],
+        lambda row: [*row, "turned"],
+        lambda row: [*row[:8], "turner"],
+        lambda row: [*row[:8], ""],
+        lambda row: [*row[:8], True],
+        lambda row: [*row[:8], "turned", row[:8]],
+        lambda row: [*row[:8], row[:8], "turned"],
+        lambda row: [*row[:8], ["turned"]],
+    ],
+)
+def test_a_strangers_turned_chunk_is_refused(change):
+    body = body_of(manifest_of_turned())
+    (row,) = body["tensors"][0]["chunks"]
+    body["tensors"][0]["chunks"] = [change(row)]
+    with pytest.raises(CorruptError):
+        unpack_manifest(resealed(body), "m")
+    index = {"requires": ["turned"], "bases": [], "step": 2, "tensors": body["tensors"][:1]}
+    with pytest.raises(CorruptError):
+        read_strangers_index(index)
 
 
 def test_chunks_with_bases_are_unpacked_as_they_were_packed():

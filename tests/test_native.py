@@ -98,14 +98,15 @@ def rooms(draw, count=3):
 
 
 @settings(deadline=None)
-@given(rooms())
-def test_planes_are_split_and_joined_as_by_numpy(given_rooms):
+@given(rooms(), st.booleans())
+def test_planes_are_split_and_joined_as_by_numpy(given_rooms, turned):
     width, (raw, out, back) = given_rooms
-    loops().split(raw.array, width, out.array)
-    wanted = planes.split_by_numpy(raw.array, width, np.empty_like(raw.array))
+    turned &= width > 1
+    loops().split(raw.array, width, out.array, turned=turned)
+    wanted = planes.split_by_numpy(raw.array, width, np.empty_like(raw.array), turned=turned)
     parts = [plane.copy() for plane in out.array.reshape(width, -1)]
     assert all(map(np.array_equal, parts, wanted))
-    loops().join(parts, back.array)
+    loops().join(parts, back.array, turned=turned)
     assert np.array_equal(back.array, raw.array)
     assert all(room.sound() for room in (raw, out, back))
 

@@ -22,11 +22,12 @@ from gpuckpt.census import take_inventory
 from gpuckpt.devices import Arrived, kernels
 from gpuckpt.devices.strided import RUN
 from gpuckpt.devices.tables import Table, Tables, fingerprints
+from gpuckpt.dtypes import is_turned
 from gpuckpt.fingerprint import fingerprint, leaf_digests
 from gpuckpt.inventory import Inventory
 from gpuckpt.layout import LEAF_NBYTES
 from gpuckpt.plan import Plan, area_nbytes, make_plans
-from gpuckpt.planes import join
+from gpuckpt.planes import join, split
 from gpuckpt.spec import Chunk, Spec
 from gpuckpt.statistics import kind_of, statistics_of
 from tests.strategies import ITEM_NBYTES_MAX, Array, arrays
@@ -119,7 +120,9 @@ def filter_chunks(rows: npt.NDArray[Any], dtypes: Sequence[str], staged: Array) 
     for row, dtype in zip(rows, dtypes, strict=True):
         assert (row["kind"], row["values"]) == (kind_of(dtype), values_at(dtype))
         raw, width = at_address(row), int(row["width"])
-        for k, plane in enumerate(raw.reshape(-1, width).T):
+        turned = bool(row["turned"])
+        assert turned == (width > 1 and is_turned(dtype))
+        for k, plane in enumerate(split(raw, width, np.empty_like(raw), turned=turned)):
             begin = int(row["planes"]) + k * int(row["stride"])
             assert begin % 16 == 0
             staged[begin : begin + plane.size] = plane
@@ -158,7 +161,7 @@ def check(case: Case, chunks: Sequence[Chunk], arrived: Sequence[Arrived]) -> No
         raw, dtype = case.bytes_of(chunk), case.plan.specs[chunk.tensor].dtype
         out = np.empty_like(raw)
         assert len(one.planes) == case.plan.width(chunk)
-        join(one.planes, out)
+        join(one.planes, out, turned=case.plan.turned(chunk))
         assert out.tobytes() == raw.tobytes()
         assert one.fingerprint == fingerprint(raw.data)
         expected = statistics_of(raw, dtype) if kind_of(dtype) else None

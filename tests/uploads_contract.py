@@ -26,15 +26,18 @@ from tests.views import DTYPES, FILLED, SHAPE, VIEWS, bytes_of, numbers
 class UploadContract(OnDevice):
     """Tests of any device's uploads."""
 
-    @pytest.mark.parametrize("planes", [4, 1])
+    @pytest.mark.parametrize(("planes", "turned"), [(4, True), (4, False), (1, False)])
     @pytest.mark.parametrize("view", FILLED)
-    def test_an_upload_undoes_a_download(self, device, view, planes):
+    def test_an_upload_undoes_a_download(self, device, view, planes, turned):
         source, target, expected = self.put(numbers(2)), self.put(numbers(1)), numbers(1)
         share = share_of(device, [VIEWS[view](source)])
         frozen, tensor = share.freeze(copy=True), tensor_of(VIEWS[view](target))
         for at, chunks in enumerate(share.plan.batches):
             arrived = frozen.download(at, new_slot(device, CHUNK)).wait()
-            pieces = [Piece(chunk.nbytes, planes, chunk.start, (tensor,)) for chunk in chunks]
+            pieces = [
+                Piece(chunk.nbytes, planes, chunk.start, (tensor,), turned=turned)
+                for chunk in chunks
+            ]
             rows = zip(chunks, arrived, strict=True)
             data = [checked(share.plan, chunk, one) for chunk, one in rows]
             upload(device, pieces, data, CHUNK)
@@ -94,7 +97,7 @@ class UploadContract(OnDevice):
         views = [target.T if at % 2 else target for at, target in enumerate(targets)]
         data = [bytes_of(array.T if at % 2 else array) for at, array in enumerate(given)]
         pieces = [
-            Piece(len(one), array.itemsize, 0, (tensor_of(view),))
+            Piece(len(one), array.itemsize, 0, (tensor_of(view),), turned=array.dtype == "f")
             for one, array, view in zip(data, given, views, strict=True)
         ]
         upload(device, pieces, data)

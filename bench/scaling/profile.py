@@ -18,7 +18,7 @@ import numpy.typing as npt
 from bench.scaling.states import weights
 from bench.timing import spread
 from gpuckpt.arena import AREAS, Arena, Slot
-from gpuckpt.coding import choose_all, choose_by_entropy, choose_nothing, columns, decode, encode
+from gpuckpt.coding import choose_all, choose_by_entropy, choose_nothing, decode, encode, samples
 from gpuckpt.coding import compress as compress_plane
 from gpuckpt.fingerprint import checksum, fingerprint
 from gpuckpt.layout import CHUNK_NBYTES
@@ -91,11 +91,11 @@ def _save(codec: str, raw: Bytes, slot: Slot, block: Bytes, laps: Laps) -> None:
     laps.mark("fingerprint")
     statistics_of(raw, "float32")
     laps.mark("statistics")
-    tries = CHOICES[codec](columns(raw, WIDTH))
+    tries = CHOICES[codec](samples(raw, WIDTH, turned=True), raw.size)
     laps.mark("sample")
     parts = [raw.data]
     if any(tries):
-        planes = split(raw, WIDTH, slot.planes)
+        planes = split(raw, WIDTH, slot.planes, turned=True)
         laps.mark("split")
         parts = _compressed(planes, tries, slot)
         laps.mark("zstd")
@@ -118,13 +118,13 @@ def _compressed(planes: list[Bytes], tries: Any, slot: Slot) -> list[memoryview]
 
 
 def _restore(codec: str, raw: Bytes, slot: Slot, block: Bytes, laps: Laps) -> None:
-    coded = encode([raw], WIDTH, slot, CHOICES[codec])
+    coded = encode([raw], WIDTH, slot, CHOICES[codec], turned=True)
     body = np.frombuffer(b"".join(coded.parts), np.uint8)
     out = block[: raw.size]
     laps.skip()
     checksum([body.data])
     laps.mark("checksum")
-    decode(body, coded.planes, slot, [out], "the chunk")
+    decode(body, coded.planes, slot, [out], "the chunk", turned=coded.turned)
     laps.mark("decode")
     fingerprint(out.data)
     laps.mark("fingerprint")

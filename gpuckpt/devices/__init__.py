@@ -25,7 +25,8 @@ T_co = TypeVar("T_co", covariant=True)
 class Arrived:
     """A chunk on the host, in one piece or in planes, with what its device says of it.
 
-    `planes` has one for each byte of an element, or only one: the chunk as it is.
+    `planes` has one for each byte of an element, which is turned where the
+    tensor's spec says so; or only one: the chunk as it is.
     """
 
     planes: tuple[Bytes, ...]
@@ -38,7 +39,8 @@ class Piece:
     """A chunk on its way back: its bytes, how many planes it has, and the tensors to put it into.
 
     All of them lie on one device; the chunk begins at byte `start` of each.
-    `shared` says that other pieces may be put into the same memory meanwhile.
+    `shared` says that other pieces may be put into the same memory meanwhile,
+    `turned` that the planes are of elements that are.
     """
 
     nbytes: int
@@ -46,6 +48,7 @@ class Piece:
     start: int
     targets: tuple[Tensor, ...]
     shared: bool = False
+    turned: bool = False
 
 
 class Transfer(Protocol[T_co]):

@@ -35,6 +35,7 @@ class CudaUpload:
             [piece.planes for piece in pieces],
             summaries=False,
         )
+        self._layout.rows["turned"] = [piece.turned for piece in pieces]
         self.rooms: list[list[Bytes]] = [
             [slot.planes[place] for place in self._layout.planes(at)] for at in range(len(pieces))
         ]

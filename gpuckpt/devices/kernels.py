@@ -29,7 +29,8 @@ CHUNK = np.dtype(
     [
         *((name, "<u8") for name in ("tensor", "nbytes", "planes", "stride", "summaries")),
         *((name, "<u8") for name in ("first_leaf", "base", "expected", "values")),
-        *((name, "<u4") for name in ("width", "kind")),
+        ("width", "<u4"),
+        *((name, "<u2") for name in ("kind", "turned")),
     ]
 )
 # What is said of a leaf: `struct Summary` of kernels/statistics.cuh.
@@ -59,7 +60,7 @@ Integers = npt.ArrayLike
 class Layout:
     """What one launch works on: a table of chunks, and where each has its planes and summaries.
 
-    `rows` (`CHUNK`) has no addresses yet, and kind 0: write them there.
+    `rows` (`CHUNK`) has no addresses yet, kind 0, and nothing turned: write them there.
     Positions are bytes from where staged memory begins; all are below
     `staged_nbytes`.
     """

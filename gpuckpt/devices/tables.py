@@ -89,6 +89,7 @@ class Tables:
         kinds = {dtype: (kind_of(dtype), values(dtype)) for dtype in set(dtypes)}
         rows = self.layout.rows
         rows["kind"] = [kinds[dtype][0] for dtype in dtypes]
+        rows["turned"] = [plan.turned(chunk) for chunk in chunks]
         rows["values"] = [kinds[dtype][1] for dtype in dtypes]
         self._tensor = np.array([chunk.tensor for chunk in chunks], np.intp)
         self._start = np.array([chunk.start for chunk in chunks], np.uint64)

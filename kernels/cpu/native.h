@@ -42,6 +42,12 @@ EXPORT void gpuckpt_split(const u8 *raw, size_t count, size_t width, u8 *out, si
 // Byte i of planes[k] goes to byte k of element i of `out`, for `count` elements.
 EXPORT void gpuckpt_join(const u8 *const *planes, size_t count, size_t width, u8 *out);
 
+// The same of elements that are turned: as little-endian integers, left by one bit, the highest one
+// becoming the lowest.  `width` is 2, 4 or 8.
+EXPORT void gpuckpt_split_turned(const u8 *raw, size_t count, size_t width, u8 *out,
+                                 size_t stride);
+EXPORT void gpuckpt_join_turned(const u8 *const *planes, size_t count, size_t width, u8 *out);
+
 // Folded differences of `count` elements.  `out` is `cur`, `base`, or overlaps neither.
 EXPORT void gpuckpt_delta(const u8 *cur, const u8 *base, size_t count, size_t width, u8 *out);
 // Undoes it.  `out` is `folded`, `base`, or overlaps neither.
@@ -61,6 +67,12 @@ EXPORT size_t gpuckpt_pack_sparse(const u8 *plane, size_t size, u8 *bitmap, u8 *
 // Undoes it; 0 if `size` and `count` aren't those of the bitmap, which has (size + 7) / 8 bytes.
 EXPORT int gpuckpt_unpack_sparse(const u8 *bitmap, const u8 *packed, size_t count, u8 *out,
                                  size_t size);
+
+// A plane as a Zstandard frame without matches, in `out`.  Returns its length, or 0 if it may not
+// fit `room` bytes, all of which may be written to.
+EXPORT size_t gpuckpt_huffman(const u8 *plane, size_t size, u8 *out, size_t room);
+// In how many of a plane's pieces of 256 bytes the first 8 are all the same.
+EXPORT size_t gpuckpt_count_runs(const u8 *plane, size_t size);
 
 // Squares of elements: kind 1: float16, 2: bfloat16, 5: bytes, whose bits in `mask`, shifted left
 // by `shift`, are a float16 without its sign.  Added to lanes[1024], which are zeros: code i of two

@@ -2,9 +2,35 @@
 #include "native.h"
 
 #ifndef GPUCKPT_VERSION
-#define GPUCKPT_VERSION 1
+#define GPUCKPT_VERSION 2
 #endif
 u32 gpuckpt_version(void) { return GPUCKPT_VERSION; }
+
+// An element's highest bit goes behind its lowest one; and back.
+INLINE u16 turned_2(u16 x) { return (u16)(x << 1 | x >> 15); }
+INLINE u32 turned_4(u32 x) { return x << 1 | x >> 31; }
+INLINE u64 turned_8(u64 x) { return x << 1 | x >> 63; }
+INLINE u16 unturned_2(u16 x) { return (u16)(x >> 1 | x << 15); }
+INLINE u32 unturned_4(u32 x) { return x >> 1 | x << 31; }
+INLINE u64 unturned_8(u64 x) { return x >> 1 | x << 63; }
+
+// By tiles: they are turned in the nearest cache, where compilers make vectors of both passes.
+#define TURN(WIDTH, BITS, TURNED)                                                              \
+  INLINE void TURNED##_all_##WIDTH(const u8 *in, size_t count, u8 *out) {                      \
+    INDEPENDENT                                                                                \
+    for (size_t i = 0; i < count; ++i) {                                                       \
+      u##BITS x;                                                                               \
+      memcpy(&x, in + i * WIDTH, WIDTH);                                                       \
+      x = TURNED##_##WIDTH(x);                                                                 \
+      memcpy(out + i * WIDTH, &x, WIDTH);                                                      \
+    }                                                                                          \
+  }
+TURN(2, 16, turned)
+TURN(4, 32, turned)
+TURN(8, 64, turned)
+TURN(2, 16, unturned)
+TURN(4, 32, unturned)
+TURN(8, 64, unturned)
 
 INLINE void split_2(const u8 *restrict raw, size_t count, u8 *restrict a, u8 *restrict b) {
   for (size_t i = 0; i < count; ++i) {
@@ -36,6 +62,20 @@ static void split_8(const u8 *restrict raw, size_t count, u8 *restrict out, size
     split_4((const u8 *)low, some, first, first + stride, first + 2 * stride, first + 3 * stride);
     split_4((const u8 *)high, some, second, second + stride, second + 2 * stride,
             second + 3 * stride);
+  }
+}
+
+void gpuckpt_split_turned(const u8 *raw, size_t count, size_t width, u8 *out, size_t stride) {
+  u8 tile[TILE];
+  const size_t most = TILE / width;
+  for (size_t at = 0; at < count; at += most) {
+    const size_t some = count - at < most ? count - at : most;
+    switch (width) {
+      case 2: turned_all_2(raw + at * width, some, tile); break;
+      case 4: turned_all_4(raw + at * width, some, tile); break;
+      case 8: turned_all_8(raw + at * width, some, tile); break;
+    }
+    gpuckpt_split(tile, some, width, out + at, stride);
   }
 }
 
@@ -87,5 +127,21 @@ void gpuckpt_join(const u8 *const *planes, size_t count, size_t width, u8 *out) 
     case 2: join_2(p[0], p[1], count, out); break;
     case 4: join_4(p[0], p[1], p[2], p[3], count, out); break;
     case 8: join_8(p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], count, out); break;
+  }
+}
+
+void gpuckpt_join_turned(const u8 *const *planes, size_t count, size_t width, u8 *out) {
+  u8 tile[TILE];
+  const size_t most = TILE / width;
+  for (size_t at = 0; at < count; at += most) {
+    const size_t some = count - at < most ? count - at : most;
+    const u8 *p[8];
+    for (size_t k = 0; k < width; ++k) p[k] = planes[k] + at;
+    gpuckpt_join(p, some, width, tile);
+    switch (width) {
+      case 2: unturned_all_2(tile, some, out + at * width); break;
+      case 4: unturned_all_4(tile, some, out + at * width); break;
+      case 8: unturned_all_8(tile, some, out + at * width); break;
+    }
   }
 }

@@ -17,7 +17,7 @@ from gpuckpt.devices import kernels
 from gpuckpt.devices.driver import PageLocked, Semaphore, usable_semaphore
 from gpuckpt.devices.stream import OwnStream
 from gpuckpt.devices.strided import Run, lay_out_runs
-from gpuckpt.dtypes import width_of
+from gpuckpt.dtypes import is_turned, width_of
 from gpuckpt.fingerprint import leaf_digests
 from gpuckpt.planes import split
 from gpuckpt.statistics import byte_values, kind_of, statistics_of
@@ -46,6 +46,7 @@ def launched(dtype: str, misaligned: int) -> tuple[Any, Any, Any, kernels.Layout
     worth = None if values is None else cp.asarray(values)
     layout.rows["tensor"] = starts + np.uint64(memory.data.ptr)
     layout.rows["kind"] = kind_of(dtype)
+    layout.rows["turned"] = is_turned(dtype)
     layout.rows["values"] = 0 if worth is None else worth.data.ptr
     return raw, memory, (cp.asarray(layout.rows.view(np.uint8)), worth), layout, sizes
 
@@ -70,7 +71,7 @@ def test_the_kernels_give_the_bytes_that_numpy_gives(dtype, misaligned):
     start, digested = 0, 0
     for row, nbytes in enumerate(sizes):
         chunk = raw[start : start + nbytes]
-        planes = split(chunk, width_of(dtype), np.empty(nbytes, np.uint8))
+        planes = split(chunk, width_of(dtype), np.empty(nbytes, np.uint8), turned=is_turned(dtype))
         for place, plane in zip(layout.planes(row), planes, strict=True):
             assert np.array_equal(found[place], plane)
         summaries = found[layout.summaries(row)].view(kernels.SUMMARY)

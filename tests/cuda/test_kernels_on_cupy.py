@@ -35,6 +35,7 @@ class OnDevice:
         rows["tensor"] = [chunk.data.ptr for chunk in self.chunks]
         rows["base"] = [base.data.ptr for base in self.bases]
         rows["base"][2] = 0
+        rows["turned"][1:3] = 1
         self.table = cp.asarray(rows.view(np.uint8))
         self.staged = cp.zeros(self.layout.staged_nbytes, np.uint8)
         self.digests = cp.zeros((self.layout.leaves, kernels.DIGEST_NBYTES), np.uint8)
@@ -81,7 +82,7 @@ def test_chunks_go_to_planes_and_back(ordinal):
 
     for at, (raw, (_, width)) in enumerate(zip(on_device.raws, SIZES, strict=True)):
         written = raw if at == 2 else folded(raw, on_device.befores[at], width)
-        planes = split(written, width, np.empty(raw.size, np.uint8))
+        planes = split(written, width, np.empty(raw.size, np.uint8), turned=at in {1, 2})
         for place, plane in zip(layout.planes(at), planes, strict=True):
             assert (staged[place] == plane).all()
         said = staged[layout.summaries(at)].view(kernels.SUMMARY)

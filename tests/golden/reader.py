@@ -16,7 +16,7 @@ import zstandard
 HEAD = re.compile(rb'\{"gpuckpt":1,"checksum":"([0-9a-f]{32})","manifest":')
 MANIFEST = re.compile(r"step-([0-9]{12})\.manifest\.json")
 SEGMENT = re.compile(r"step-([0-9]{12})\.([0-9a-f]{8})\.r([0-9]{1,6})\.([0-9]{1,6})\.segment")
-FEATURES = {"delta", "sparse"}
+FEATURES = {"delta", "sparse", "turned"}
 DTYPE = re.compile(
     r">?(bool|u?int(2|4|8|16|32|64)|b?float(16|32|64|128)|complex(64|128|256)|[SUV][1-9][0-9]*"
     r"|float[468]_e\dm\d\w*|(datetime|timedelta)64(\[[0-9]*(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?)"
@@ -81,7 +81,10 @@ def raw_of(chunk: list[Any], width: int, files: list[Path], bases: int = 64) -> 
         file.seek(offset)
         coded = file.read(length)
     check(xxhash.xxh3_64_hexdigest(coded) == checksum, f"a checksum in {files[segment]}")
-    check(len(planes) in {width} | ({1} if not base else set()), "a number of planes")
+    turned = base == ["turned"]
+    base = [] if turned else base
+    one = set() if base or turned else {1}
+    check(len(planes) in {width} | one and not (turned and width == 1), "a number of planes")
     check(sum(plane[1] for plane in planes) == len(coded) == length, "planes fill their extent")
     ends = np.cumsum([plane[1] for plane in planes])
     parts = [
@@ -89,6 +92,9 @@ def raw_of(chunk: list[Any], width: int, files: list[Path], bases: int = 64) -> 
         for row, end in zip(planes, ends, strict=True)
     ]
     raw = np.frombuffer(b"".join(parts), "u1").reshape(len(planes), -1).T.tobytes()
+    if turned:
+        t = np.frombuffer(raw, f"<u{width}")
+        raw = (t >> 1 | t << 8 * width - 1).tobytes()
     if base:
         check(len(base) == 1 and bases > 0 and base[0][:2] == [start, nbytes], "a base")
         before = np.frombuffer(raw_of(base[0], width, files, bases - 1), f"<u{width}")

@@ -280,6 +280,58 @@ INCREMENTS = [
     Case("planes", planes, "delta", DELTA_NBYTES, full_every=4),
 ]
 
+
+# Turned elements.
+
+
+def floats_like_weights(kind: Any, nbytes: int, seed: int) -> np.ndarray:
+    """Signs and fractions of noise, and few exponents."""
+    array: np.ndarray = noise(nbytes, seed).view(kind)
+    words = words_of(array)
+    low = 8 * words.itemsize - 9  # the exponent's lowest bit
+    words &= words.dtype.type(~(0xFF << low) % 2 ** (8 * words.itemsize))
+    words |= (120 + noise(words.size, seed + 1) % 4).astype(words.dtype) << words.dtype.type(low)
+    return array
+
+
+def turned() -> list[Save]:
+    """What is turned, what isn't, and what of the first stays in one plane."""
+    tensors = {
+        "four": floats_like_weights("float32", 2000, 1),
+        "two": floats_like_weights(ml_dtypes.bfloat16, 1000, 3),
+        "complex": floats_like_weights("complex64", 1600, 5),
+        "half": eighths("float16"),
+        "double": eighths("float64"),
+        "big-endian": floats_like_weights("float32", 1000, 7).astype(">f4"),
+        "noise": noise(1000, 9).view("float32"),
+        "one": np.array([-0.5], "float32"),
+    }
+    tensors["four"][:6] = [np.inf, -np.inf, np.nan, -0.0, 0.0, -1.5]
+    tensors["four"].view("uint32")[6] = 0xFFA00001  # a signalling NaN with a sign and a payload
+    return [Save(1, tensors)]
+
+
+def bases() -> list[Save]:
+    """Deltas, which aren't turned, upon chunks that are; one chunk stays as it was."""
+    kinds = {"four": "float32", "two": ml_dtypes.bfloat16, "frozen": ml_dtypes.bfloat16}
+    state = {
+        name: floats_like_weights(kind, DELTA_NBYTES, at)
+        for at, (name, kind) in enumerate(kinds.items())
+    }
+    saves = [Save(1, state)]
+    for step in (2, 3):
+        state = dict(state)
+        for name in ("four", "two"):
+            state[name] = moved(state[name], step, 0.03, 2)
+        saves.append(Save(step, state))
+    return saves
+
+
+TURNED = [
+    Case("turned", turned, "zstd"),
+    Case("bases", bases, "delta", DELTA_NBYTES, full_every=3),
+]
+
 CASES = [
     *(
         Case(f.__name__, f, codec)

@@ -22,26 +22,39 @@ from gpuckpt import layout
 from gpuckpt.arena import Slot
 from gpuckpt.deltacoding import decode_delta
 from gpuckpt.deltas import delta_split
+from gpuckpt.planes import split
 from gpuckpt.sparse import pack_sparse
 from gpuckpt.spec import Plane
 from tests.golden import reader
 from tests.golden.describe import describe
 from tests.golden.regenerate import SUMS, main, sums, write_case
-from tests.golden.states import CASES, DELTA_NBYTES, INCREMENTS, NBYTES, Case, Save, coarse, moved
+from tests.golden.states import (
+    CASES,
+    DELTA_NBYTES,
+    INCREMENTS,
+    NBYTES,
+    TURNED,
+    Case,
+    Save,
+    coarse,
+    moved,
+)
 
 HERE = Path(__file__).parent
-V1, V1_INCREMENTS = HERE / "v1", HERE / "v1.increments"
+V1, V1_INCREMENTS, V1_TURNED = HERE / "v1", HERE / "v1.increments", HERE / "v1.turned"
 FORMAT = (HERE.parent.parent / "docs" / "FORMAT.md").read_text()
 TOKEN = re.compile(rb"\.[0-9a-f]{8}\.r")
 ENDING = struct.pack("<I12x8s", 1, b"gpuckpt\0")
 STATISTICS = re.compile(rb',"statistics":\[[^]]*\]')
 
-EVERY_CASE = [*CASES, *INCREMENTS]
+EVERY_CASE = [*CASES, *INCREMENTS, *TURNED]
 of_every_case = pytest.mark.parametrize("case", EVERY_CASE, ids=lambda case: case.name)
 
 
 def home(case: Case) -> Path:
     """The directory of a case's root."""
+    if case in TURNED:
+        return V1_TURNED
     return V1 if case in CASES else V1_INCREMENTS
 
 
@@ -86,7 +99,7 @@ def test_golden_files_have_not_changed(version):
 
 
 def test_golden_files_stay_small():
-    for directory, most in ((V1, 200_000), (V1_INCREMENTS, 300_000)):
+    for directory, most in ((V1, 200_000), (V1_INCREMENTS, 300_000), (V1_TURNED, 250_000)):
         files = [path for path in directory.rglob("*") if path.is_file()]
         assert sum(path.stat().st_size for path in files) <= most
 
@@ -94,7 +107,7 @@ def test_golden_files_stay_small():
 def test_golden_files_are_not_written_twice(capsys):
     before = sums(HERE)
     assert main() == 1
-    assert capsys.readouterr().out.count("never written again") == 2
+    assert capsys.readouterr().out.count("never written again") == 3
     assert sums(HERE) == before
 
 
@@ -104,6 +117,7 @@ def test_golden_files_that_are_missing_are_written_beside_those_that_are_there(
     monkeypatch.setattr("tests.golden.regenerate.HERE", tmp_path)
     (tmp_path / "v1").mkdir()
     monkeypatch.setattr("tests.golden.regenerate.INCREMENTS", INCREMENTS[-1:])
+    monkeypatch.setattr("tests.golden.regenerate.TURNED", TURNED[:1])
     assert main() == 0
     assert capsys.readouterr().out.count("never written again") == 1
     assert not list((tmp_path / "v1").iterdir())
@@ -156,6 +170,27 @@ def test_golden_files_cover_what_increments_have():
     assert features == {(), ("delta", "sparse")}
 
 
+def test_golden_files_cover_what_is_turned():
+    rows = [row for path in V1_TURNED.rglob("*.manifest.json") for row in tensors_of(path)]
+    links = [(row["dtype"], link) for row in rows for c in row["chunks"] for link in chain_of(c)]
+    turned = {(dtype, len(link[7])) for dtype, link in links if link[8:] == ["turned"]}
+    whole = {dtype for dtype, link in links if len(link) == 8 and len(link[7]) == 1}
+    split = {dtype for dtype, link in links if len(link) == 8 and len(link[7]) > 1}
+    on_turned = {
+        (row["dtype"], len(chain))
+        for row in rows
+        for chain in map(chain_of, row["chunks"])
+        if chain[-1][8:] == ["turned"]
+    }
+
+    assert turned == {("float32", 4), ("bfloat16", 2), ("complex64", 4)}
+    assert split == {"float16", "float64", ">float32"}
+    assert "float32" in whole
+    assert on_turned >= {(dtype, n) for dtype in ("float32", "bfloat16") for n in (1, 2, 3)}
+    requires = {tuple(body(path)["requires"]) for path in V1_TURNED.rglob("*.manifest.json")}
+    assert requires == {("turned",), ("delta", "sparse", "turned")}
+
+
 # What the present code writes.
 
 
@@ -206,9 +241,10 @@ def test_the_independent_reader_refuses_any_changed_byte_of_a_chunk_or_manifest(
             reader.read(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["planes.delta", "chains.delta", "unchanged.auto"])
+@pytest.mark.parametrize("name", ["planes.delta", "chains.delta", "unchanged.auto", "turned.zstd"])
 def test_a_flipped_bit_in_a_chunk_or_its_bases_is_found_by_both_readers(name, tmp_path):
-    shutil.copytree(V1_INCREMENTS / name, tmp_path / name)
+    home = V1_TURNED if name == "turned.zstd" else V1_INCREMENTS
+    shutil.copytree(home / name, tmp_path / name)
     root, flips = tmp_path / name, random.Random(1)
     facts = body(max(root.glob("*.manifest.json")))
     chains = [chain_of(chunk) for row in facts["tensors"] for chunk in row["chunks"]]
@@ -340,9 +376,17 @@ def test_the_examples_of_deltas_and_sparse_planes_are_true():
     assert reader.plane(plane, bytes.fromhex("040207ff"), 10).hex() == "000007000000000000ff"
 
 
+def test_the_example_of_turned_elements_is_true():
+    assert "*Example.* Two bfloat16 elements `80 3f 00 c0` make" in FORMAT
+    assert "turned, are `00 7f 01 80`, and make the planes `00 01` and `7f 80`" in FORMAT
+    raw = np.frombuffer(bytes.fromhex("803f00c0"), np.uint8)
+    planes = split(raw, 2, np.empty_like(raw), turned=True)
+    assert [plane.tobytes().hex(" ") for plane in planes] == ["00 01", "7f 80"]
+
+
 def chain_of(chunk: list[Any]) -> list[list[Any]]:
     """The rows of a chunk and its bases."""
-    return [chunk, *(chain_of(chunk[8]) if len(chunk) == 9 else [])]
+    return [chunk, *(chain_of(chunk[8]) if chunk[8:] not in ([], ["turned"]) else [])]
 
 
 def tensors_by_name(root: Path) -> dict[int, dict[str, np.ndarray]]:
@@ -419,6 +463,8 @@ def masked(text: bytes, codec: str) -> Any:
         return text
     contents = json.loads(text)
     contents["encoded_nbytes"] = None
+    # Turned chunks came later, as a feature.
+    contents["requires"] = [one for one in contents.get("requires", ()) if one != "turned"]
     names = contents.get("segments", ())
     if len(names) > len({name.partition(".")[0] for name in names}):
         contents["segments"] = None  # where one is full depends on frames' lengths

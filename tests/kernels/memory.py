@@ -12,7 +12,7 @@ from gpuckpt.fingerprint import LEAF_UNIT_NBYTES
 from gpuckpt.layout import LEAF_NBYTES
 from gpuckpt.planes import split
 from tests.cuda_on_cpu.emulator import cuemu
-from tests.kernels.reference import digest, folded, statistics_of
+from tests.kernels.reference import digest, folded, rotated, statistics_of
 
 FILL = 0xEE
 MARGIN = 64
@@ -26,7 +26,8 @@ class Piece:
 
     `base` is how far the base begins from one, None: there is none. `kind` is
     what its elements are; `expected` whether its digests are given: as they
-    are ("same") or with the last one changed ("other").
+    are ("same") or with the last one changed ("other"); `turned` whether
+    planes are of elements that are.
     """
 
     nbytes: int
@@ -35,6 +36,7 @@ class Piece:
     base: int | None = None
     kind: int = 0
     expected: str = ""
+    turned: bool = False
 
 
 def aligned(nbytes: int, off: int = 0) -> Any:
@@ -109,6 +111,7 @@ class Launch:
         rows = layout.rows
         rows["tensor"] = [chunk.ctypes.data for chunk in self.chunks]
         rows["kind"] = [piece.kind for piece in self.pieces]
+        rows["turned"] = [piece.turned for piece in self.pieces]
         for row, piece, base, given in zip(
             rows, self.pieces, self.bases, self.expected, strict=True
         ):
@@ -125,7 +128,8 @@ class Launch:
     def written(self, at: int) -> Any:
         """A chunk's bytes as they go to planes."""
         width, raw = self.pieces[at].width, self.raw[at]
-        return folded(raw, self.before[at], width) if self.based(at) else raw
+        raw = folded(raw, self.before[at], width) if self.based(at) else raw
+        return rotated(raw, width) if self.pieces[at].turned else raw
 
     def expected_staged(self) -> Any:
         staged = np.full(self.staged.size, FILL, np.uint8)

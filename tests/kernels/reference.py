@@ -20,6 +20,12 @@ def folded(raw: Any, base: Any, width: int) -> Any:
     return (((difference << 1) & unsigned.type(2 ** (8 * width) - 1)) ^ sign).view(np.uint8)
 
 
+def rotated(raw: Any, width: int) -> Any:
+    """Elements turned left by one bit, as bits of a number of any length."""
+    bits = np.unpackbits(raw.reshape(-1, width)[:, ::-1], axis=1)
+    return np.packbits(np.roll(bits, -1, axis=1), axis=1)[:, ::-1].reshape(-1).copy()
+
+
 def elements_of(raw: Any, kind: int, values: Any) -> Any:
     """The elements of a chunk as float64."""
     if kind == 2:

@@ -40,7 +40,8 @@ def pieces(draw: st.DrawFn) -> Piece:
     misaligned = draw(st.integers(0, 15))
     base = draw(st.one_of(st.none(), st.just(misaligned), st.integers(0, 15)))
     expected = draw(st.sampled_from(["", "same", "other"]))
-    return Piece(elements * width, width, misaligned, base, expected=expected)
+    turned = width > 1 and draw(st.booleans())
+    return Piece(elements * width, width, misaligned, base, expected=expected, turned=turned)
 
 
 @settings(max_examples=200, deadline=None)
@@ -72,7 +73,9 @@ def test_any_table_of_chunks_is_split_joined_and_digested(fast, chunks, seed, or
 def test_every_alignment_of_every_width(fast, width, misaligned):
     sizes = [n // width * width for n in (LEAF_NBYTES + 3 * TILE + 24, 2 * TILE + 8, TILE)]
     chunks = [Piece(n, width, misaligned, base=(misaligned * 5 + 3) % 16) for n in sizes]
-    launch = Launch([*chunks, Piece(sizes[0], width, misaligned)], misaligned)
+    plain = Piece(sizes[0], width, misaligned)
+    turned = Piece(sizes[0], width, misaligned, turned=width > 1)
+    launch = Launch([*chunks, plain, turned], misaligned)
     launch.filter(fast["filter"])
     launch.digest(fast["digest"])
     launch.unfilter(fast["unfilter"])
@@ -158,6 +161,7 @@ SMALL = [
     *(Piece(3 * TILE + 16, w, 3, base, expected="same") for w in (1, 4, 8) for base in (0, 3)),
     Piece(LEAF_NBYTES + 16, 4, expected="other"),
     Piece(LEAF_NBYTES, 2, 6, base=6),
+    *(Piece(3 * TILE + 24, w, 3, turned=True) for w in (2, 4, 8)),
     Piece(LEAF_NBYTES + 8, 8, 0, base=0),
 ]
 ONE_ROW = [Piece(LEAF_NBYTES + 8, 8, 0)]  # no search for the row, which has barriers of its own

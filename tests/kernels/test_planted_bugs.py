@@ -52,6 +52,13 @@ CHUNKS = {
     "a zero byte too few": ("filter", replacing("0x7f7f7f7f | word) >>", "0x7e7f7f7f | word) >>")),
     "odd words' bytes": ("filter", replacing("set.y + odd", "set.y + even")),
     "counts of the leaf before": ("filter", without("counts.set[threadIdx.x] = make_uint2(0, 0);")),
+    "a bit that isn't turned": ("filter", replacing("word >> 15 & 0x00010001", "0")),
+    "a bit of the other half": (
+        "filter",
+        replacing("__funnelshift_l(w.x, w.y, 1)", "__funnelshift_l(w.x, w.x, 1)"),
+    ),
+    "all elements turned": ("filter", replacing("if (row.turned)", "if (row.width > 1)")),
+    "turned the wrong way back": ("unfilter", replacing("BACK ? 31 : 1", "1")),
     "no warp barrier before units are read": ("unfilter", without(WARP, 6)),
     "no warp barrier after units are read": ("unfilter", without(WARP, 7)),
     "no warp barrier before units are written": ("unfilter", without(WARP, 5)),
