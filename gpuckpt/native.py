@@ -43,6 +43,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "count_nonzero": (_N, _P, _N),
     "pack_sparse": (_N, _P, _N, _P, _P, _N),
     "unpack_sparse": (ctypes.c_int, _P, _P, _N, _P, _N),
+    "round": (None, _P, _N, _U, _P),
     "squares": (None, _P, _N, _U, _U, _U, _U, _U, _P),
 }
 
@@ -121,6 +122,11 @@ class Native:
         lanes = np.zeros(LANES)
         self._call("squares", _at(raw), raw.size, kind, *known, lanes.ctypes.data)
         return lanes
+
+    def round(self, raw: Bytes, kind: int, out: Bytes) -> None:
+        """See `rounding.round_to`."""
+        assert raw.size == 2 * out.size, (raw.size, out.size)
+        self._call("round", _at(raw), _elements(2, out), kind, _room(out))
 
     def _call(self, name: str, *arguments: object) -> int:
         return int(self._functions[name](*arguments) or 0)

@@ -15,6 +15,7 @@ from gpuckpt.deltacoding import decode_delta
 from gpuckpt.errors import CorruptError
 from gpuckpt.fingerprint import checksum, fingerprint
 from gpuckpt.manifest import TensorEntry
+from gpuckpt.rounding import round_to
 from gpuckpt.segments import read
 from gpuckpt.spec import ChunkEntry
 from gpuckpt.stores import Store
@@ -54,6 +55,9 @@ def read_chunk(
         decode(coded, chunk.planes, slot, rooms, where_of(job, chunk))
         return
     (out,) = rooms
+    if chunk.sources:
+        _read_rounded(job, chunk, out, arena)
+        return
     with arena.spare() as spare:
         for link in reversed(chunk.chain):
             coded = _read(job, link, spare.coded[: link.extent.length])
@@ -63,6 +67,16 @@ def read_chunk(
             else:
                 base = None if link.base is None else out
                 decode_delta(coded, link.planes, spare, out, base=base, where=where)
+
+
+def _read_rounded(job: Job, chunk: ChunkEntry, out: Bytes, arena: Arena) -> None:
+    """Read the chunks that a derived one is the rounding of, and round them."""
+    for source in chunk.sources:
+        with arena.spare() as spare:
+            raw = spare.raw[: source.nbytes]
+            read_chunk(job, source, spare, [raw], arena)
+            at = source.start // 2 - chunk.start
+            round_to(job.entry.spec.dtype, raw, out[at : at + source.nbytes // 2])
 
 
 def check_chunk(job: Job, chunk: ChunkEntry, slot: Slot, arena: Arena) -> Bytes:

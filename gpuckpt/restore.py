@@ -161,7 +161,8 @@ def _check_filled(job: Job, target: Tensor, devices: Devices, arena: Arena) -> N
 
 def largest_chunk(entries: Iterable[TensorEntry]) -> int:
     """Raw bytes of the largest chunk, for which a slot must have room."""
-    return max((chunk.nbytes for entry in entries for chunk in entry.chunks), default=0)
+    chunks = [chunk for entry in entries for chunk in entry.chunks]
+    return max((one.nbytes for chunk in chunks for one in (chunk, *chunk.sources)), default=0)
 
 
 def _batches(shares: Mapping[str, Sequence[Job]], arena: Arena) -> Iterator[_Batch]:
