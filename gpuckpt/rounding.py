@@ -48,7 +48,8 @@ def round_by_numpy(dtype: str, raw: Bytes, out: Bytes) -> None:
 def _to_bfloat16(bits: Words) -> Words:
     even = (bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16
     nan = ((bits >> 16) & 0x8000) | 0x7FC0
-    return np.where((bits & 0x7FFFFFFF) > 0x7F800000, nan, even).astype(np.uint32, copy=False)
+    words: Words = np.where((bits & 0x7FFFFFFF) > 0x7F800000, nan, even)
+    return words
 
 
 def _to_float16(bits: Words) -> Words:
@@ -58,5 +59,5 @@ def _to_float16(bits: Words) -> Words:
     shift = np.clip(126 - (x >> 23).astype(np.int32), 1, 31).astype(np.uint32)
     whole = (x & 0x7FFFFF) | 0x800000
     small = (whole + (np.uint32(1) << (shift - 1)) - 1 + (whole >> shift & 1)) >> shift
-    whole = np.where(x < 0x38800000, small, even) | ((bits >> 16) & 0x8000)
-    return whole.astype(np.uint32, copy=False)
+    words: Words = np.where(x < 0x38800000, small, even) | ((bits >> 16) & 0x8000)
+    return words

@@ -32,7 +32,8 @@ def by_library(dtype: str, words: np.ndarray) -> np.ndarray:
 def is_signalling(words: np.ndarray) -> np.ndarray:
     """NaNs of which libraries make different ones."""
     quiet = np.uint32(0x00400000)
-    return ((words & 0x7FFFFFFF) > 0x7F800000) & (words & quiet == 0)
+    found: np.ndarray = ((words & 0x7FFFFFFF) > 0x7F800000) & (words & quiet == 0)
+    return found
 
 
 def edges(dtype: str) -> np.ndarray:

@@ -27,21 +27,33 @@ from gpuckpt.spec import Plane
 from tests.golden import reader
 from tests.golden.describe import describe
 from tests.golden.regenerate import SUMS, main, sums, write_case
-from tests.golden.states import CASES, DELTA_NBYTES, INCREMENTS, NBYTES, Case, Save, coarse, moved
+from tests.golden.states import (
+    CASES,
+    DELTA_NBYTES,
+    DERIVED,
+    INCREMENTS,
+    NBYTES,
+    Case,
+    Save,
+    coarse,
+    moved,
+)
 
 HERE = Path(__file__).parent
-V1, V1_INCREMENTS = HERE / "v1", HERE / "v1.increments"
+V1, V1_INCREMENTS, V1_DERIVED = HERE / "v1", HERE / "v1.increments", HERE / "v1.derived"
 FORMAT = (HERE.parent.parent / "docs" / "FORMAT.md").read_text()
 TOKEN = re.compile(rb"\.[0-9a-f]{8}\.r")
 ENDING = struct.pack("<I12x8s", 1, b"gpuckpt\0")
 STATISTICS = re.compile(rb',"statistics":\[[^]]*\]')
 
-EVERY_CASE = [*CASES, *INCREMENTS]
+EVERY_CASE = [*CASES, *INCREMENTS, *DERIVED]
 of_every_case = pytest.mark.parametrize("case", EVERY_CASE, ids=lambda case: case.name)
 
 
 def home(case: Case) -> Path:
     """The directory of a case's root."""
+    if case in DERIVED:
+        return V1_DERIVED
     return V1 if case in CASES else V1_INCREMENTS
 
 
@@ -86,7 +98,7 @@ def test_golden_files_have_not_changed(version):
 
 
 def test_golden_files_stay_small():
-    for directory, most in ((V1, 200_000), (V1_INCREMENTS, 300_000)):
+    for directory, most in ((V1, 200_000), (V1_INCREMENTS, 300_000), (V1_DERIVED, 600_000)):
         files = [path for path in directory.rglob("*") if path.is_file()]
         assert sum(path.stat().st_size for path in files) <= most
 
@@ -94,7 +106,7 @@ def test_golden_files_stay_small():
 def test_golden_files_are_not_written_twice(capsys):
     before = sums(HERE)
     assert main() == 1
-    assert capsys.readouterr().out.count("never written again") == 2
+    assert capsys.readouterr().out.count("never written again") == 3
     assert sums(HERE) == before
 
 
@@ -103,9 +115,10 @@ def test_golden_files_that_are_missing_are_written_beside_those_that_are_there(
 ):
     monkeypatch.setattr("tests.golden.regenerate.HERE", tmp_path)
     (tmp_path / "v1").mkdir()
+    (tmp_path / "v1.derived").mkdir()
     monkeypatch.setattr("tests.golden.regenerate.INCREMENTS", INCREMENTS[-1:])
     assert main() == 0
-    assert capsys.readouterr().out.count("never written again") == 1
+    assert capsys.readouterr().out.count("never written again") == 2
     assert not list((tmp_path / "v1").iterdir())
     written = tmp_path / "v1.increments"
     assert sums(written) == (written / SUMS).read_text() != ""
@@ -154,6 +167,24 @@ def test_golden_files_cover_what_increments_have():
     assert older
     features = {tuple(facts["requires"]) for facts, _ in found}
     assert features == {(), ("delta", "sparse")}
+
+
+def test_golden_files_cover_what_derived_chunks_have():
+    found = [
+        (body(path), row, chunk)
+        for path in V1_DERIVED.rglob("*.manifest.json")
+        for row in tensors_of(path)
+        for chunk in row["chunks"]
+    ]
+    derived = [(facts, row, chunk) for facts, row, chunk in found if len(chunk) == 10]
+
+    assert {row["dtype"] for _, row, _ in derived} == {"float16", "bfloat16"}
+    assert {len(chunk[9]) for _, _, chunk in derived} == {1, 2}
+    assert {len(source) for _, _, chunk in derived for source in chunk[9]} == {8, 9}
+    assert any(len({source[2] for source in chunk[9]}) == 2 for _, _, chunk in derived)
+    lengths = [{len(c) for c in row["chunks"]} for _, row, _ in derived]
+    assert {8, 10} in lengths, "a tensor of which a part is derived"
+    assert {"derived"} <= {one for facts, _, _ in found for one in facts["requires"]}
 
 
 # What the present code writes.
@@ -341,8 +372,9 @@ def test_the_examples_of_deltas_and_sparse_planes_are_true():
 
 
 def chain_of(chunk: list[Any]) -> list[list[Any]]:
-    """The rows of a chunk and its bases."""
-    return [chunk, *(chain_of(chunk[8]) if len(chunk) == 9 else [])]
+    """The rows of a chunk and its bases, or of its sources and theirs."""
+    rows = chunk[9] if len(chunk) == 10 else chunk[8:]
+    return [chunk, *(link for row in rows for link in chain_of(row))]
 
 
 def tensors_by_name(root: Path) -> dict[int, dict[str, np.ndarray]]:
