@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,8 @@ from gpuckpt.rounding import MASTER, NARROW, round_to
 from gpuckpt.spec import Chunk, Extent, Spec
 
 Bytes = npt.NDArray[np.uint8]
+T = TypeVar("T")
+R = TypeVar("R")
 
 # Elements that are compared before any others: an optimizer's moments differ in the first.
 SAMPLE = 64
@@ -97,6 +100,18 @@ class Derivation:
                 return None
             digests = b"".join(self._digests[key] for key in keys)
         return found if root(digests, chunk.nbytes) == fingerprint else None
+
+    def guarded(self, work: Callable[[T], R]) -> Callable[[T], R]:
+        """The same, but if it fails, nobody waits any more for what it would have taken."""
+
+        def guarded(item: T) -> R:
+            try:
+                return work(item)
+            except BaseException:
+                self.end()
+                raise
+
+        return guarded
 
     @contextlib.contextmanager
     def ended(self) -> Iterator[None]:

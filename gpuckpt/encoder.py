@@ -65,13 +65,6 @@ class Encoder:
 
     def work(self, batch: Staged | Reread) -> Coded | Again:
         """Wait for a batch, and encode it, or take note of what it was when it was read again."""
-        try:
-            return self._work(batch)
-        except BaseException:
-            self._derivation.end()  # what waits for these chunks would wait for ever
-            raise
-
-    def _work(self, batch: Staged | Reread) -> Coded | Again:
         lap = Lap()
         if isinstance(batch, Reread):
             again = Again(batch, batch.transfer.wait(), lap)

@@ -147,7 +147,8 @@ def _write_chunks(  # noqa: PLR0917 - all that a save has
     encoder = Encoder(choose, before, bases, derivation, arena, arrived)
     drop = partial(give_back, arena=arena)
     staged = stage(snapshot, arena)
-    line = ordered_map(encoder.work, staged, workers=resources.workers, drop=drop)
+    work = derivation.guarded(encoder.work)
+    line = ordered_map(work, staged, workers=resources.workers, drop=drop)
     with contextlib.closing(line), derivation.ended():
         for done in balance.watched(line):
             stats.add(done.lap, again=True)

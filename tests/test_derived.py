@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,14 +18,15 @@ from gpuckpt.arena import AREAS, Arena
 from gpuckpt.commit import open_step
 from gpuckpt.derived import Derivation, Derived
 from gpuckpt.fingerprint import fingerprint
-from gpuckpt.layout import segment_step
-from gpuckpt.manifest import TensorEntry, pack_manifest
+from gpuckpt.layout import segment_name, segment_step
+from gpuckpt.manifest import Manifest, TensorEntry, pack_manifest, unpack_manifest
 from gpuckpt.plan import area_nbytes, make_plans
 from gpuckpt.resources import Resources
-from gpuckpt.spec import Chunk, Spec
+from gpuckpt.spec import Chunk, ChunkEntry, Extent, Plane, Spec
 from gpuckpt.stores.local import LocalStore
 from gpuckpt.stores.memory import MemoryAppender, MemoryStore
 from gpuckpt.verify import verify_step
+from tests.test_layers import body_of, read_strangers_index, resealed
 
 # Of float32 as many bytes as make a leaf when they are rounded.
 CHUNK = 128 << 10
@@ -391,6 +393,110 @@ def test_what_waits_goes_on_when_a_save_ends():
         pass
     waiting.join(30)
     assert found == [None]
+
+
+def manifest_of_a_copy() -> bytes:
+    """Eight float16 in a chunk, that are the rounding of two chunks; one of these has a base."""
+    extents = [Extent(segment_name(at, "01234567", 0, 0), 64, 16) for at in (1, 2, 3)]
+    known = ("0" * 32, "1" * 16)
+    base = ChunkEntry(0, 16, extents[2], *known, (Plane("raw", 16),))
+    first = ChunkEntry(0, 16, extents[1], *known, (Plane("raw", 4),) * 4, base)
+    second = ChunkEntry(16, 16, extents[0], *known, (Plane("raw", 16),))
+    empty = Extent(extents[1].segment, 64, 0)
+    copy = ChunkEntry(0, 16, empty, *known, (), sources=(first, second))
+    tensor = TensorEntry(Spec("a", "float16", (8,)), (copy,), 3)
+    return pack_manifest(Manifest(3, {"dict": [["a", {"tensor": 0}]]}, (tensor,)))
+
+
+SOURCES = 9  # their place in a chunk's row
+Row = list[Any]
+
+
+def with_sources(row: Row, *sources: Any) -> Row:
+    return [*row[:SOURCES], [*sources]]
+
+
+def with_first(row: Row, at: int, value: object) -> Row:
+    """The row with something else in its first source's."""
+    first, *others = row[SOURCES]
+    return with_sources(row, [*first[:at], value, *first[at + 1 :]], *others)
+
+
+HOSTILE: dict[str, Callable[[Row], Row]] = {
+    "no sources": with_sources,
+    "sources of another kind": lambda row: [*row[:SOURCES], {"a": 1}],
+    "no list": lambda row: [*row[:SOURCES], 3],
+    "too few": lambda row: with_sources(row, row[SOURCES][0]),
+    "too many": lambda row: with_sources(row, *row[SOURCES], row[SOURCES][1]),
+    "another order": lambda row: with_sources(row, *row[SOURCES][::-1]),
+    "the same twice": lambda row: with_sources(row, row[SOURCES][0], row[SOURCES][0]),
+    "a source of its own": lambda row: with_sources(row, row, row[SOURCES][1]),
+    "a source with sources": lambda row: with_sources(
+        row, [*row[SOURCES][0][:8], None, row[SOURCES]], row[SOURCES][1]
+    ),
+    "an empty source": lambda row: with_sources(
+        row, [0, 0, 0, 64, 0, *row[5:7], [["raw", 0]]], *row[SOURCES]
+    ),
+    "a source that cuts an element": lambda row: with_first(row, 1, 14),
+    "a source of 2^62 bytes": lambda row: with_first(row, 1, 2**62),
+    "a source of another place": lambda row: with_first(row, 0, 4),
+    "a source in a segment that isn't listed": lambda row: with_first(row, 2, 3),
+    "planes that don't fill a source": lambda row: with_first(row, 4, 15),
+    "a source of two planes": lambda row: with_first(row, 7, [["raw", 8]] * 2),
+    "a base too": lambda row: [*row[:8], row[SOURCES][1], row[SOURCES]],
+    "bytes of its own": lambda row: [*row[:4], 16, *row[5:7], [["raw", 16]], *row[8:]],
+    "an extent without planes": lambda row: [*row[:4], 16, *row[5:]],
+    "planes without an extent": lambda row: [*row[:7], [["zstd", 0]], *row[8:]],
+    "more after it": lambda row: [*row, []],
+    "a length that is odd": lambda row: [0, 15, *row[2:]],
+    "a length that isn't its sources'": lambda row: [0, 8, *row[2:]],
+    "65 bases of a source": lambda row: with_first(row, 8, with_bases(row[SOURCES][0][8], 65)),
+}
+
+
+def with_bases(base: Row, count: int) -> Row:
+    """A row without a base, with so many of them."""
+    found = base
+    for _ in range(count):
+        found = [*base[:4], 16, *base[5:7], [["raw", 4]] * 4, found]
+    return found
+
+
+def test_chunks_with_sources_are_unpacked_as_they_were_packed():
+    packed = manifest_of_a_copy()
+    manifest = unpack_manifest(packed, "m")
+    (chunk,) = manifest.tensors[0].chunks
+    assert pack_manifest(manifest) == packed
+    assert body_of(packed)["requires"] == ["delta", "derived"]
+    assert len(manifest.segments) == 3
+    assert (len(chunk.sources), manifest.encoded_nbytes) == (2, 0)
+
+
+@pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
+def test_a_strangers_derived_chunk_is_refused(change):
+    body = body_of(manifest_of_a_copy())
+    (row,) = body["tensors"][0]["chunks"]
+    for changed in (row, change(row)):
+        body["tensors"][0]["chunks"] = [changed]
+        index = {"requires": ["delta", "derived"], "bases": body["segments"][1:], "step": 3}
+        index["tensors"] = [{**body["tensors"][0], "chunks": [[*changed[:2], 0, *changed[3:]]]}]
+        if changed is row:
+            unpack_manifest(resealed(body), "m")
+            read_strangers_index(index)
+            continue
+        with pytest.raises((gpuckpt.CorruptError, gpuckpt.FormatError)):
+            unpack_manifest(resealed(body), "m")
+        with pytest.raises((gpuckpt.CorruptError, gpuckpt.FormatError)):
+            read_strangers_index(index)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int16", ">f2", "float8_e5m2", "complex64"])
+def test_what_nothing_is_rounded_to_has_no_sources(dtype):
+    body = body_of(manifest_of_a_copy())
+    itemsize = {"float32": 4, "complex64": 8, "float8_e5m2": 1}.get(dtype, 2)
+    body["tensors"][0] |= {"dtype": dtype, "shape": [16 // itemsize]}
+    with pytest.raises((gpuckpt.CorruptError, gpuckpt.FormatError)):
+        unpack_manifest(resealed(body), "m")
 
 
 KEEPS = [None, gpuckpt.Keep(last=1), gpuckpt.Keep(every=2)]

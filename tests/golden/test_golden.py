@@ -22,6 +22,8 @@ from gpuckpt import layout
 from gpuckpt.arena import Slot
 from gpuckpt.deltacoding import decode_delta
 from gpuckpt.deltas import delta_split
+from gpuckpt.fingerprint import checksum
+from gpuckpt.rounding import round_to
 from gpuckpt.sparse import pack_sparse
 from gpuckpt.spec import Plane
 from tests.golden import reader
@@ -37,6 +39,7 @@ from tests.golden.states import (
     Save,
     coarse,
     moved,
+    narrow,
 )
 
 HERE = Path(__file__).parent
@@ -289,6 +292,26 @@ def test_the_independent_reader_reads_increments_that_are_written_today(
         assert describe(reader.read(root, save.step)) == describe(save.state)
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    kind=st.sampled_from([np.float16, ml_dtypes.bfloat16]),
+    counts=st.lists(st.integers(600, 9000), min_size=1, max_size=3),
+    codec=st.sampled_from(["auto", "raw", "delta"]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_the_independent_reader_reads_copies_that_are_written_today(
+    kind, counts, codec, seed, tmp_path_factory
+):
+    """Masters of any bits: NaNs, subnormal numbers, ties."""
+    root, rng = tmp_path_factory.mktemp("root"), np.random.default_rng(seed)
+    state: dict[str, Any] = {}
+    for at, count in enumerate(counts):
+        master = rng.integers(0, 2**32, count, np.uint32).view(np.float32)
+        state |= {f"copy{at}": narrow(master, kind), f"master{at}": master}
+    write_case(root, Case("any", lambda: [Save(1, state)], codec, DELTA_NBYTES))
+    assert describe(reader.read(root, 1)) == describe(state)
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.sampled_from([0, 0, 0, 0, 0, 0, 7, 255]), min_size=16, max_size=300),
@@ -369,6 +392,21 @@ def test_the_examples_of_deltas_and_sparse_planes_are_true():
     assert "stored as `04 02 07 ff`" in FORMAT
     plane = ["sparse", 4, ["raw", 2], ["raw", 2]]
     assert reader.plane(plane, bytes.fromhex("040207ff"), 10).hex() == "000007000000000000ff"
+
+
+def test_the_example_of_derived_chunks_is_true():
+    assert "Of the float32 elements `00 80 80 3f`, `00 80 81 3f` and `01 00 00 33`" in FORMAT
+    assert (
+        "`80 3f`, `82 3f` and `00 33`, and the float16 ones `04 3c`, `0c 3c` and `01 00`" in FORMAT
+    )
+    master = np.frombuffer(bytes.fromhex("0080803f0080813f01000033"), np.uint8)
+    words = master.view("<u4").tolist()
+    for name, wanted in (("bfloat16", "803f823f0033"), ("float16", "043c0c3c0100")):
+        out = np.empty(6, np.uint8)
+        round_to(name, master, out)
+        assert out.tobytes().hex() == wanted
+        assert b"".join(struct.pack("<H", reader.rounded(x, name)) for x in words).hex() == wanted
+    assert f"`{checksum([])}`" in FORMAT
 
 
 def chain_of(chunk: list[Any]) -> list[list[Any]]:
