@@ -30,7 +30,7 @@ from gpuckpt.layout import LEAF_NBYTES
 from gpuckpt.manifest import Manifest, TensorEntry
 from gpuckpt.plan import Plan, could_be_rounded
 from gpuckpt.planes import join
-from gpuckpt.rounding import MASTER, NARROW, round_to
+from gpuckpt.rounding import MASTER, round_to
 from gpuckpt.spec import Chunk, Extent, Spec
 
 Bytes = npt.NDArray[np.uint8]
@@ -200,12 +200,13 @@ def _sampled(plan: Plan, copies: Sequence[int], frozen: Frozen, arena: Arena) ->
             for at in plan.tensors
             if plan.specs[at].dtype == MASTER and _count(plan.specs[at]) in counts
         ]
-        masters: dict[tuple[int, str, bytes], int] = {}
-        for at, sample in zip(wide, _samples(plan, wide, frozen, slot), strict=True):
-            for dtype in NARROW:
-                masters.setdefault((_count(plan.specs[at]), dtype, _rounded(sample, dtype)), at)
+        samples = _samples(plan, wide, frozen, slot)
     finally:
         arena.give(slot)
+    masters: dict[tuple[int, str, bytes], int] = {}
+    for dtype in {dtype for _, dtype, _ in keys}:
+        for at, sample in zip(wide, _rounded(samples, dtype), strict=True):
+            masters.setdefault((_count(plan.specs[at]), dtype, sample), at)
     found = {
         at: masters.get((_count(plan.specs[at]), plan.specs[at].dtype, sample))
         for at, sample in wanted.items()
@@ -230,10 +231,16 @@ def _count(spec: Spec) -> int:
     return spec.nbytes // (_ITEM if spec.dtype == MASTER else _NARROW_ITEM)
 
 
-def _rounded(sample: bytes, dtype: str) -> bytes:
-    narrow = np.empty(len(sample) * _NARROW_ITEM // _ITEM, np.uint8)
-    round_to(dtype, np.frombuffer(sample, np.uint8), narrow)
-    return narrow.tobytes()
+def _rounded(samples: Sequence[bytes], dtype: str) -> Iterator[bytes]:
+    """All of them at once: a call for each would take longer than all else."""
+    whole = np.frombuffer(b"".join(samples), np.uint8)
+    narrow = np.empty(whole.size * _NARROW_ITEM // _ITEM, np.uint8)
+    round_to(dtype, whole, narrow)
+    at = 0
+    for sample in samples:
+        end = at + len(sample) * _NARROW_ITEM // _ITEM
+        yield narrow[at:end].tobytes()
+        at = end
 
 
 def _is_constant(sample: bytes, item: int) -> bool:

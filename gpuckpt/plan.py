@@ -18,8 +18,8 @@ SUMMARY_NBYTES = 80
 RUN_NBYTES = 640
 _WIDTH_MAX = 8
 _DIGEST_NBYTES = 16
-# Of a smaller copy the row in a manifest would grow by much of what is saved.
-_FEWEST_NBYTES = 1 << 10
+# To look at a smaller copy takes as long as to save it; all of them are little of a model.
+_FEWEST_NBYTES = 8 << 10
 
 Strides = tuple[int, ...]
 

@@ -38,7 +38,7 @@ def numbers(seed: int, count: int = 70_000) -> Any:
 
 
 def mixed(
-    kind: Any, shapes: tuple[tuple[int, ...], ...] = ((350, 200), (350, 200), (1030,))
+    kind: Any, shapes: tuple[tuple[int, ...], ...] = ((350, 200), (350, 200), (5030,))
 ) -> Any:
     """Copies, which come first, moments and masters: a mixed-precision state."""
     masters = [
@@ -163,7 +163,7 @@ def test_strided_tensors_are_paired_by_the_order_of_their_elements():
         (numbers(1).astype(np.float16), numbers(1).astype(np.float64)),
         (numbers(1).astype(">f2"), numbers(1)),
         (numbers(1).astype(np.float16), numbers(1).astype(">f4")),
-        (numbers(1, 500).astype(np.float16), numbers(1, 500)),
+        (numbers(1, 4095).astype(np.float16), numbers(1, 4095)),
         (numbers(1, 60_000).astype(np.float16), numbers(1)),
     ],
     ids=["unlike", "constant", "wide", "big-endian", "big-endian master", "small", "shorter"],
@@ -523,7 +523,7 @@ def test_every_checkpoint_is_whole_whatever_masters_and_copies_do(
 ):
     """Of each pair, a master may move alone, or with its copy."""
     store, states = MemoryStore(), {}
-    state = {f"w{at}": numbers(at, 30_000 * at + 600) for at in range(PAIRS)}
+    state = {f"w{at}": numbers(at, 30_000 * at + 4096) for at in range(PAIRS)}
     for at in range(PAIRS):
         kind = np.float16 if at % 2 else ml_dtypes.bfloat16
         state[f"half{at}"] = state[f"w{at}"].astype(kind)

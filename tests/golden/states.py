@@ -295,7 +295,7 @@ def narrow(array: np.ndarray, kind: Any) -> np.ndarray:
 
 def copies() -> list[Save]:
     """Copies of both types, whole and in part, and what looks like one; then some masters move."""
-    long, short, part = masters(1, 40960), masters(2, 640), masters(3, 70000)
+    long, short, part = masters(1, 40960), masters(2, 4096), masters(3, 70000)
     unlike = narrow(part, np.float16)
     unlike[-1] = 7
     state = {"long": narrow(long, ml_dtypes.bfloat16), "master": {"long": long, "short": short}}

@@ -295,7 +295,7 @@ def test_the_independent_reader_reads_increments_that_are_written_today(
 @settings(max_examples=25, deadline=None)
 @given(
     kind=st.sampled_from([np.float16, ml_dtypes.bfloat16]),
-    counts=st.lists(st.integers(600, 9000), min_size=1, max_size=3),
+    counts=st.lists(st.integers(4096, 9000), min_size=1, max_size=3),
     codec=st.sampled_from(["auto", "raw", "delta"]),
     seed=st.integers(0, 2**32 - 1),
 )
