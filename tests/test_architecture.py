@@ -33,7 +33,7 @@ ROWS: list[set[str]] = [
     {"names", "plan", "stats", "arrays", "stores"},
     {"tree", "arena"},
     {"devices", "manifest", "outline"},
-    {"inventory", "pending", "journal", "derived"},
+    {"inventory", "pending", "journal", "derived", "filled"},
     {"census", "snapshot", "staging", "coding", "segments", "commit"},
     {"bases", "deltacoding", "matching", "rows", "increments"},
     {"resources", "encoder", "reading"},

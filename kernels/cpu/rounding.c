@@ -13,7 +13,7 @@ INLINE void store(u8 *out, size_t at, u32 bits) {
   memcpy(out + at * 2, &half, 2);
 }
 
-static void to_bfloat16(const u8 *raw, size_t count, u8 *out) {
+INLINE void to_bfloat16(const u8 *restrict raw, size_t count, u8 *restrict out) {
   INDEPENDENT
   for (size_t i = 0; i < count; ++i) {
     const u32 bits = word(raw, i);
@@ -25,7 +25,7 @@ static void to_bfloat16(const u8 *raw, size_t count, u8 *out) {
 }
 
 // All but what becomes a subnormal number, which is left zero; returns whether there is any.
-static u32 to_normal_float16(const u8 *raw, size_t count, u8 *out) {
+INLINE u32 to_normal_float16(const u8 *restrict raw, size_t count, u8 *restrict out) {
   u32 any = 0;
   INDEPENDENT
   for (size_t i = 0; i < count; ++i) {
@@ -43,7 +43,7 @@ static u32 to_normal_float16(const u8 *raw, size_t count, u8 *out) {
   return any;
 }
 
-static void to_float16(const u8 *raw, size_t count, u8 *out) {
+INLINE void to_float16(const u8 *raw, size_t count, u8 *out) {
   enum { SOME = 64 };
   for (size_t at = 0; at < count; at += SOME) {
     const size_t some = count - at < SOME ? count - at : SOME;
@@ -58,10 +58,24 @@ static void to_float16(const u8 *raw, size_t count, u8 *out) {
   }
 }
 
+INLINE void to_kind(const u8 *raw, size_t count, u32 kind, u8 *out) {
+  if (kind == 1) to_float16(raw, count, out);
+  if (kind == 2) to_bfloat16(raw, count, out);
+}
+
+#if defined(__x86_64__) && !defined(GPUCKPT_PLAIN)
+__attribute__((target("avx2"))) static void round_by_avx2(const u8 *raw, size_t count, u32 kind,
+                                                          u8 *out) {
+  to_kind(raw, count, kind, out);
+}
+#endif
+
 void gpuckpt_round(const u8 *raw, size_t count, u32 kind, u8 *out) {
-  if (kind == 1) {
-    to_float16(raw, count, out);
-  } else {
-    to_bfloat16(raw, count, out);
+#if defined(__x86_64__) && !defined(GPUCKPT_PLAIN)
+  if (__builtin_cpu_supports("avx2")) {
+    round_by_avx2(raw, count, kind, out);
+    return;
   }
+#endif
+  to_kind(raw, count, kind, out);
 }
