@@ -17,6 +17,7 @@ import gpuckpt
 from gpuckpt.arena import AREAS, Arena
 from gpuckpt.commit import open_step
 from gpuckpt.derived import Derivation, Derived
+from gpuckpt.filled import Filled
 from gpuckpt.fingerprint import fingerprint
 from gpuckpt.layout import segment_name, segment_step
 from gpuckpt.manifest import Manifest, TensorEntry, pack_manifest, unpack_manifest
@@ -26,6 +27,7 @@ from gpuckpt.spec import Chunk, ChunkEntry, Extent, Plane, Spec
 from gpuckpt.stores.local import LocalStore
 from gpuckpt.stores.memory import MemoryAppender, MemoryStore
 from gpuckpt.verify import verify_step
+from tests.shares import tensor_of
 from tests.test_layers import body_of, read_strangers_index, resealed
 
 # Of float32 as many bytes as make a leaf when they are rounded.
@@ -393,6 +395,48 @@ def test_what_waits_goes_on_when_a_save_ends():
         pass
     waiting.join(30)
     assert found == [None]
+
+
+def filled_chunk(start: int, nbytes: int, known: str = "1" * 32) -> ChunkEntry:
+    extent = Extent(segment_name(1, "01234567", 0, 0), 64 + start, nbytes)
+    return ChunkEntry(start, nbytes, extent, known, "0" * 16, (Plane("raw", nbytes),))
+
+
+def test_what_a_restore_has_put_into_host_memory_is_rounded_from_there():
+    master, filled, out = numbers(1, 1000), Filled(), np.empty(2000, np.uint8)
+    target = tensor_of(master)
+    sources = filled_chunk(0, 2400), filled_chunk(2400, 1600)
+    copy = replace(filled_chunk(0, 2000), planes=(), sources=sources)
+    assert not filled.round("float16", copy, out)
+    filled.add([target], sources[1])
+    assert not filled.round("float16", copy, out)
+    filled.add([tensor_of(master[::-1]), target], sources[0])
+    assert filled.round("float16", copy, out)
+    assert out.tobytes() == master.astype(np.float16).tobytes()
+    changed = replace(copy, sources=(filled_chunk(0, 2400, "2" * 32), sources[1]))
+    assert not filled.round("float16", changed, out)
+    assert not filled.round("float16", sources[0], out)
+
+
+def test_only_whole_rows_of_float32_in_host_memory_are_relied_on():
+    out = np.empty(2000, np.uint8)
+    for array in (numbers(1, 1000)[::-1], numbers(1, 1000).astype(np.float64)):
+        filled, source = Filled(), filled_chunk(0, 4000)
+        filled.add([tensor_of(array)], source)
+        assert not filled.round("float16", replace(source, sources=(source,)), out)
+
+
+def test_a_master_that_shares_its_memory_is_not_relied_on():
+    """What its copy is made of may be somebody else's bytes by then."""
+    store, count = MemoryStore(), 1_000_000
+    one, other = numbers(1, count), numbers(2, count // 2)
+    state = {"a": one, "b": other, "copy": one.astype(np.float16)}
+    with checkpoints(store, memory="64 MiB") as ckpt:
+        assert save(ckpt, 1, state).derived_nbytes == 2 * count
+        room = np.zeros(count, np.float32)
+        target = {"a": room, "b": room[count // 2 :], "copy": np.zeros(count, np.float16)}
+        with pytest.raises(gpuckpt.MismatchError, match="shares memory"):
+            ckpt.restore(target)
 
 
 def manifest_of_a_copy() -> bytes:
