@@ -59,7 +59,7 @@ class Derivation:
         self._masters = masters
         self._kinds: dict[int, set[str]] = {}
         self._chunks: dict[int, list[Chunk]] = {}
-        for plan in plans:
+        for plan in plans if masters else ():
             for copy, master in masters.items():
                 if copy in plan.copies:
                     self._kinds.setdefault(master, set()).add(plan.specs[copy].dtype)
@@ -129,10 +129,10 @@ class Derivation:
 
     def _sources(self, derived: Derived) -> list[Chunk] | None:
         """The master's chunks that are just these bytes, cut where leaves of their rounding end."""
-        end = derived.start + derived.nbytes
-        chunks = self._chunks.get(derived.master, ())
-        found = [one for one in chunks if derived.start <= one.start < end]
-        whole = sum(one.nbytes for one in found) == derived.nbytes
+        chunks, end = self._chunks[derived.master], derived.start + derived.nbytes
+        longest = chunks[0].nbytes  # as are all but the last
+        found = chunks[derived.start // longest : -(-end // longest)]
+        whole = derived.start == found[0].start and end == found[-1].start + found[-1].nbytes
         cut = any(one.nbytes % (2 * LEAF_NBYTES) for one in found[:-1])
         return found if whole and not cut else None
 
@@ -163,12 +163,11 @@ def _known(plan: Plan, previous: Manifest | None) -> dict[int, int]:
     """The pairs of the checkpoint before, whose tensors are here under the same names."""
     if previous is None:
         return {}
-    extents = {
-        (entry.chunks[0].extent, entry.spec.name)
+    names = {
+        entry.chunks[0].extent: entry.spec.name
         for entry in previous.tensors
         if entry.spec.dtype == MASTER and entry.chunks
     }
-    names = dict(extents)
     here = {plan.specs[at].name: at for at in plan.tensors}
     found = {}
     for copy, source in _derived_before(previous.tensors):
