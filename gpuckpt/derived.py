@@ -4,7 +4,7 @@ A float32 tensor (the master) and a bfloat16 or float16 one (the copy) are
 paired by a sample of both, or because they were a pair in the checkpoint
 before.  A worker that has a chunk of a master rounds it, and keeps the digests
 of the leaves; a chunk of a copy is derived if its fingerprint is the root of
-these.  So both needn't be in memory at once, wherever they live, and the proof
+these, as long as chunks end where leaves do.  So both needn't be in memory at once, wherever they live, and the proof
 is the same 128 bits by which unchanged chunks are known.
 
 A plan has masters before their copies (`plan.plan_chunks`), and a batch with a
@@ -26,7 +26,6 @@ import numpy.typing as npt
 from gpuckpt.arena import Arena, Slot
 from gpuckpt.devices import Frozen
 from gpuckpt.fingerprint import leaf_digests, root
-from gpuckpt.layout import LEAF_NBYTES
 from gpuckpt.manifest import Manifest, TensorEntry
 from gpuckpt.plan import Plan, could_be_rounded
 from gpuckpt.planes import join
@@ -128,13 +127,12 @@ class Derivation:
             self._changed.notify_all()
 
     def _sources(self, derived: Derived) -> list[Chunk] | None:
-        """The master's chunks that are just these bytes, cut where leaves of their rounding end."""
+        """The master's chunks, if they are just these bytes."""
         chunks, end = self._chunks[derived.master], derived.start + derived.nbytes
         longest = chunks[0].nbytes  # as are all but the last
         found = chunks[derived.start // longest : -(-end // longest)]
         whole = derived.start == found[0].start and end == found[-1].start + found[-1].nbytes
-        cut = any(one.nbytes % (2 * LEAF_NBYTES) for one in found[:-1])
-        return found if whole and not cut else None
+        return found if whole else None
 
 
 def pair(

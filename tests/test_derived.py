@@ -260,6 +260,19 @@ def test_a_copy_that_is_no_copy_any_more_is_no_delta_of_what_was_derived():
     assert entry_of(store, "copy", 3).chunks[0].base is not None
 
 
+def test_a_chunk_that_came_to_be_derived_is_no_base_though_its_bytes_are_kept():
+    store, copy = MemoryStore(), numbers(1).astype(np.float16)
+    state = {"copy": copy, "master": numbers(2)}
+    with checkpoints(store, codec="delta") as ckpt:
+        assert save(ckpt, 1, state).derived_nbytes == 0
+        state["master"] = copy.astype(np.float32)
+        assert save(ckpt, 2, state).derived_nbytes == copy.nbytes
+        copy.view(np.uint16)[::1000] += 1
+        save(ckpt, 3, state)
+    assert [chunk.base for chunk in entry_of(store, "copy", 3).chunks] == [None, None]
+    assert is_right(store, 3, state)
+
+
 def test_a_master_that_is_a_delta_gives_its_copy_and_chains_stay_bounded():
     store, master = MemoryStore(), numbers(1)
     state, chains = {"copy": master.astype(np.float16), "master": master}, []
@@ -541,6 +554,35 @@ def test_what_nothing_is_rounded_to_has_no_sources(dtype):
     body["tensors"][0] |= {"dtype": dtype, "shape": [16 // itemsize]}
     with pytest.raises((gpuckpt.CorruptError, gpuckpt.FormatError)):
         unpack_manifest(resealed(body), "m")
+
+
+def fail(item: int) -> float:
+    return item / 0
+
+
+def test_a_worker_that_fails_lets_those_go_on_who_wait_for_what_it_had():
+    derivation, spec, chunks = new_derivation()
+    found: list[object] = []
+    waiting = threading.Thread(target=lambda: found.append(derivation.find(chunks[3], spec, "")))
+    waiting.start()
+    with pytest.raises(ZeroDivisionError):
+        derivation.guarded(fail)(1)
+    waiting.join(30)
+    assert found == [None]
+    assert derivation.guarded(str)(1) == "1"
+
+
+def test_a_segment_isnt_kept_for_a_master_that_is_counted_twice():
+    """Of the first segment less than half is in use, though a copy refers to it too."""
+    store, master = MemoryStore(), numbers(1)
+    state = {"copy": master.astype(np.float16), "master": master, "other": numbers(2, 120_000)}
+    with checkpoints(store, codec="raw") as ckpt:
+        save(ckpt, 1, state)
+        state["other"] += np.float32(1)
+        save(ckpt, 2, state)
+        assert save(ckpt, 3, state).written_nbytes == master.nbytes
+    assert {segment_step(name) for name in open_step(store).segments} == {2, 3}
+    assert is_right(store, 3, state)
 
 
 KEEPS = [None, gpuckpt.Keep(last=1), gpuckpt.Keep(every=2)]
