@@ -4,8 +4,9 @@ A float32 tensor (the master) and a bfloat16 or float16 one (the copy) are
 paired by a sample of both, or because they were a pair in the checkpoint
 before.  A worker that has a chunk of a master rounds it, and keeps the digests
 of the leaves; a chunk of a copy is derived if its fingerprint is the root of
-these, as long as chunks end where leaves do.  So both needn't be in memory at once, wherever they live, and the proof
-is the same 128 bits by which unchanged chunks are known.
+these (where masters' chunks end within a leaf, it never is).  So both needn't
+be in memory at once, wherever they live, and the proof is the same 128 bits by
+which unchanged chunks are known.
 
 A plan has masters before their copies (`plan.plan_chunks`), and a batch with a
 copy in it waits for batches before it only: they have been begun by then, by
