@@ -14,6 +14,7 @@ from gpuckpt.arena import Arena, Slot
 from gpuckpt.bases import Bases
 from gpuckpt.coding import Choice, encode
 from gpuckpt.deltacoding import delta_pays, encode_delta
+from gpuckpt.derived import Derivation
 from gpuckpt.devices import Arrived
 from gpuckpt.fingerprint import checksum, fingerprint
 from gpuckpt.increments import Before, is_short
@@ -49,17 +50,18 @@ class Again:
 class Encoder:
     """Encodes batches, in several threads at once."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - all that a worker has
         self,
         choose: Choice,
         before: Before,
         bases: Bases | None,
+        derivation: Derivation,
         arena: Arena,
         arrived: Callable[[], None],
     ) -> None:
         """`bases` are kept up to date; `arrived` is called for each batch on the host."""
         self._choose, self._before, self._bases = choose, before, bases
-        self._arena, self._arrived = arena, arrived
+        self._derivation, self._arena, self._arrived = derivation, arena, arrived
 
     def work(self, batch: Staged | Reread) -> Coded | Again:
         """Wait for a batch, and encode it, or take note of what it was when it was read again."""
@@ -85,6 +87,10 @@ class Encoder:
         self, chunk: Chunk, arrived: Arrived, spec: Spec, part: Slot, known: _Known
     ) -> CodedChunk:
         print_, statistics = known
+        self._derivation.take(chunk, arrived.planes, self._arena)
+        derived = self._derivation.find(chunk, spec, print_)
+        if derived is not None:
+            return CodedChunk(chunk, print_, statistics, derived)
         coded = self._coded(chunk, arrived.planes, spec, part, print_)
         if self._bases is not None:
             self._bases.put(chunk, arrived.planes, print_, turned=spec.turned)

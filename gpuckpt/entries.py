@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from gpuckpt import layout
 from gpuckpt.dtypes import to_numpy
 from gpuckpt.errors import FormatError
+from gpuckpt.rounding import MASTER, NARROW
 from gpuckpt.spec import ChunkEntry, Extent, Plane, Spec
 from gpuckpt.values import Json
 
@@ -14,12 +16,15 @@ CODECS = ("raw", "zstd")
 SPARSE = "sparse"
 # What a reader must know beyond the first readers of this version.
 DELTA_FEATURE, SPARSE_FEATURE, TURNED_FEATURE = "delta", "sparse", "turned"
-FEATURES = (DELTA_FEATURE, SPARSE_FEATURE, TURNED_FEATURE)
+DERIVED_FEATURE = "derived"
+FEATURES = (DELTA_FEATURE, SPARSE_FEATURE, TURNED_FEATURE, DERIVED_FEATURE)
 # What stands in a row in a base's place if the planes are of elements that are turned.
 TURNED = "turned"
 COUNT_MAX = 2**63 - 1
 # A longer chain is no one's, and would make whoever reads it read for ever.
 CHAIN_MAX = 64
+# Of a row with sources: the ninth is the base that it doesn't have.
+_DERIVED_ENTRIES = 10
 
 
 def pack_chunk(chunk: ChunkEntry, positions: Mapping[str, int]) -> list[Json]:
@@ -31,14 +36,27 @@ def pack_chunk(chunk: ChunkEntry, positions: Mapping[str, int]) -> list[Json]:
         *(chunk.fingerprint, chunk.checksum),
         [_pack_plane(plane) for plane in chunk.planes],
     ]
+    if chunk.sources:
+        return [*row, None, [pack_chunk(source, positions) for source in chunk.sources]]
     assert not (chunk.turned and chunk.base), "a delta isn't turned"
     if chunk.turned:
         return [*row, TURNED]
     return row if chunk.base is None else [*row, pack_chunk(chunk.base, positions)]
 
 
-def unpack_chunk(row: Json, segments: Sequence[str], links: int = CHAIN_MAX) -> ChunkEntry:
+def unpack_chunk(row: Json, segments: Sequence[str]) -> ChunkEntry:
     """Read a chunk's row: the inverse of `pack_chunk`."""
+    if len(row) != _DERIVED_ENTRIES:
+        return _unpack_link(row, segments, CHAIN_MAX)
+    *own, base, sources = row
+    if base is not None or not sources:
+        raise ValueError("a chunk of sources, and a base, or of none")
+    found = tuple(_unpack_link(source, segments, CHAIN_MAX) for source in sources)
+    return replace(_unpack_link(own, segments, 0), sources=found)
+
+
+def _unpack_link(row: Json, segments: Sequence[str], links: int) -> ChunkEntry:
+    """Read a row that has no sources."""
     start, nbytes, segment, offset, length, fingerprint, checksum, planes, *more = row
     turned = more == [TURNED]
     if len(more) > 1 or (more and not turned and not links):
@@ -50,7 +68,7 @@ def unpack_chunk(row: Json, segments: Sequence[str], links: int = CHAIN_MAX) -> 
         fingerprint=as_text(fingerprint),
         checksum=as_text(checksum),
         planes=tuple(_unpack_plane(plane) for plane in planes),
-        base=unpack_chunk(more[0], segments, links - 1) if more and not turned else None,
+        base=_unpack_link(more[0], segments, links - 1) if more and not turned else None,
         turned=turned,
     )
 
@@ -67,18 +85,19 @@ def check_chunks(spec: Spec, chunks: Sequence[ChunkEntry], *, whole: bool) -> No
         if chunk.start < end or (whole and chunk.start > end) or not chunk.nbytes:
             raise ValueError(f"{spec.name}: a chunk at {chunk.start}, after one that ends at {end}")
         end = chunk.start + chunk.nbytes
-        for link in chunk.chain:
-            if (link.start, link.nbytes) != (chunk.start, chunk.nbytes):
-                raise ValueError(f"{spec.name}: a base of {link.nbytes} bytes at {link.start}")
-            _check_chunk(spec, link)
+        if chunk.sources:
+            _check_derived(spec, chunk)
+        else:
+            _check_chain(spec, chunk)
     if end > spec.nbytes or (whole and end != spec.nbytes):
         raise ValueError(f"{spec.name}: {end} bytes of {spec.nbytes}")
 
 
 def features_of(chunks: Iterable[ChunkEntry]) -> list[str]:
     """What a reader of these chunks must know."""
-    links = [link for chunk in chunks for link in chunk.chain]
-    found = {DELTA_FEATURE for link in links if link.base is not None}
+    links = [link for chunk in chunks for link in chunk.links]
+    found = {DERIVED_FEATURE for link in links if link.sources}
+    found |= {DELTA_FEATURE for link in links if link.base is not None}
     found |= {SPARSE_FEATURE for link in links for plane in link.planes if plane.parts}
     found |= {TURNED_FEATURE for link in links if link.turned}
     return sorted(found)
@@ -122,12 +141,31 @@ def _unpack_plane(row: Json) -> Plane:
     return Plane(as_text(codec), as_count(length), inside)
 
 
+def _check_chain(spec: Spec, chunk: ChunkEntry) -> None:
+    for link in chunk.chain:
+        if (link.start, link.nbytes) != (chunk.start, chunk.nbytes):
+            raise ValueError(f"{spec.name}: a base of {link.nbytes} bytes at {link.start}")
+        _check_chunk(spec, link)
+
+
+def _check_derived(spec: Spec, chunk: ChunkEntry) -> None:
+    """Its sources are the float32 elements of which its own are the roundings, and no others."""
+    if spec.dtype not in NARROW or chunk.planes or chunk.extent.length:
+        raise ValueError(f"{spec.name}: {spec.dtype} that is stored, and has sources")
+    master = Spec(f"a source of {spec.name}", MASTER, spec.shape)
+    _check_size(spec, chunk)
+    end = 2 * chunk.start
+    for source in chunk.sources:
+        if source.start != end or not source.nbytes:
+            raise ValueError(f"{spec.name}: a source at {source.start}, and not at {end}")
+        _check_chain(master, source)
+        end += source.nbytes
+    if end != 2 * (chunk.start + chunk.nbytes):
+        raise ValueError(f"{spec.name}: sources to {end} for {chunk.nbytes} bytes")
+
+
 def _check_chunk(spec: Spec, chunk: ChunkEntry) -> None:
-    itemsize = to_numpy(spec.dtype).itemsize
-    if chunk.nbytes > layout.CHUNK_NBYTES_MAX:
-        raise ValueError(f"{spec.name}: a chunk of {chunk.nbytes} bytes")
-    if chunk.start % itemsize or chunk.nbytes % itemsize:
-        raise ValueError(f"{spec.name}: a chunk cuts an element")
+    _check_size(spec, chunk)
     if len(chunk.planes) != spec.width and (len(chunk.planes) != 1 or chunk.base is not None):
         raise ValueError(f"{spec.name}: {len(chunk.planes)} planes of {spec.width}")
     if chunk.turned and len(chunk.planes) == 1:
@@ -136,6 +174,14 @@ def _check_chunk(spec: Spec, chunk: ChunkEntry) -> None:
         raise ValueError(f"{spec.name}: planes don't fill their extent")
     for plane in chunk.planes:
         _check_plane(spec.name, plane, chunk.nbytes // len(chunk.planes))
+
+
+def _check_size(spec: Spec, chunk: ChunkEntry) -> None:
+    itemsize = to_numpy(spec.dtype).itemsize
+    if chunk.nbytes > layout.CHUNK_NBYTES_MAX:
+        raise ValueError(f"{spec.name}: a chunk of {chunk.nbytes} bytes")
+    if chunk.start % itemsize or chunk.nbytes % itemsize:
+        raise ValueError(f"{spec.name}: a chunk cuts an element")
 
 
 def _check_plane(name: str, plane: Plane, nbytes: int) -> None:

@@ -55,7 +55,7 @@ class Before:
     def base(self, chunk: Chunk) -> ChunkEntry | None:
         """The entry of a chunk from which one that has changed may be a delta."""
         entry = self._chunks[chunk.tensor].get(chunk.start)
-        if entry is None or entry.nbytes != chunk.nbytes:
+        if entry is None or entry.nbytes != chunk.nbytes or entry.sources:
             return None
         return entry if len(entry.chain) < min(self._full_every, CHAIN_MAX) else None
 
@@ -72,16 +72,16 @@ def _chunks(entry: TensorEntry | None, spec: Spec, usable: frozenset[str]) -> di
     return {
         chunk.start: chunk
         for chunk in entry.chunks
-        if all(link.extent.segment in usable for link in chunk.chain)
+        if all(link.extent.segment in usable for link in chunk.links)
     }
 
 
 def _usable(previous: Manifest, store: Store) -> frozenset[str]:
     """The segments that are there, and of which enough is in use."""
     live: Counter[str] = Counter()
-    for entry in previous.tensors:
-        for link in (link for chunk in entry.chunks for link in chunk.chain):
-            live[link.extent.segment] += link.extent.length
+    links = (link for entry in previous.tensors for chunk in entry.chunks for link in chunk.links)
+    for extent in dict.fromkeys(link.extent for link in links):
+        live[extent.segment] += extent.length
     found = set()
     for name, nbytes in live.items():
         with contextlib.suppress(CheckpointError):

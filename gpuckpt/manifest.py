@@ -192,7 +192,7 @@ def unpack_tensors(
 
 def segments_of(tensors: Iterable[TensorEntry]) -> list[str]:
     """The data files that tensors' chunks and their bases lie in, each once, in order of use."""
-    links = (link for entry in tensors for chunk in entry.chunks for link in chunk.chain)
+    links = (link for entry in tensors for chunk in entry.chunks for link in chunk.links)
     return list(dict.fromkeys(link.extent.segment for link in links))
 
 

@@ -47,6 +47,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "unpack_sparse": (ctypes.c_int, _P, _P, _N, _P, _N),
     "huffman": (_N, _P, _N, _P, _N),
     "count_runs": (_N, _P, _N),
+    "round": (None, _P, _N, _U, _P),
     "squares": (None, _P, _N, _U, _U, _U, _U, _U, _P),
 }
 
@@ -138,6 +139,11 @@ class Native:
         lanes = np.zeros(LANES)
         self._call("squares", _at(raw), raw.size, kind, *known, lanes.ctypes.data)
         return lanes
+
+    def round(self, raw: Bytes, kind: int, out: Bytes) -> None:
+        """See `rounding.round_to`."""
+        assert raw.size == 2 * out.size, (raw.size, out.size)
+        self._call("round", _at(raw), _elements(2, out), kind, _room(out))
 
     def _call(self, name: str, *arguments: object) -> int:
         return int(self._functions[name](*arguments) or 0)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from gpuckpt.dtypes import to_numpy
 from gpuckpt.layout import LEAF_NBYTES
+from gpuckpt.rounding import MASTER, NARROW
 from gpuckpt.spec import Chunk, Spec
 
 ALIGNMENT = 64
@@ -17,6 +18,8 @@ SUMMARY_NBYTES = 80
 RUN_NBYTES = 640
 _WIDTH_MAX = 8
 _DIGEST_NBYTES = 16
+# To look at a smaller copy takes as long as to save it; all of them are little of a model.
+_FEWEST_NBYTES = 8 << 10
 
 Strides = tuple[int, ...]
 
@@ -29,7 +32,8 @@ class Plan:
     `tensors` and the chunks' `tensor` are positions.  The chunks of one of
     `batches` share a slot on their way to the host; those of one of `rereads`
     are looked at together when it is to be seen whether they have changed.
-    `strided` are the tensors whose bytes don't lie one after the other.
+    `strided` are the tensors whose bytes don't lie one after the other,
+    `copies` those that could be others rounded: they come after all others.
     """
 
     device: str
@@ -41,6 +45,7 @@ class Plan:
     strided: frozenset[int]
     split: bool
     chunk_nbytes: int
+    copies: frozenset[int] = frozenset()
 
     def width(self, chunk: Chunk) -> int:
         """Planes that a device which splits chunks splits this one into."""
@@ -63,7 +68,9 @@ def make_plans(
     plans = {}
     area = area_nbytes(chunk_nbytes)
     for device, tensors in by_device.items():
-        chunks = list(plan_chunks(specs, tensors, chunk_nbytes=chunk_nbytes))
+        copies = _possible_copies(specs, tensors)
+        order = sorted(tensors, key=copies.__contains__)
+        chunks = list(plan_chunks(specs, order, chunk_nbytes=chunk_nbytes))
         strided = frozenset(at for at in tensors if not is_dense(specs[at], strides[at]))
 
         def staged(chunk: Chunk, strided: frozenset[int] = strided) -> int:
@@ -78,6 +85,7 @@ def make_plans(
         plans[device] = Plan(
             *(device, specs, strides, tuple(tensors), batches, rereads, strided, split),
             chunk_nbytes=max((chunk_nbytes, *(chunk.nbytes for chunk in chunks))),
+            copies=copies,
         )
     return plans
 
@@ -158,6 +166,21 @@ def is_dense(spec: Spec, strides: Strides) -> bool:
             return not spec.nbytes
         step *= extent
     return True
+
+
+def could_be_rounded(specs: Sequence[Spec], copy: int, master: int) -> bool:
+    """Whether a tensor's type and number of elements are those of another one, rounded."""
+    one, other = specs[copy], specs[master]
+    return one.dtype in NARROW and other.dtype == MASTER and other.nbytes == 2 * one.nbytes
+
+
+def _possible_copies(specs: Sequence[Spec], tensors: Sequence[int]) -> frozenset[int]:
+    """Those tensors which some other one on the device could be the master of."""
+    wide = {specs[at].nbytes for at in tensors if specs[at].dtype == MASTER}
+    narrow = (at for at in tensors if specs[at].dtype in NARROW)
+    return frozenset(
+        at for at in narrow if specs[at].nbytes >= _FEWEST_NBYTES and 2 * specs[at].nbytes in wide
+    )
 
 
 def _reread_nbytes(nbytes: int, strided: bool) -> int:  # noqa: FBT001

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from gpuckpt.deltacoding import decode_delta
 from gpuckpt.errors import CorruptError
 from gpuckpt.fingerprint import checksum, fingerprint
 from gpuckpt.manifest import TensorEntry
+from gpuckpt.rounding import MASTER, round_to
 from gpuckpt.segments import read
 from gpuckpt.spec import ChunkEntry
 from gpuckpt.stores import Store
@@ -54,6 +55,9 @@ def read_chunk(
         decode(coded, chunk.planes, slot, rooms, where_of(job, chunk), turned=chunk.turned)
         return
     (out,) = rooms
+    if chunk.sources:
+        _read_rounded(job, chunk, out, arena)
+        return
     with arena.spare() as spare:
         for link in reversed(chunk.chain):
             coded = _read(job, link, spare.coded[: link.extent.length])
@@ -64,6 +68,19 @@ def read_chunk(
                 base = None if link.base is None else out
                 turned = link.turned
                 decode_delta(coded, link.planes, spare, out, base=base, where=where, turned=turned)
+
+
+def _read_rounded(job: Job, chunk: ChunkEntry, out: Bytes, arena: Arena) -> None:
+    """Read the chunks that a derived one is the rounding of, and round them."""
+    spec = job.entry.spec
+    named = replace(spec, name=f"{spec.name} (derived from {MASTER} numbers)")
+    master = replace(job, entry=replace(job.entry, spec=named))
+    for source in chunk.sources:
+        with arena.spare() as spare:
+            raw = spare.raw[: source.nbytes]
+            read_chunk(master, source, spare, [raw], arena)
+            at = source.start // 2 - chunk.start
+            round_to(spec.dtype, raw, out[at : at + source.nbytes // 2])
 
 
 def check_chunk(job: Job, chunk: ChunkEntry, slot: Slot, arena: Arena) -> Bytes:

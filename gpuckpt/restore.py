@@ -14,6 +14,7 @@ from gpuckpt.arena import Arena, Slot
 from gpuckpt.arrays import Tensor
 from gpuckpt.devices import Device, Devices, Piece, Transfer
 from gpuckpt.errors import MismatchError
+from gpuckpt.filled import Filled
 from gpuckpt.manifest import TensorEntry
 from gpuckpt.ordered import alternated, ordered_map
 from gpuckpt.plan import Plan, batch_chunks, is_dense, staged_nbytes, target_nbytes
@@ -94,10 +95,11 @@ def _restore_all(
     """Every chunk of every job, until it is `stopped`."""
     overlaps = overlapping([job for share in shares.values() for job in share])
     shared = frozenset(id(job) for job, _ in overlaps)
+    filled = Filled()
 
     def work(batch: _Batch) -> _Batch:
         if not stopped.is_set():
-            batch.transfer = _begin(batch, resources.devices[batch.device], arena, shared)
+            batch.transfer = _begin(batch, resources.devices[batch.device], arena, shared, filled)
         return batch
 
     drop = partial(_drop, arena=arena)
@@ -106,6 +108,7 @@ def _restore_all(
         try:
             if batch.transfer is not None:
                 _check(batch, batch.transfer.wait())
+                _take_note(batch, shared, filled)
         finally:
             arena.give(batch.slot)
         progress(batch.nbytes)
@@ -161,7 +164,8 @@ def _check_filled(job: Job, target: Tensor, devices: Devices, arena: Arena) -> N
 
 def largest_chunk(entries: Iterable[TensorEntry]) -> int:
     """Raw bytes of the largest chunk, for which a slot must have room."""
-    return max((chunk.nbytes for entry in entries for chunk in entry.chunks), default=0)
+    chunks = [chunk for entry in entries for chunk in entry.chunks]
+    return max((one.nbytes for chunk in chunks for one in (chunk, *chunk.sources)), default=0)
 
 
 def _batches(shares: Mapping[str, Sequence[Job]], arena: Arena) -> Iterator[_Batch]:
@@ -171,6 +175,7 @@ def _batches(shares: Mapping[str, Sequence[Job]], arena: Arena) -> Iterator[_Bat
 
 def _share_batches(device: str, jobs: Sequence[Job], arena: Arena) -> Iterator[_Batch]:
     every = [(job, chunk) for job in jobs for chunk in job.entry.chunks]
+    every.sort(key=lambda pair: bool(pair[1].sources))  # by then their masters may be here
 
     def cost(chunk: Chunk) -> int:
         job, entry = every[chunk.tensor]
@@ -184,7 +189,7 @@ def _share_batches(device: str, jobs: Sequence[Job], arena: Arena) -> Iterator[_
 
 
 def _begin(
-    batch: _Batch, device: Device, arena: Arena, shared: frozenset[int]
+    batch: _Batch, device: Device, arena: Arena, shared: frozenset[int], filled: Filled
 ) -> Transfer[Sequence[Sequence[str]]]:
     """Read and decode a batch's chunks, and begin to upload them.
 
@@ -199,7 +204,8 @@ def _begin(
     ]
     uploading = upload(pieces, device, batch.slot)
     for (job, chunk), rooms in zip(batch.chunks, uploading.rooms, strict=True):
-        read_chunk(job, chunk, batch.slot, rooms, arena)
+        if not filled.round(job.entry.spec.dtype, chunk, rooms[0]):
+            read_chunk(job, chunk, batch.slot, rooms, arena)
     return uploading.start()
 
 
@@ -212,6 +218,13 @@ def _drop(batch: _Batch, arena: Arena) -> None:
         log.debug("chunks were dropped: %s", error)  # why they were is raised elsewhere
     finally:
         arena.give(batch.slot)
+
+
+def _take_note(batch: _Batch, shared: frozenset[int], filled: Filled) -> None:
+    """What others may be put over isn't relied on."""
+    for job, chunk in batch.chunks:
+        if id(job) not in shared:
+            filled.add(job.targets, chunk)
 
 
 def _check(batch: _Batch, found: Sequence[Sequence[str]]) -> None:

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from gpuckpt.coding import Encoded
+from gpuckpt.derived import Derived
 from gpuckpt.errors import TornError
+from gpuckpt.fingerprint import checksum
 from gpuckpt.manifest import Manifest, TensorEntry
 from gpuckpt.spec import Chunk, ChunkEntry, Extent, Spec
 from gpuckpt.statistics import Statistics
@@ -23,12 +25,12 @@ class Fresh:
 
 @dataclass(frozen=True, slots=True)
 class CodedChunk:
-    """A chunk ready to be written, or one that is on the disk already."""
+    """A chunk ready to be written, or one that is on the disk already, or follows from others."""
 
     chunk: Chunk
     fingerprint: str
     statistics: Statistics | None
-    coded: Fresh | ChunkEntry
+    coded: Fresh | ChunkEntry | Derived
 
 
 class Rows:
@@ -40,11 +42,16 @@ class Rows:
         self._statistics: list[Statistics | None] = [None] * len(specs)
 
     def add(self, one: CodedChunk, extents: Iterator[Extent]) -> ChunkEntry:
-        """Take note of a chunk: if it is fresh, it was written to the next of `extents`."""
+        """Take note of a chunk: if it is fresh, it was written to the next of `extents`.
+
+        If it is derived, its master's chunks come before.
+        """
         at, statistics = one.chunk.tensor, one.statistics
         entry = one.coded
         if isinstance(entry, Fresh):
             entry = _entry(one, entry, next(extents))
+        elif isinstance(entry, Derived):
+            entry = self._derived_entry(one, entry)
         self._chunks[at].append(entry)
         if statistics is not None:
             self._statistics[at] = statistics + (self._statistics[at] or Statistics())
@@ -72,6 +79,21 @@ class Rows:
                 entry = replace(entry, version=min(old.version, step))
             entries.append(entry)
         return tuple(entries)
+
+    def _derived_entry(self, one: CodedChunk, derived: Derived) -> ChunkEntry:
+        entries = self._chunks[derived.master]
+        longest, end = entries[0].nbytes, derived.start + derived.nbytes
+        sources = tuple(entries[derived.start // longest : -(-end // longest)])
+        first = sources[0].extent
+        return ChunkEntry(
+            start=one.chunk.start,
+            nbytes=one.chunk.nbytes,
+            extent=Extent(first.segment, first.offset, 0),
+            fingerprint=one.fingerprint,
+            checksum=checksum([]),
+            planes=(),
+            sources=sources,
+        )
 
     def _first_at(self, chunk: Chunk) -> int:
         """A tensor's chunks are all as long as its first, but for the last."""

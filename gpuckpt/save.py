@@ -12,6 +12,7 @@ from gpuckpt import layout
 from gpuckpt.balance import Balance
 from gpuckpt.coding import Bytes, Choice, choose_all, choose_by_entropy, choose_nothing
 from gpuckpt.commit import commit
+from gpuckpt.derived import Derived, pair
 from gpuckpt.encoder import Again, Encoder, countdown
 from gpuckpt.errors import InvalidError
 from gpuckpt.increments import Before
@@ -23,6 +24,7 @@ from gpuckpt.resources import Resources
 from gpuckpt.rows import CodedChunk, Fresh, Rows
 from gpuckpt.segments import Writer
 from gpuckpt.spans import Lap
+from gpuckpt.spec import ChunkEntry
 from gpuckpt.staging import give_back, stage
 from gpuckpt.stats import Stats
 from gpuckpt.stores import Store
@@ -77,7 +79,7 @@ def save_snapshot(
     )
     try:
         before = Before.of(previous, snapshot.inventory.specs, store, full_every)
-        rows = _write_chunks(snapshot, writer, resources, codec, before, stats)
+        rows = _write_chunks(snapshot, writer, resources, codec, before, previous, stats)
         tensors = rows.entries(header.step, previous)
         lap = Lap()
         writer.finish(tensors, header.step, lap)
@@ -126,6 +128,7 @@ def _write_chunks(  # noqa: PLR0917 - all that a save has
     resources: Resources,
     codec: str,
     before: Before,
+    previous: Manifest | None,
     stats: Stats,
 ) -> Rows:
     """Bring every chunk of a snapshot to the disk."""
@@ -140,11 +143,13 @@ def _write_chunks(  # noqa: PLR0917 - all that a save has
     arrived = countdown(reads, snapshot.release)
     balance = Balance(resources.workers)
     choose = balanced(choice(codec), balance) if codec == AUTO else choice(codec)
-    encoder = Encoder(choose, before, bases, arena, arrived)
+    derivation = pair(snapshot.plans, snapshot.frozen, previous, arena)
+    encoder = Encoder(choose, before, bases, derivation, arena, arrived)
     drop = partial(give_back, arena=arena)
     staged = stage(snapshot, arena)
-    line = ordered_map(encoder.work, staged, workers=resources.workers, drop=drop)
-    with contextlib.closing(line):
+    work = derivation.guarded(encoder.work)
+    line = ordered_map(work, staged, workers=resources.workers, drop=drop)
+    with contextlib.closing(line), derivation.ended():
         for done in balance.watched(line):
             stats.add(done.lap, again=True)
             stats.cpu_seconds += done.lap.cpu_seconds
@@ -175,5 +180,8 @@ def _write(chunks: Sequence[CodedChunk], writer: Writer, rows: Rows, stats: Stat
     stats.written_nbytes += nbytes
     stats.delta_nbytes += sum(one.base.nbytes for one in fresh if one.base is not None)
     stats.unchanged_nbytes += sum(
-        one.chunk.nbytes for one in chunks if not isinstance(one.coded, Fresh)
+        one.chunk.nbytes for one in chunks if isinstance(one.coded, ChunkEntry)
+    )
+    stats.derived_nbytes += sum(
+        one.chunk.nbytes for one in chunks if isinstance(one.coded, Derived)
     )

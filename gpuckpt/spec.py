@@ -99,6 +99,9 @@ class ChunkEntry:
     planes as the dtype's width hold byte k of every element each, which may
     be `turned` (see `planes`).  With a `base`, an earlier chunk of as many
     bytes, they hold what `deltas.delta` gives for the raw bytes and the base's.
+    With `sources`, chunks of float32 one after the other, its bytes are these
+    rounded to its own type, and it has no planes: its extent is empty, where
+    the first of them begins.
     """
 
     start: int
@@ -109,6 +112,7 @@ class ChunkEntry:
     planes: tuple[Plane, ...]
     base: ChunkEntry | None = None
     turned: bool = False
+    sources: tuple[ChunkEntry, ...] = ()
 
     @property
     def chain(self) -> tuple[ChunkEntry, ...]:
@@ -116,6 +120,15 @@ class ChunkEntry:
         return (self,) if self.base is None else (self, *self.base.chain)
 
     @property
+    def links(self) -> tuple[ChunkEntry, ...]:
+        """Its chain, and those of its sources: whatever names a part of a file for it."""
+        if not self.sources:
+            return self.chain
+        return (self, *(link for source in self.sources for link in source.chain))
+
+    @property
     def is_plain(self) -> bool:
         """Whether its planes are decoded one by one, with nothing else at hand."""
-        return self.base is None and not any(plane.parts for plane in self.planes)
+        if self.base is not None or self.sources:
+            return False
+        return not any(plane.parts for plane in self.planes)

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from gpuckpt.spec import Chunk
 from tests.shares import OnDevice, checked, download, prints_of, reread, share_of
 from tests.views import DTYPES, FILLED, VIEWS, bytes_of, numbers
 
@@ -46,6 +47,29 @@ class DeviceContract(OnDevice):
         frozen = share.freeze(copy=copy)
         expected = [bytes_of(given[0]), bytes_of(given[1].T[:, ::2])]
         assert download(frozen, share) == expected
+        frozen.end_downloads()
+        frozen.release()
+
+    @copy_and_hold
+    @pytest.mark.parametrize("split", [True, False], ids=["planes", "whole"])
+    def test_a_few_bytes_of_first_chunks_are_seen_before_any_download(self, device, split, copy):
+        given = [numbers(seed, dtype, (50,)) for seed, dtype in enumerate("fedf")]
+        share = share_of(device, [self.put(array) for array in given], split=split)
+        frozen, slot = share.freeze(copy=copy), share.new_slot()
+        runs = [Chunk(at, 8 * at, 16) for at in (3, 0, 1, 2)] * 20
+        found = frozen.peek(runs, slot)
+        assert found == [bytes_of(given[r.tensor])[r.start : r.start + 16] for r in runs]
+        assert frozen.peek([], slot) == []
+        assert download(frozen, share) == [bytes_of(array) for array in given]
+        frozen.end_downloads()
+        frozen.release()
+
+    @copy_and_hold
+    def test_a_few_bytes_of_a_strided_array_are_its_own_or_none(self, device, copy):
+        given = numbers(1, "f", (8, 6))
+        share = share_of(device, [self.put(given).T])
+        frozen = share.freeze(copy=copy)
+        assert frozen.peek([Chunk(0, 4, 8)], share.new_slot()) in ([bytes_of(given.T)[4:12]], [b""])
         frozen.end_downloads()
         frozen.release()
 

@@ -148,3 +148,21 @@ def test_what_cannot_be_done_is_one_line_on_stderr_and_exit_code_2(root, argumen
     assert finished.stderr.startswith("gpuckpt: ")
     assert len(finished.stderr.strip().splitlines()) == 1
     assert "Traceback" not in finished.stderr
+
+
+def test_ls_and_show_say_what_is_derived_from_other_tensors(tmp_path):
+    master = np.random.default_rng(0).standard_normal((200, 100)).astype(np.float32)
+    gpuckpt.save(tmp_path, {"master": master, "copy": master.astype(np.float16)}, 1)
+
+    (step,) = json.loads(run("ls", tmp_path, "--json").stdout)["checkpoints"]
+    assert step["derived_nbytes"] == 40_000
+    assert "33 %" in run("ls", tmp_path).stdout
+    facts = json.loads(run("show", tmp_path, "--json").stdout)
+    leaves = {leaf["name"]: leaf for leaf in facts["leaves"]}
+    assert {name: leaf["derived_nbytes"] for name, leaf in leaves.items()} == {
+        "master": 0,
+        "copy": 40_000,
+    }
+    shown = run("show", tmp_path).stdout
+    assert "33 % derived from other tensors" in shown
+    assert shown.count("derived") == 2

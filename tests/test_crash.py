@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import gpuckpt
-from gpuckpt.commit import steps, sweep
+from gpuckpt.commit import open_step, steps, sweep
 from gpuckpt.resources import Resources
 from gpuckpt.verify import verify_step
 from tests.crash_store import CrashStore, PowerLossError
@@ -55,6 +55,15 @@ def save_what_has_changed_and_prune_old(store: CrashStore) -> None:
     assert pending.stats.unchanged_nbytes == FROZEN.nbytes
 
 
+def save_copies_and_prune_old(store: CrashStore) -> None:
+    """The new checkpoint has a tensor that is another one, rounded."""
+    state = {**NEW, "master": np.tile(FROZEN.astype(np.float32), 9)}
+    state["copy"] = state["master"].astype(np.float16)
+    gpuckpt.save("", state, 2, store=store, keep=gpuckpt.Keep(last=1))
+    (entry,) = [one for one in open_step(store).tensors if one.spec.name == "copy"]
+    assert [chunk.sources != () for chunk in entry.chunks] == [True]
+
+
 def old_store(deaf_sync: int | None = None) -> CrashStore:
     """A store in which the old state is committed, as a machine that was switched off left it."""
     store = CrashStore()
@@ -96,6 +105,7 @@ CHANGES = [
     save_new_and_prune_old,
     replace_old,
     save_what_has_changed_and_prune_old,
+    save_copies_and_prune_old,
 ]
 
 

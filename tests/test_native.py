@@ -17,7 +17,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gpuckpt import deltas, planes, sparse, squares, statistics
+from gpuckpt import deltas, planes, rounding, sparse, squares, statistics
 from gpuckpt.dtypes import to_numpy
 from gpuckpt.native import (
     FEWEST_NBYTES,
@@ -126,6 +126,23 @@ def test_deltas_are_taken_and_undone_as_by_numpy(given_rooms):
     loops().undelta(wanted, base.array, width, base.array)
     assert np.array_equal(base.array, cur.array)
     assert all(room.sound() for room in (cur, base, out))
+
+
+@settings(deadline=None)
+@given(st.sampled_from(COUNTS), st.integers(0, 9), st.integers(0, 2**32 - 1))
+def test_numbers_are_rounded_as_by_numpy(count, offset, seed):
+    rng = np.random.default_rng(seed)
+    # Of all kinds: most random bits are large; what becomes subnormal lies in a narrow range.
+    words = rng.integers(0, 2**32, count, np.uint32)
+    words[::2] = words[::2] % 0x06000000 + 0x32C00000 + (words[::2] & 1 << 31)
+    raw, out = Room(4 * count, offset, words.view(np.uint8)), Room(2 * count, offset)
+    for dtype, kind in rounding.NARROW.items():
+        wanted = np.empty_like(out.array)
+        rounding.round_by_numpy(dtype, raw.array, wanted)
+        loops().round(raw.array, kind, out.array)
+        assert np.array_equal(out.array, wanted)
+    assert raw.sound()
+    assert out.sound()
 
 
 @settings(deadline=None)
@@ -296,6 +313,8 @@ def test_a_call_that_would_leave_its_buffers_is_not_made():
         lambda: loops().pack_sparse(large, small[:7], large.copy()),
         lambda: loops().unpack_sparse(small[:7], small, large),
         lambda: loops().split(np.zeros((8, 2), np.uint8)[:, 0], 1, small),
+        lambda: loops().round(large, WIDE, small),
+        lambda: loops().round(small, WIDE, fixed[:4]),
     ):
         with pytest.raises(AssertionError):
             call()

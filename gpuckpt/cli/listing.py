@@ -33,12 +33,14 @@ class Shared:
 
     `older_nbytes` of their chunks on disk are in segments of older steps.
     `delta_nbytes` of their raw bytes are saved as deltas, for which
-    `base_nbytes` on disk are read beside the chunks.
+    `base_nbytes` on disk are read beside the chunks; `derived_nbytes` aren't
+    saved, but are other tensors' elements, rounded.
     """
 
     older_nbytes: int
     delta_nbytes: int
     base_nbytes: int
+    derived_nbytes: int
 
     @classmethod
     def of(cls, tensors: Iterable[TensorEntry], step: int) -> Shared:
@@ -50,6 +52,7 @@ class Shared:
             older_nbytes=sum(chunk.extent.length for chunk in older),
             delta_nbytes=sum(chunk.nbytes for chunk in chunks if chunk.base is not None),
             base_nbytes=sum(link.extent.length for link in bases),
+            derived_nbytes=sum(chunk.nbytes for chunk in chunks if chunk.sources),
         )
 
 
@@ -110,9 +113,9 @@ def print_json(facts: Any) -> None:
 
 def _steps_table(rows: Sequence[tuple[Checkpoint, Shared]]) -> Table:
     """A row for each checkpoint, and what older files hold of it, if they do of any."""
-    titles = ["step", "epoch", "age", "in memory", "on disk", "in older", "deltas", "ratio"]
+    titles = ["step", "epoch", "age", "in memory", "on disk", "in older", "deltas", "derived"]
     lines = [_step_cells(row, shared) for row, shared in rows]
-    return _table_of([*titles, "metrics"], lines, ("in older", "deltas"))
+    return _table_of([*titles, "ratio", "metrics"], lines, ("in older", "deltas", "derived"))
 
 
 def _step_cells(row: Checkpoint, shared: Shared) -> tuple[str, ...]:
@@ -120,9 +123,12 @@ def _step_cells(row: Checkpoint, shared: Shared) -> tuple[str, ...]:
     epoch = "" if row.epoch is None else str(row.epoch)
     sizes = (format_nbytes(row.raw_nbytes), format_nbytes(row.encoded_nbytes))
     older = format_nbytes(shared.older_nbytes) if shared.older_nbytes else ""
-    deltas = f"{100 * shared.delta_nbytes / row.raw_nbytes:.0f} %" if shared.delta_nbytes else ""
+    deltas, derived = (
+        f"{100 * nbytes / row.raw_nbytes:.0f} %" if nbytes else ""
+        for nbytes in (shared.delta_nbytes, shared.derived_nbytes)
+    )
     ratio = f"{row.ratio:.3f}"
-    return (str(row.step), epoch, _age(row.created), *sizes, older, deltas, ratio, metrics)
+    return (str(row.step), epoch, _age(row.created), *sizes, older, deltas, derived, ratio, metrics)
 
 
 def _summary(facts: Checkpoint, shared: Shared) -> str:
@@ -137,6 +143,9 @@ def _summary(facts: Checkpoint, shared: Shared) -> str:
         text += (
             f"; {percent:.0f} % deltas, whose bases are {format_nbytes(shared.base_nbytes)} more"
         )
+    if shared.derived_nbytes:
+        percent = 100 * shared.derived_nbytes / facts.raw_nbytes
+        text += f"; {percent:.0f} % derived from other tensors"
     return text
 
 
@@ -192,7 +201,7 @@ def _cells(name: str, leaf: Any) -> tuple[str, ...]:
         text = repr(leaf)
         return (_shown(name), type(leaf).__name__, _shown(text), *[""] * 5)
     spec, encoded = leaf.spec, _encoded_nbytes(leaf)
-    ratio = f"{spec.nbytes / encoded:.3f}" if encoded else ""
+    ratio = f"{spec.nbytes / encoded:.3f}" if encoded else "derived" if spec.nbytes else ""
     shape = " × ".join(map(str, spec.shape)) or "scalar"  # noqa: RUF001
     where = f"{spec.kind} {spec.device}"
     size = format_nbytes(spec.nbytes)

@@ -13,6 +13,7 @@ from gpuckpt.arena import Slot
 from gpuckpt.arrays import Tensor
 from gpuckpt.errors import InvalidError, NotFoundError
 from gpuckpt.plan import Plan
+from gpuckpt.spec import Chunk
 from gpuckpt.statistics import Statistics
 
 Bytes = npt.NDArray[np.uint8]
@@ -72,6 +73,14 @@ class Frozen(Protocol):
 
         They arrive in the slot or, where they are host memory already, stay
         where they are.
+        """
+        ...
+
+    def peek(self, chunks: Sequence[Chunk], slot: Slot) -> list[bytes]:
+        """A few bytes of some tensors, each from within its first chunk; waits for them.
+
+        By way of the slot, which is the caller's again on return.  None of a
+        tensor that would take more than a copy.  Call it before the downloads.
         """
         ...
 

@@ -63,6 +63,10 @@ class CpuCopy:
         part, room = self._places.part, self._room
         return Done([Arrived((part(chunk, room),)) for chunk in self._plan.batches[batch]])
 
+    def peek(self, chunks: Sequence[Chunk], slot: Slot) -> list[bytes]:  # noqa: ARG002
+        """They are here already."""
+        return [self._places.part(chunk, self._room).tobytes() for chunk in chunks]
+
     def reread(self, at: int, slot: Slot) -> Transfer[Sequence[str]]:  # noqa: ARG002
         """For completeness: nobody changes them."""
         part, room, chunks = self._places.part, self._room, self._plan.rereads[at]
@@ -105,6 +109,15 @@ class CpuHold:
             return arrived
 
         return _Later(work)
+
+    def peek(self, chunks: Sequence[Chunk], slot: Slot) -> list[bytes]:
+        """Copied one by one."""
+        found = []
+        for chunk in chunks:
+            place = slot.raw[: chunk.nbytes]
+            gather(self._array(chunk), chunk.start, place)
+            found.append(place.tobytes())
+        return found
 
     def reread(self, at: int, slot: Slot) -> Transfer[Sequence[str]]:
         """The thread that waits for it reads."""

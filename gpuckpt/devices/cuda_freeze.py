@@ -16,10 +16,12 @@ from gpuckpt.apart import Flag
 from gpuckpt.arena import Slot
 from gpuckpt.devices import Arrived, Bytes, Transfer, kernels
 from gpuckpt.devices.driver import Semaphore
+from gpuckpt.devices.peeking import bring, rounds
 from gpuckpt.devices.room import Scratch, Shadow, gather
 from gpuckpt.devices.stream import OwnStream
 from gpuckpt.devices.tables import Addresses, Tables, fingerprints
 from gpuckpt.errors import DeviceError
+from gpuckpt.spec import Chunk
 
 R = TypeVar("R")
 
@@ -101,6 +103,17 @@ class CudaCopy:
                 self._stream, lambda: self._tables.arrived(batch, room), self._shadow
             )
 
+    def peek(self, chunks: Sequence[Chunk], slot: Slot) -> list[bytes]:
+        """A small copy for each plane."""
+        found: list[bytes] = []
+        for some in rounds(chunks, slot.planes):
+            places = [self._tables.places(chunk, self._staged) for chunk in some]
+            with self._stream.steps("look at some bytes"):
+                read = bring(places, slot.planes, self._stream)
+                transfer = CudaTransfer(self._stream, read, self._shadow)
+            found += transfer.wait()
+        return found
+
     def reread(self, at: int, slot: Slot) -> Transfer[Sequence[str]]:
         """Nobody changes copies."""
         raise AssertionError(at, slot)
@@ -172,6 +185,17 @@ class CudaHold:
             )
             stream.to_host(room, scratch.staged)
             return self._transfer(lambda: tables.arrived(batch, room))
+
+    def peek(self, chunks: Sequence[Chunk], slot: Slot) -> list[bytes]:
+        """A small copy each; nothing of a strided tensor, which only a kernel can gather."""
+        found: list[bytes] = []
+        for some in rounds(chunks, slot.planes):
+            places = [self._tables.sources(chunk, self._addresses) for chunk in some]
+            self._given += 1
+            with self._stream.steps("look at some bytes", self._open):
+                transfer = self._transfer(bring(places, slot.planes, self._stream))
+            found += transfer.wait()
+        return found
 
     def reread(self, at: int, slot: Slot) -> Transfer[Sequence[str]]:
         """Take the digests of what is there now, and copy these."""

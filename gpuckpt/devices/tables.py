@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,27 @@ class Tables:
             Span(first * SUMMARY_NBYTES, (end - first) * SUMMARY_NBYTES),
             Span(planes, planes_end - planes),
         )
+
+    def places(self, chunk: Chunk, staged: int) -> tuple[list[int], int]:
+        """Where the planes of some bytes of a tensor's first chunk lie, and how long they are.
+
+        By their addresses, if all groups' results begin at `staged`.
+        """
+        planes = self.layout.planes(self._firsts[chunk.tensor])
+        ahead = staged + chunk.start // len(planes)
+        return [plane.start + ahead for plane in planes], chunk.nbytes // len(planes)
+
+    def sources(self, chunk: Chunk, addresses: Addresses) -> tuple[list[int], int]:
+        """Where some bytes of a live tensor lie, and how many; nowhere, if it is strided."""
+        if chunk.tensor in self._plan.strided:
+            return [], 0
+        return [int(addresses[chunk.tensor]) + chunk.start], chunk.nbytes
+
+    @cached_property
+    def _firsts(self) -> dict[int, int]:
+        """The row of each tensor's first chunk."""
+        rows = np.flatnonzero(self._start == 0)
+        return dict(zip(self._tensor[rows].tolist(), rows.tolist(), strict=True))
 
     def whole(self, addresses: Addresses, packed: int) -> Table:
         """Rows for all groups at once; gathered tensors go to the address `packed`."""

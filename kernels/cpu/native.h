@@ -81,4 +81,7 @@ EXPORT size_t gpuckpt_count_runs(const u8 *plane, size_t size);
 EXPORT void gpuckpt_squares(const u8 *raw, size_t size, u32 kind, u32 mask, u32 shift, u32 top,
                             u32 odd, double *lanes);
 
+// `count` float32 rounded to the nearest of kind 1: float16, 2: bfloat16; a tie to the even one.
+EXPORT void gpuckpt_round(const u8 *raw, size_t count, u32 kind, u8 *out);
+
 #endif

@@ -96,6 +96,12 @@ SCENARIOS: dict[str, Scenario] = {
     "slot reused after a refused download": Scenario(
         partial(restores.restore_after_a_refusal, "copy", 2), "faults"
     ),
+    "slot reused after a refused look at a copy": Scenario(
+        partial(restores.restore_after_a_refused_peek, "copy"), "faults"
+    ),
+    "slot reused after a refused look": Scenario(
+        partial(restores.restore_after_a_refused_peek, "hold"), "faults"
+    ),
     "slot reused after a refused read": Scenario(
         partial(restores.restore_after_a_refusal, "hold", 2), "faults"
     ),

@@ -135,6 +135,24 @@ def restore_after_a_refusal(snapshot: str, marks: int) -> bool:
         return failed and restored and bool((array.get() == 1).all())
 
 
+def restore_after_a_refused_peek(snapshot: str) -> bool:
+    """A few bytes were on their way when the device refused to say when they have come."""
+    store, array = MemoryStore(), filled(1, FEW)
+    master = cp.asarray(np.random.default_rng(1).standard_normal(FEW, np.float32))
+    copy = master.astype(np.float16)
+    with checkpoints(store, snapshot, memory=LEAST) as ckpt, ckpt.update():
+        ckpt.save(1, {"w": array}).result(60)
+        array += np.uint32(1)
+        cp.cuda.Device().synchronize()
+        with held_up(ckpt):
+            standin.fail("cuEventRecord", error=1, after=2)
+            ckpt.save(2, {"w": array, "copy": copy, "master": master})
+            failed = isinstance(failure_of(ckpt), gpuckpt.DeviceError)
+            standin.heal()
+            restored = not fails_to_restore(ckpt, {"w": array})
+        return failed and restored and bool((array.get() == 1).all())
+
+
 def restore_after_a_refused_upload() -> bool:
     """Half of what an upload consists of was begun before the device refused the other half."""
     store, array, other = MemoryStore(), filled(1, FEW // 4), new_stream()

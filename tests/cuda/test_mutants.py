@@ -76,6 +76,12 @@ NOTICED = {
     f"{COPY}.download: self._stream.steps('copy to the host')": By(
         "slot reused after a refused download"
     ),
+    f"{COPY}.peek: self._stream.steps('look at some bytes')": By(
+        "slot reused after a refused look at a copy"
+    ),
+    f"{HOLD}.peek: self._stream.steps('look at some bytes', self._open)": By(
+        "slot reused after a refused look"
+    ),
     f"{COPY}.order_update: self._stream.lead_callers(self._made)": By("update after a copy"),
     f"{COPY}.settle: self._stream.synchronize(self._made or self._stream.stream)": By(
         "update once a copy is staged"
@@ -204,10 +210,12 @@ EQUIVALENT = {
     f"{TRANSFER}.wait: self._keep = None": "transfers live hardly longer",
     f"{COPY}.begin: stream.steps('take a snapshot')": DROPPED,
     f"{COPY}.download: CudaTransfer keeps self._shadow": ITS_OWN,
+    f"{COPY}.peek: CudaTransfer keeps self._shadow": ITS_OWN,
     f"{COPY}.release: self.settle()": DROPPED,
     f"{COPY}.release: self._owners, self._shadow = ((), None)": "snapshots live hardly longer",
     f"{HOLD}.download: with stream.turn": ONE_DRAWS,
     f"{HOLD}.reread: with stream.turn": ONE_DRAWS,
+    f"{HOLD}.peek: self._given += 1": "the downloads after it are counted, and alike",
     f"{HOLD}.reread: self._given += 1": "the downloads before it are counted, and alike",
     f"{HOLD}._transfer: CudaTransfer keeps self._scratch.memory": ITS_OWN,
     f"{HOLD}._synchronize: with self._stream.turn": "two additions would have to collide",

@@ -5,6 +5,7 @@ import json
 import math
 import re
 import struct
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import zstandard
 HEAD = re.compile(rb'\{"gpuckpt":1,"checksum":"([0-9a-f]{32})","manifest":')
 MANIFEST = re.compile(r"step-([0-9]{12})\.manifest\.json")
 SEGMENT = re.compile(r"step-([0-9]{12})\.([0-9a-f]{8})\.r([0-9]{1,6})\.([0-9]{1,6})\.segment")
-FEATURES = {"delta", "sparse", "turned"}
+FEATURES = {"delta", "sparse", "turned", "derived"}
 DTYPE = re.compile(
     r">?(bool|u?int(2|4|8|16|32|64)|b?float(16|32|64|128)|complex(64|128|256)|[SUV][1-9][0-9]*"
     r"|float[468]_e\dm\d\w*|(datetime|timedelta)64(\[[0-9]*(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?)"
@@ -67,11 +68,43 @@ def tensor(row: dict[str, Any], files: list[Path]) -> np.ndarray:
     raw = bytearray()
     for chunk in row["chunks"]:
         check(chunk[0] == len(raw), "a chunk's place")
-        raw += raw_of(chunk, width(row["dtype"]), files)
+        if len(chunk) == 10:
+            raw += derived(chunk, row["dtype"], files)
+        else:
+            raw += raw_of(chunk, width(row["dtype"]), files)
     check(len(raw) == size(row), f"{row['name']}: its size")
     array = np.frombuffer(raw, dtype(row["dtype"])).reshape(row["shape"])
     axes = row["axes"] or list(range(array.ndim))
     return np.array(array.transpose(axes), order="C").transpose(np.argsort(axes))
+
+
+def derived(chunk: list[Any], name: str, files: list[Path]) -> bytes:
+    """The raw bytes of a chunk that is others rounded (section 7)."""
+    start, nbytes, _, _, length, fingerprint, _, planes, base, sources = chunk
+    check(name in {"bfloat16", "float16"} and not length and not planes and base is None, "a row")
+    bits = b""
+    for source in sources:
+        check(len(source) in {8, 9} and source[0] == 2 * start + len(bits), "a source's place")
+        bits += raw_of(source, 4, files)
+    check(len(bits) == 2 * nbytes, "the sources' length")
+    raw = b"".join(struct.pack("<H", rounded(b, name)) for (b,) in struct.iter_unpack("<I", bits))
+    check(fingerprint_of(raw) == fingerprint, "a fingerprint of what was rounded")
+    return raw
+
+
+def rounded(bits: int, name: str) -> int:
+    """The bits of the nearest narrow value (section 7), by exact fractions."""
+    sign, x = bits >> 31 << 15, bits & 0x7FFFFFFF
+    fraction, least, top = (7, -133, 0x7F80) if name == "bfloat16" else (10, -24, 0x7C00)
+    if x > 0x7F800000:
+        return sign | (0x7FC0 if name == "bfloat16" else 0x7E00 | x >> 13 & 0x3FF)
+    if x == 0x7F800000:
+        return sign | top
+    e = max(x >> 23, 1)
+    whole = (x & 0x7FFFFF) | (0x800000 if x >> 23 else 0)  # times 2 ** (e - 150)
+    unit = max(e - 127 - fraction, least)  # the narrow values near it are multiples of 2 ** unit
+    count = round(Fraction(whole) * Fraction(2) ** (e - 150 - unit))  # a tie to the even one
+    return sign | min(count + ((unit - least) << fraction), top)
 
 
 def raw_of(chunk: list[Any], width: int, files: list[Path], bases: int = 64) -> bytes:

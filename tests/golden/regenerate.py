@@ -20,7 +20,7 @@ from gpuckpt.snapshot import Planner, capture
 from gpuckpt.stats import Stats
 from gpuckpt.stores.local import LocalStore
 from tests.golden.describe import describe
-from tests.golden.states import CASES, INCREMENTS, TURNED, Case, Save
+from tests.golden.states import CASES, DERIVED, INCREMENTS, TURNED, Case, Save
 
 HERE = Path(__file__).parent
 SUMS = "SHA256SUMS"
@@ -31,8 +31,13 @@ WRITER = "gpuckpt 0.1.0"
 def main() -> int:
     """Write those directories that aren't there; 1 if all are."""
     version, new = f"v{layout.VERSION}", 0
-    increments, turned = (f"{version}.increments", INCREMENTS), (f"{version}.turned", TURNED)
-    for name, cases in ((version, CASES), increments, turned):
+    every = {
+        version: CASES,
+        f"{version}.increments": INCREMENTS,
+        f"{version}.turned": TURNED,
+        f"{version}.derived": DERIVED,
+    }
+    for name, cases in every.items():
         if (HERE / name).exists():
             print(f"{HERE / name} is there, and golden files are never written again")
             continue

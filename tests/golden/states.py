@@ -274,6 +274,46 @@ def planes() -> list[Save]:
     return [Save(1, {"w": before}), Save(2, {"w": after})]
 
 
+# Copies: tensors that are others rounded.
+
+LEAF_NBYTES = 1 << 17  # of float32, of which the rounding is a leaf
+
+
+def masters(seed: int, count: int) -> np.ndarray:
+    """Few different numbers: ties, what becomes subnormal or infinite, and what isn't a number."""
+    bits = [0x3F808000, 0x3F818000, 0xBF7FFFFF, 0x38800000, 0x33C00001, 0x80000001, 0x477FF000]
+    bits += [0x7FC00000, 0xFF800000, 0x3D4CCCCD, 0xC0490FDB, 0x7F7FFFFF, 0x33000000, 0x387FF000]
+    numbers = random.Random(seed)
+    table = np.array(bits, "uint32")
+    return table[[numbers.randrange(len(bits)) for _ in range(count)]].view("float32")
+
+
+def narrow(array: np.ndarray, kind: Any) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        return array.astype(kind)
+
+
+def copies() -> list[Save]:
+    """Copies of both types, whole and in part, and what looks like one; then some masters move."""
+    long, short, part = masters(1, 40960), masters(2, 4096), masters(3, 70000)
+    unlike = narrow(part, np.float16)
+    unlike[-1] = 7
+    state = {"long": narrow(long, ml_dtypes.bfloat16), "master": {"long": long, "short": short}}
+    state |= {"short": [narrow(short, kind) for kind in (np.float16, ml_dtypes.bfloat16)]}
+    state |= {"moment": long[::-1].copy(), "part": unlike, "wide": part}
+    again = dict(state)
+    moved_long = long.copy()
+    moved_long[:20000:999] = 0.5
+    again["master"] = {"long": moved_long, "short": short}
+    again["long"] = narrow(moved_long, ml_dtypes.bfloat16)
+    return [Save(1, state), Save(2, again)]
+
+
+DERIVED = [
+    Case("copies", copies, "auto", LEAF_NBYTES, full_every=8),
+    Case("copies", copies, "delta", LEAF_NBYTES, full_every=8),
+]
+
 INCREMENTS = [
     *(Case("unchanged", unchanged, codec, 2000, full_every=8) for codec in ("auto", "raw")),
     Case("chains", chains, "delta", DELTA_NBYTES, full_every=3),

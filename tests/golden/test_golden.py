@@ -22,7 +22,9 @@ from gpuckpt import layout
 from gpuckpt.arena import Slot
 from gpuckpt.deltacoding import decode_delta
 from gpuckpt.deltas import delta_split
+from gpuckpt.fingerprint import checksum
 from gpuckpt.planes import split
+from gpuckpt.rounding import round_to
 from gpuckpt.sparse import pack_sparse
 from gpuckpt.spec import Plane
 from tests.golden import reader
@@ -31,6 +33,7 @@ from tests.golden.regenerate import SUMS, main, sums, write_case
 from tests.golden.states import (
     CASES,
     DELTA_NBYTES,
+    DERIVED,
     INCREMENTS,
     NBYTES,
     TURNED,
@@ -38,16 +41,18 @@ from tests.golden.states import (
     Save,
     coarse,
     moved,
+    narrow,
 )
 
 HERE = Path(__file__).parent
-V1, V1_INCREMENTS, V1_TURNED = HERE / "v1", HERE / "v1.increments", HERE / "v1.turned"
+V1, V1_INCREMENTS = HERE / "v1", HERE / "v1.increments"
+V1_TURNED, V1_DERIVED = HERE / "v1.turned", HERE / "v1.derived"
 FORMAT = (HERE.parent.parent / "docs" / "FORMAT.md").read_text()
 TOKEN = re.compile(rb"\.[0-9a-f]{8}\.r")
 ENDING = struct.pack("<I12x8s", 1, b"gpuckpt\0")
 STATISTICS = re.compile(rb',"statistics":\[[^]]*\]')
 
-EVERY_CASE = [*CASES, *INCREMENTS, *TURNED]
+EVERY_CASE = [*CASES, *INCREMENTS, *TURNED, *DERIVED]
 of_every_case = pytest.mark.parametrize("case", EVERY_CASE, ids=lambda case: case.name)
 
 
@@ -55,6 +60,8 @@ def home(case: Case) -> Path:
     """The directory of a case's root."""
     if case in TURNED:
         return V1_TURNED
+    if case in DERIVED:
+        return V1_DERIVED
     return V1 if case in CASES else V1_INCREMENTS
 
 
@@ -99,7 +106,8 @@ def test_golden_files_have_not_changed(version):
 
 
 def test_golden_files_stay_small():
-    for directory, most in ((V1, 200_000), (V1_INCREMENTS, 300_000), (V1_TURNED, 250_000)):
+    most_of = {V1: 200_000, V1_INCREMENTS: 300_000, V1_TURNED: 250_000, V1_DERIVED: 600_000}
+    for directory, most in most_of.items():
         files = [path for path in directory.rglob("*") if path.is_file()]
         assert sum(path.stat().st_size for path in files) <= most
 
@@ -107,7 +115,7 @@ def test_golden_files_stay_small():
 def test_golden_files_are_not_written_twice(capsys):
     before = sums(HERE)
     assert main() == 1
-    assert capsys.readouterr().out.count("never written again") == 3
+    assert capsys.readouterr().out.count("never written again") == 4
     assert sums(HERE) == before
 
 
@@ -116,10 +124,11 @@ def test_golden_files_that_are_missing_are_written_beside_those_that_are_there(
 ):
     monkeypatch.setattr("tests.golden.regenerate.HERE", tmp_path)
     (tmp_path / "v1").mkdir()
+    (tmp_path / "v1.derived").mkdir()
     monkeypatch.setattr("tests.golden.regenerate.INCREMENTS", INCREMENTS[-1:])
     monkeypatch.setattr("tests.golden.regenerate.TURNED", TURNED[:1])
     assert main() == 0
-    assert capsys.readouterr().out.count("never written again") == 1
+    assert capsys.readouterr().out.count("never written again") == 2
     assert not list((tmp_path / "v1").iterdir())
     written = tmp_path / "v1.increments"
     assert sums(written) == (written / SUMS).read_text() != ""
@@ -189,6 +198,24 @@ def test_golden_files_cover_what_is_turned():
     assert on_turned >= {(dtype, n) for dtype in ("float32", "bfloat16") for n in (1, 2, 3)}
     requires = {tuple(body(path)["requires"]) for path in V1_TURNED.rglob("*.manifest.json")}
     assert requires == {("turned",), ("delta", "sparse", "turned")}
+
+
+def test_golden_files_cover_what_derived_chunks_have():
+    found = [
+        (body(path), row, chunk)
+        for path in V1_DERIVED.rglob("*.manifest.json")
+        for row in tensors_of(path)
+        for chunk in row["chunks"]
+    ]
+    derived = [(facts, row, chunk) for facts, row, chunk in found if len(chunk) == 10]
+
+    assert {row["dtype"] for _, row, _ in derived} == {"float16", "bfloat16"}
+    assert {len(chunk[9]) for _, _, chunk in derived} == {1, 2}
+    assert {len(source) for _, _, chunk in derived for source in chunk[9]} == {8, 9}
+    assert any(len({source[2] for source in chunk[9]}) == 2 for _, _, chunk in derived)
+    lengths = [{len(c) for c in row["chunks"]} for _, row, _ in derived]
+    assert {8, 10} in lengths, "a tensor of which a part is derived"
+    assert {"derived"} <= {one for facts, _, _ in found for one in facts["requires"]}
 
 
 # What the present code writes.
@@ -294,6 +321,26 @@ def test_the_independent_reader_reads_increments_that_are_written_today(
         assert describe(reader.read(root, save.step)) == describe(save.state)
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    kind=st.sampled_from([np.float16, ml_dtypes.bfloat16]),
+    counts=st.lists(st.integers(4096, 9000), min_size=1, max_size=3),
+    codec=st.sampled_from(["auto", "raw", "delta"]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_the_independent_reader_reads_copies_that_are_written_today(
+    kind, counts, codec, seed, tmp_path_factory
+):
+    """Masters of any bits: NaNs, subnormal numbers, ties."""
+    root, rng = tmp_path_factory.mktemp("root"), np.random.default_rng(seed)
+    state: dict[str, Any] = {}
+    for at, count in enumerate(counts):
+        master = rng.integers(0, 2**32, count, np.uint32).view(np.float32)
+        state |= {f"copy{at}": narrow(master, kind), f"master{at}": master}
+    write_case(root, Case("any", lambda: [Save(1, state)], codec, DELTA_NBYTES))
+    assert describe(reader.read(root, 1)) == describe(state)
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.sampled_from([0, 0, 0, 0, 0, 0, 7, 255]), min_size=16, max_size=300),
@@ -384,9 +431,25 @@ def test_the_example_of_turned_elements_is_true():
     assert [plane.tobytes().hex(" ") for plane in planes] == ["00 01", "7f 80"]
 
 
+def test_the_example_of_derived_chunks_is_true():
+    assert "Of the float32 elements `00 80 80 3f`, `00 80 81 3f` and `01 00 00 33`" in FORMAT
+    assert (
+        "`80 3f`, `82 3f` and `00 33`, and the float16 ones `04 3c`, `0c 3c` and `01 00`" in FORMAT
+    )
+    master = np.frombuffer(bytes.fromhex("0080803f0080813f01000033"), np.uint8)
+    words = master.view("<u4").tolist()
+    for name, wanted in (("bfloat16", "803f823f0033"), ("float16", "043c0c3c0100")):
+        out = np.empty(6, np.uint8)
+        round_to(name, master, out)
+        assert out.tobytes().hex() == wanted
+        assert b"".join(struct.pack("<H", reader.rounded(x, name)) for x in words).hex() == wanted
+    assert f"`{checksum([])}`" in FORMAT
+
+
 def chain_of(chunk: list[Any]) -> list[list[Any]]:
-    """The rows of a chunk and its bases."""
-    return [chunk, *(chain_of(chunk[8]) if chunk[8:] not in ([], ["turned"]) else [])]
+    """The rows of a chunk and its bases, or of its sources and theirs."""
+    rows = chunk[9] if len(chunk) == 10 else chunk[8:] if chunk[8:] != ["turned"] else []
+    return [chunk, *(link for row in rows for link in chain_of(row))]
 
 
 def tensors_by_name(root: Path) -> dict[int, dict[str, np.ndarray]]:
