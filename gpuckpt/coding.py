@@ -57,6 +57,20 @@ def encode(given: Sequence[Bytes], width: int, slot: Slot, choose: Choice) -> En
     return Encoded((Plane("raw", whole.size),), (whole.data,))
 
 
+def encode_chosen(
+    whole: Bytes, planes: Sequence[Bytes], tries: Sequence[bool], slot: Slot
+) -> Encoded:
+    """As `encode`, where planes were chosen and, if there are any to be tried, split already.
+
+    `whole` is the chunk as it is; frames go to the slot's `coded`.
+    """
+    if any(tries):
+        encoded = _encode_planes(planes, tries, slot)
+        if any(plane.codec != "raw" for plane in encoded.planes):
+            return encoded
+    return Encoded((Plane("raw", whole.size),), (whole.data,))
+
+
 def decode(
     coded: Bytes, planes: Sequence[Plane], slot: Slot, rooms: Sequence[Bytes], where: str
 ) -> None:

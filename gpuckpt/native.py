@@ -27,6 +27,11 @@ WIDTHS = (1, 2, 4, 8)
 # What `squares` calls float16, bfloat16, and elements of one byte; and the sums that it gives.
 HALF, WIDE, NARROW = 1, 2, 5
 LANES = 1024
+# What `look` calls float32, and elements whose squares aren't wanted; and the bytes of a leaf.
+SINGLE, NONE = 3, 0
+LEAF_NBYTES = 64 << 10
+# A kind of elements with what is to be known of it: see kernels/cpu/native.h.
+Squares = tuple[int, tuple[int, int, int, int]]
 # On fewer bytes numpy is as fast: a call costs some microseconds, and lets go of the GIL.
 FEWEST_NBYTES = 1 << 13
 
@@ -44,6 +49,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "pack_sparse": (_N, _P, _N, _P, _P, _N),
     "unpack_sparse": (ctypes.c_int, _P, _P, _N, _P, _N),
     "squares": (None, _P, _N, _U, _U, _U, _U, _U, _P),
+    "look": (None, _P, _N, _U, _U, _U, _U, _U, _P, _P, _N, _P),
 }
 
 
@@ -121,6 +127,23 @@ class Native:
         lanes = np.zeros(LANES)
         self._call("squares", _at(raw), raw.size, kind, *known, lanes.ctypes.data)
         return lanes
+
+    def look(
+        self, raw: Bytes, squares: Squares, digests: Bytes, planes: Bytes | None, width: int
+    ) -> float:
+        """See `look.look`: writes leaves' digests and, to `planes`, what `split` does.
+
+        Returns the sum of the squares, but for the scale.
+        """
+        kind, known = squares
+        lanes = np.zeros(LANES)
+        assert digests.size == -(-raw.size // LEAF_NBYTES) * 16, (digests.size, raw.size)
+        if planes is not None:
+            _elements(width, raw, planes)
+        out = None if planes is None else _room(planes)
+        places = lanes.ctypes.data, _room(digests), width, out
+        self._call("look", _at(raw), raw.size, kind, *known, *places)
+        return float(lanes.sum())
 
     def _call(self, name: str, *arguments: object) -> int:
         return int(self._functions[name](*arguments) or 0)

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuckpt.dtypes import to_numpy
+from gpuckpt.native import HALF, NARROW, NONE, SINGLE, WIDE, Squares
 from gpuckpt.squares import Narrow, half_squares, narrow_of, narrow_squares, wide_squares
 
 Bytes = npt.NDArray[np.uint8]
@@ -81,14 +82,34 @@ def statistics_of(raw: Bytes, dtype: str) -> Statistics | None:
     plain = dtype.removeprefix(">")
     if not kind_of(plain):
         return None
-    elements = _elements(raw, dtype)
     with np.errstate(all="ignore"):  # a signalling NaN is no error here
-        squares = _sum_of_squares(elements, plain)
-        if math.isfinite(squares):
-            return Statistics(squares=squares)
+        return statistics_with(raw, dtype, _sum_of_squares(_elements(raw, dtype), plain))
+
+
+def statistics_with(raw: Bytes, dtype: str, squares: float) -> Statistics:
+    """As `statistics_of`, where the sum of squares is known: not finite if an element isn't."""
+    if math.isfinite(squares):
+        return Statistics(squares=squares)
+    elements, plain = _elements(raw, dtype), dtype.removeprefix(">")
+    with np.errstate(all="ignore"):
         if kind_of(plain) == 5:
             return _count_bytes(elements, plain)
         return sum(map(_classify, _blocks(elements, plain, _BLOCK // 4)), Statistics())
+
+
+@cache
+def squares_in_loops(dtype: str) -> tuple[Squares, float]:
+    """How `Native.look` reads elements of this type, and what its sum is to be multiplied by.
+
+    The kind is `NONE` if it doesn't.
+    """
+    kind = kind_of(dtype)
+    if kind in (HALF, WIDE, SINGLE):
+        return (kind, (0, 0, 0, 256)), 1.0
+    narrow = _narrow(dtype) if kind == NARROW else None
+    if narrow is None:
+        return (NONE, (0, 0, 0, 256)), 1.0
+    return (NARROW, (narrow.mask, narrow.shift, narrow.top, narrow.odd)), narrow.scale
 
 
 @cache

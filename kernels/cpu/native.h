@@ -69,4 +69,11 @@ EXPORT int gpuckpt_unpack_sparse(const u8 *bitmap, const u8 *packed, size_t coun
 EXPORT void gpuckpt_squares(const u8 *raw, size_t size, u32 kind, u32 mask, u32 shift, u32 top,
                             u32 odd, double *lanes);
 
+// XXH3-128 of each 64 KiB of `raw`, to 16 bytes each of digests: what is left at the end is filled
+// up with zeros to a multiple of 256.  Squares as above if `kind` isn't 0; or kind 3: float32,
+// element i to lane i % 32, which becomes infinite or NaN if an element is.  Unless `out` is null,
+// planes as `gpuckpt_split` makes them, one after the other.
+EXPORT void gpuckpt_look(const u8 *raw, size_t size, u32 kind, u32 mask, u32 shift, u32 top,
+                         u32 odd, double *lanes, u8 *digests, size_t width, u8 *out);
+
 #endif
