@@ -37,6 +37,12 @@ class Coded:
     chunks: tuple[CodedChunk, ...]
     lap: Lap
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are to be written."""
+        fresh = [one.coded.encoded for one in self.chunks if isinstance(one.coded, Fresh)]
+        return sum(plane.length for encoded in fresh for plane in encoded.planes)
+
 
 @dataclass(frozen=True, slots=True)
 class Again:
@@ -121,7 +127,9 @@ class Encoder:
             encoded = encode(planes, width, part, self._choose)
         else:
             encoded = encode_chosen(planes[0], seen.planes or planes, tries, part)
-        return Fresh(encoded, checksum(encoded.parts))
+        as_it_is = len(encoded.planes) == 1 and encoded.planes[0].codec == "raw"
+        known_check = seen.checksum if as_it_is else None
+        return Fresh(encoded, known_check or checksum(encoded.parts))
 
     def _delta(self, chunk: Chunk, planes: Sequence[Bytes], width: int, part: Slot) -> Fresh | None:
         """What the chunk differs by from the one before; None if that isn't at hand or no gain."""

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from gpuckpt.fingerprint import fingerprint, root
 from gpuckpt.layout import LEAF_NBYTES
-from gpuckpt.native import NONE, native_for
+from gpuckpt.native import NONE, WIDTHS, native
 from gpuckpt.planes import split
 from gpuckpt.statistics import (
     Statistics,
@@ -30,11 +30,15 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What was seen of a chunk; `planes` lie in the memory that was given for them."""
+    """What was seen of a chunk; `planes` lie in the memory that was given for them.
+
+    `checksum` is that of the chunk as it is, where it cost nothing to take.
+    """
 
     fingerprint: str
     statistics: Statistics | None
     planes: Sequence[Bytes] | None = None
+    checksum: str | None = None
 
 
 def look(raw: Bytes, dtype: str, width: int = 1, room: Bytes | None = None) -> Look:
@@ -43,17 +47,18 @@ def look(raw: Bytes, dtype: str, width: int = 1, room: Bytes | None = None) -> L
     `raw` is uint8, contiguous, at any address.  Unless `room` is None, which
     is as long at least, the planes go there.
     """
-    loops = native_for(width, raw)
-    if loops is None:
+    loops = native()
+    if loops is None or width not in WIDTHS:
         planes = None if room is None else split(raw, width, room)
         return Look(fingerprint(raw.data), statistics_of(raw, dtype), planes)
-    squares, scale = squares_in_loops(dtype)
+    squares, scale = squares_in_loops(raw, dtype)
     digests = np.empty(-(-raw.size // LEAF_NBYTES) * 16, np.uint8)
     out = None if room is None else room[: raw.size]
-    total = loops.look(raw, squares, digests, out, width)
+    total, check = loops.look(raw, squares, digests, out, width)
     if squares[0] == NONE:
         statistics = statistics_of(raw, dtype)
     else:
         statistics = statistics_with(raw, dtype, total * scale)
     planes = None if out is None else list(out.reshape(width, -1))
-    return Look(root(digests.tobytes(), raw.size), statistics, planes)
+    checksum = f"{check:016x}" if check else None
+    return Look(root(digests.tobytes(), raw.size), statistics, planes, checksum)

@@ -49,7 +49,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "pack_sparse": (_N, _P, _N, _P, _P, _N),
     "unpack_sparse": (ctypes.c_int, _P, _P, _N, _P, _N),
     "squares": (None, _P, _N, _U, _U, _U, _U, _U, _P),
-    "look": (None, _P, _N, _U, _U, _U, _U, _U, _P, _P, _N, _P),
+    "look": (ctypes.c_double, _P, _N, _U, _U, _U, _U, _U, _P, _P, _P, _N, _P),
 }
 
 
@@ -69,6 +69,8 @@ class Native:
         if version != VERSION:
             raise OSError(f"{path} is of version {version}, not {VERSION}")
         self._functions = _functions(library)
+        # The same, without letting go of the GIL: for what is over sooner than one gets it back.
+        self._look_soon = _functions(ctypes.PyDLL(str(path)))["look"]
 
     def split(self, raw: Bytes, width: int, out: Bytes) -> None:
         """See `planes.split`; `out` has `raw`'s size."""
@@ -130,20 +132,24 @@ class Native:
 
     def look(
         self, raw: Bytes, squares: Squares, digests: Bytes, planes: Bytes | None, width: int
-    ) -> float:
+    ) -> tuple[float, int]:
         """See `look.look`: writes leaves' digests and, to `planes`, what `split` does.
 
-        Returns the sum of the squares, but for the scale.
+        Returns the sum of the squares, but for the scale, and the check value
+        of `fingerprint.checksum`, or 0 of so few bytes that it is another.
         """
         kind, known = squares
-        lanes = np.zeros(LANES)
+        lanes = np.zeros(LANES if kind in {HALF, WIDE, NARROW} else 0)
+        assert kind in {NONE, NARROW} or not raw.size % (4 if kind == SINGLE else 2), raw.size
         assert digests.size == -(-raw.size // LEAF_NBYTES) * 16, (digests.size, raw.size)
         if planes is not None:
             _elements(width, raw, planes)
         out = None if planes is None else _room(planes)
-        places = lanes.ctypes.data, _room(digests), width, out
-        self._call("look", _at(raw), raw.size, kind, *known, *places)
-        return float(lanes.sum())
+        check = ctypes.c_uint64()
+        places = _at(lanes.view(np.uint8)), _room(digests), ctypes.addressof(check), width, out
+        look = self._look_soon if raw.size < FEWEST_NBYTES else self._functions["look"]
+        single: float = look(_at(raw), raw.size, kind, *known, *places)
+        return float(lanes.sum()) if lanes.size else single, check.value
 
     def _call(self, name: str, *arguments: object) -> int:
         return int(self._functions[name](*arguments) or 0)

@@ -11,9 +11,11 @@
 
 // XXH3-128 (seed 0, default secret) of leaves of 256 bytes and more; written from
 // https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md.
-enum { LEAF = 1 << 16, UNIT = 256, STRIPE = 64, STRIPES = 16, FIRST = 8, SINGLES = 32 };
+// FIRST: its accumulators.  SINGLES: those of squares of float32.  SHORT: up to so many bytes,
+// XXH3 is another.
+enum { LEAF = 1 << 16, UNIT = 256, BLOCK = 1024, STRIPE = 64, FIRST = 8, SINGLES = 32, SHORT = 240 };
 
-static const u64 PRIME32_1 = 0x9E3779B1, PRIME64_1 = 0x9E3779B185EBCA87;
+static const u64 PRIME32_1 = 0x9E3779B1u, PRIME64_1 = 0x9E3779B185EBCA87;
 static const u64 PRIME64_2 = 0xC2B2AE3D27D4EB4F, PRIME_MX1 = 0x165667919E3779F9;
 static const u64 SECRET[24] = {
     0xbe4ba423396cfeb8, 0x1cad21f72c81017c, 0xdb979083e96dd4de, 0x1f67b3b7a4a44072,
@@ -34,7 +36,7 @@ INLINE u64 word_at(const u8 *bytes) {
   return word;
 }
 
-static void accumulate(u64 *acc, const u8 *stripes, size_t count, const u8 *secret) {
+INLINE void accumulate(u64 *acc, const u8 *stripes, size_t count, const u8 *secret) {
   for (size_t s = 0; s < count; ++s)
     for (size_t i = 0; i < FIRST; ++i) {
       const u64 word = word_at(stripes + s * STRIPE + 8 * i);
@@ -49,46 +51,42 @@ INLINE void scramble(u64 *acc) {
     acc[i] = (acc[i] ^ acc[i] >> 47 ^ SECRET[16 + i]) * PRIME32_1;
 }
 
-// All of a leaf but its last stripe.
-static void accumulate_leaf(u64 *acc, const u8 *leaf, size_t size) {
-  const size_t most = STRIPE * STRIPES;
-  size_t at = 0;
-  for (; at + most < size; at += most) {
-    accumulate(acc, leaf + at, STRIPES, (const u8 *)SECRET);
-    scramble(acc);
+// Whole blocks of a leaf and of its chunk, which begin together: what they add is the same.
+static void add_blocks(const u8 *bytes, size_t blocks, u64 *leaf, u64 *chunk) {
+  for (; blocks; --blocks, bytes += BLOCK) {
+    u64 sums[FIRST] = {0};
+    accumulate(sums, bytes, BLOCK / STRIPE, (const u8 *)SECRET);
+    for (size_t i = 0; i < FIRST; ++i) leaf[i] += sums[i], chunk[i] += sums[i];
+    scramble(leaf);
+    scramble(chunk);
   }
-  accumulate(acc, leaf + at, (size - 1 - at) / STRIPE, (const u8 *)SECRET);
 }
 
 #ifdef AVX2
-AVX2 static void accumulate_leaf_by_avx2(u64 *acc, const u8 *leaf, size_t size) {
-  const __m256i *secret = (const __m256i *)SECRET;
-  const __m256i prime = _mm256_set1_epi32((int)0x9E3779B1);
-  __m256i sums[2] = {_mm256_loadu_si256((const __m256i *)acc),
-                     _mm256_loadu_si256((const __m256i *)acc + 1)};
-  const size_t stripes = (size - 1) / STRIPE;
-  for (size_t s = 0; s < stripes; s += STRIPES) {
-    const size_t some = stripes - s < STRIPES ? stripes - s : STRIPES;
-    for (size_t t = 0; t < some; ++t)
-      for (size_t k = 0; k < 2; ++k) {
-        const u8 *key = (const u8 *)SECRET + 8 * t + 32 * k;
-        const __m256i word =
-            _mm256_loadu_si256((const __m256i *)(leaf + (s + t) * STRIPE + 32 * k));
-        const __m256i keyed = _mm256_xor_si256(word, _mm256_loadu_si256((const __m256i *)key));
+#define LOAD(place) _mm256_loadu_si256((const __m256i *)(place))
+
+AVX2 INLINE __m256i scrambled(__m256i acc, size_t half) {
+  const __m256i prime = _mm256_set1_epi32((int)PRIME32_1);
+  const __m256i x = acc ^ _mm256_srli_epi64(acc, 47) ^ LOAD(SECRET + 16 + 4 * half);
+  const __m256i high = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), prime);
+  return _mm256_add_epi64(_mm256_mul_epu32(x, prime), _mm256_slli_epi64(high, 32));
+}
+
+AVX2 static void add_blocks_by_avx2(const u8 *bytes, size_t blocks, u64 *leaf, u64 *chunk) {
+  for (; blocks; --blocks, bytes += BLOCK)
+    for (size_t half = 0; half < 2; ++half) {
+      __m256i sum = _mm256_setzero_si256();
+      for (size_t s = 0; s < BLOCK / STRIPE; ++s) {
+        const __m256i word = LOAD(bytes + s * STRIPE + 32 * half);
+        const __m256i keyed = word ^ LOAD(SECRET + s + 4 * half);
         const __m256i product = _mm256_mul_epu32(keyed, _mm256_srli_epi64(keyed, 32));
-        sums[k] = _mm256_add_epi64(sums[k], _mm256_shuffle_epi32(word, 0x4e));
-        sums[k] = _mm256_add_epi64(sums[k], product);
+        sum = _mm256_add_epi64(sum, _mm256_add_epi64(_mm256_shuffle_epi32(word, 0x4e), product));
       }
-    if (some < STRIPES || (s + STRIPES) * STRIPE >= size) break;
-    for (size_t k = 0; k < 2; ++k) {
-      __m256i x = _mm256_xor_si256(sums[k], _mm256_srli_epi64(sums[k], 47));
-      x = _mm256_xor_si256(x, _mm256_loadu_si256(secret + 4 + k));
-      const __m256i high = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), prime);
-      sums[k] = _mm256_add_epi64(_mm256_mul_epu32(x, prime), _mm256_slli_epi64(high, 32));
+      u64 *const accs[2] = {leaf + 4 * half, chunk + 4 * half};
+      for (size_t k = 0; k < 2; ++k)
+        _mm256_storeu_si256((__m256i *)accs[k],
+                            scrambled(_mm256_add_epi64(LOAD(accs[k]), sum), half));
     }
-  }
-  _mm256_storeu_si256((__m256i *)acc, sums[0]);
-  _mm256_storeu_si256((__m256i *)acc + 1, sums[1]);
 }
 #endif
 
@@ -102,21 +100,30 @@ INLINE u64 merged(const u64 *acc, const u8 *secret, u64 hash) {
   return hash ^ hash >> 32;
 }
 
-// `size` is a multiple of UNIT, and not 0.
-static void digest_leaf(const u8 *leaf, size_t size, int avx2, u8 *digest) {
-  const u8 *secret = (const u8 *)SECRET;
+// The digest of a leaf; `size`, which isn't 0, is filled up with zeros.  Where its `chunk` doesn't
+// end with it, goes on with the chunk's accumulators.
+static void digest_leaf(const u8 *leaf, size_t size, int avx2, u8 *digest, u64 *chunk, int ends) {
+  const u8 *const secret = (const u8 *)SECRET;
+  const size_t whole = (size + UNIT - 1) / UNIT * UNIT, blocks = (size - 1) / BLOCK;
   u64 acc[FIRST];
   memcpy(acc, INITIAL, sizeof acc);
 #ifdef AVX2
   if (avx2)
-    accumulate_leaf_by_avx2(acc, leaf, size);
+    add_blocks_by_avx2(leaf, blocks, acc, chunk);
   else
 #endif
-    accumulate_leaf(acc, leaf, size);
+    add_blocks(leaf, blocks, acc, chunk);
   (void)avx2;
-  accumulate(acc, leaf + size - STRIPE, 1, secret + 121);
-  const u64 high = __builtin_bswap64(merged(acc, secret + 117, ~(size * PRIME64_2)));
-  const u64 low = __builtin_bswap64(merged(acc, secret + 11, size * PRIME64_1));
+  const u8 *const bytes = leaf + blocks * BLOCK;
+  const size_t left = size - blocks * BLOCK;
+  u8 last[BLOCK] = {0};
+  memcpy(last, bytes, left);
+  accumulate(acc, last, (whole - blocks * BLOCK - 1) / STRIPE, secret);
+  accumulate(acc, last + (whole - blocks * BLOCK - STRIPE), 1, secret + 121);
+  accumulate(chunk, last, ends ? (left - 1) / STRIPE : left / STRIPE, secret);
+  if (!ends) scramble(chunk);
+  const u64 high = __builtin_bswap64(merged(acc, secret + 117, ~(whole * PRIME64_2)));
+  const u64 low = __builtin_bswap64(merged(acc, secret + 11, whole * PRIME64_1));
   memcpy(digest, &high, 8);
   memcpy(digest + 8, &low, 8);
 }
@@ -167,26 +174,30 @@ static void add_squares(const u8 *leaf, size_t size, const u8 *next, int avx2, u
   (void)avx2, (void)next;
 }
 
-void gpuckpt_look(const u8 *raw, size_t size, u32 kind, u32 mask, u32 shift, u32 top, u32 odd,
-                  double *lanes, u8 *digests, size_t width, u8 *out) {
+double gpuckpt_look(const u8 *raw, size_t size, u32 kind, u32 mask, u32 shift, u32 top, u32 odd,
+                    double *lanes, u8 *digests, u64 *check, size_t width, u8 *out) {
 #ifdef AVX2
   const int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #else
   const int avx2 = 0;
 #endif
+  double singles[SINGLES] = {0};
+  u64 chunk[FIRST];
+  memcpy(chunk, INITIAL, sizeof chunk);
+  if (kind == 3) lanes = singles;
   for (size_t at = 0; at < size; at += LEAF, digests += 16) {
     const u8 *leaf = raw + at, *next = size - at > 2 * LEAF ? leaf + LEAF : leaf;
     const size_t some = size - at < LEAF ? size - at : LEAF;
-    if (some % UNIT) {
-      u8 last[LEAF];
-      const size_t whole = (some + UNIT - 1) / UNIT * UNIT;
-      memcpy(last, leaf, some);
-      memset(last + some, 0, whole - some);
-      digest_leaf(last, whole, avx2, digests);
-    } else {
-      digest_leaf(leaf, some, avx2, digests);
-    }
+    digest_leaf(leaf, some, avx2, digests, chunk, at + some == size);
     add_squares(leaf, some, next, avx2, kind, mask, shift, top, odd, lanes);
     if (out) gpuckpt_split(leaf, some / width, width, out + at / width, size / width);
   }
+  *check = 0;
+  if (size > SHORT) {
+    accumulate(chunk, raw + size - STRIPE, 1, (const u8 *)SECRET + 121);
+    *check = merged(chunk, (const u8 *)SECRET + 11, size * PRIME64_1);
+  }
+  double sum = 0;
+  for (size_t i = 0; i < SINGLES; ++i) sum += singles[i];
+  return sum;
 }
