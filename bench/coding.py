@@ -22,6 +22,8 @@ from gpuckpt import deltas, planes, sparse
 from gpuckpt.arena import AREAS, Arena, Slot
 from gpuckpt.coding import choose_by_entropy, decode, encode
 from gpuckpt.dtypes import to_numpy
+from gpuckpt.fingerprint import fingerprint
+from gpuckpt.look import look
 from gpuckpt.native import VARIABLE, Native, native
 from gpuckpt.plan import area_nbytes
 from gpuckpt.statistics import statistics_of
@@ -169,5 +171,7 @@ def _whole(numbers: npt.NDArray[np.float32], dtype: str, slot: Slot) -> Iterator
         ("encode", lambda: encode([raw], kind.itemsize, slot, choose_by_entropy)),
         ("decode", lambda: decode(body, coded.planes, slot, [out], "the chunk")),
         ("statistics", lambda: statistics_of(raw, dtype)),
+        ("fingerprint", lambda: fingerprint(raw.data)),
+        ("look", lambda: look(raw, dtype, kind.itemsize, slot.planes)),
     ):
         yield f"{name} {dtype}", work, work

@@ -64,16 +64,16 @@ class Balance:
 
     def keeps_at_most(self, nbytes: int) -> None:
         """No more than so much can wait for a storage that doesn't take it."""
-        self._enough = min(self._enough, max(nbytes // 2, 1))
+        self._enough = min(self._enough, max(nbytes * 3 // 4, 1))
 
     def encoded(self, seconds: float, nbytes: int) -> None:
-        """Take note of `nbytes` for the disk, and of what an encoder spent on them."""
+        """Take note of chunks for the disk, `nbytes` in memory, and of what encoding them took."""
         with self._lock:
             self._encoding += seconds
             self._made += nbytes
 
     def taken(self, nbytes: int) -> None:
-        """Take note of what the storage has taken of these bytes: for the one who draws."""
+        """Take note of those that the storage has taken: for the one who draws."""
         self._taken += nbytes
 
     def next_free_seconds(self, sync_seconds: float) -> float:

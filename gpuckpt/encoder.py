@@ -39,9 +39,8 @@ class Coded:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are to be written."""
-        fresh = [one.coded.encoded for one in self.chunks if isinstance(one.coded, Fresh)]
-        return sum(plane.length for encoded in fresh for plane in encoded.planes)
+        """Bytes in memory of those that are to be written."""
+        return sum(one.chunk.nbytes for one in self.chunks if isinstance(one.coded, Fresh))
 
 
 @dataclass(frozen=True, slots=True)

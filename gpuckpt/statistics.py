@@ -168,11 +168,10 @@ def _sum_of_squares(elements: npt.NDArray[Any], dtype: str) -> float:
         return (
             narrow_squares(elements, lambda: _square_table(dtype), narrow) if narrow else math.nan
         )
-    if kind != 4 and elements.size > _FEW:
-        if _suit_float32(elements):
-            squares = wide_squares(elements) if kind == 2 else _squares_by_rows(elements)
-            if not squares < _LEAST_MEAN * elements.size:
-                return squares
+    if kind != 4 and elements.size > _FEW and _suit_float32(elements):
+        squares = wide_squares(elements) if kind == 2 else _squares_by_rows(elements)
+        if not squares < _LEAST_MEAN * elements.size:
+            return squares
     blocks = _blocks(elements, dtype, _BLOCK) if kind == 2 else [elements]
     return sum(float(np.einsum("i,i->", some, some, dtype=np.float64)) for some in blocks)
 

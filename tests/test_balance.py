@@ -70,7 +70,7 @@ def test_encoding_is_free_only_while_enough_waits_for_the_disk():
 def test_what_a_slow_storage_leaves_with_the_writer_waits_as_well():
     balance = busy(Clock(), Disk(), enough_nbytes=10)
     balance.keeps_at_most(8)
-    balance.encoded(0.0, 3)
+    balance.encoded(0.0, 5)
     assert costs(balance)
     balance.encoded(0.0, 1)
     assert not costs(balance)
