@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuckpt.fingerprint import fingerprint, root
-from gpuckpt.layout import LEAF_NBYTES
 from gpuckpt.native import NONE, WIDTHS, native
 from gpuckpt.planes import split
 from gpuckpt.statistics import (
@@ -52,13 +51,12 @@ def look(raw: Bytes, dtype: str, width: int = 1, room: Bytes | None = None) -> L
         planes = None if room is None else split(raw, width, room)
         return Look(fingerprint(raw.data), statistics_of(raw, dtype), planes)
     squares, scale = squares_in_loops(raw, dtype)
-    digests = np.empty(-(-raw.size // LEAF_NBYTES) * 16, np.uint8)
     out = None if room is None else room[: raw.size]
-    total, check = loops.look(raw, squares, digests, out, width)
+    digests, total, check = loops.look(raw, squares, out, width)
     if squares[0] == NONE:
         statistics = statistics_of(raw, dtype)
     else:
         statistics = statistics_with(raw, dtype, total * scale)
     planes = None if out is None else list(out.reshape(width, -1))
     checksum = f"{check:016x}" if check else None
-    return Look(root(digests.tobytes(), raw.size), statistics, planes, checksum)
+    return Look(root(digests, raw.size), statistics, planes, checksum)

@@ -131,25 +131,25 @@ class Native:
         return lanes
 
     def look(
-        self, raw: Bytes, squares: Squares, digests: Bytes, planes: Bytes | None, width: int
-    ) -> tuple[float, int]:
-        """See `look.look`: writes leaves' digests and, to `planes`, what `split` does.
+        self, raw: Bytes, squares: Squares, planes: Bytes | None, width: int
+    ) -> tuple[bytes, float, int]:
+        """See `look.look`: leaves' digests and, to `planes`, what `split` does.
 
-        Returns the sum of the squares, but for the scale, and the check value
-        of `fingerprint.checksum`, or 0 of so few bytes that it is another.
+        And the sum of the squares, but for the scale, and the check value of
+        `fingerprint.checksum`, or 0 of so few bytes that it is another.
         """
         kind, known = squares
-        lanes = np.zeros(LANES if kind in {HALF, WIDE, NARROW} else 0)
         assert kind in {NONE, NARROW} or not raw.size % (4 if kind == SINGLE else 2), raw.size
-        assert digests.size == -(-raw.size // LEAF_NBYTES) * 16, (digests.size, raw.size)
+        digests = ctypes.create_string_buffer(16 * -(-raw.size // LEAF_NBYTES))
+        check = ctypes.c_uint64()
+        lanes = np.zeros(8 * LANES, np.uint8) if kind in {HALF, WIDE, NARROW} else None
         if planes is not None:
             _elements(width, raw, planes)
-        out = None if planes is None else _room(planes)
-        check = ctypes.c_uint64()
-        places = _at(lanes.view(np.uint8)), _room(digests), ctypes.addressof(check), width, out
+        places = [None if one is None else _room(one) for one in (lanes, planes)]
         look = self._look_soon if raw.size < FEWEST_NBYTES else self._functions["look"]
-        single: float = look(_at(raw), raw.size, kind, *known, *places)
-        return float(lanes.sum()) if lanes.size else single, check.value
+        about = _at(raw), raw.size, kind, *known
+        single: float = look(*about, places[0], digests, ctypes.byref(check), width, places[1])
+        return digests.raw, single if lanes is None else float(lanes.view(float).sum()), check.value
 
     def _call(self, name: str, *arguments: object) -> int:
         return int(self._functions[name](*arguments) or 0)
