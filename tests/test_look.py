@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -60,3 +61,13 @@ def test_squares_that_float32_cannot_hold_are_counted(dtype, scale):
     seen = look(raw.view(np.uint8), dtype).statistics
     assert seen is not None
     assert seen.squares == pytest.approx(70_000 * float(raw[0]) ** 2, rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_signalling_nan_is_counted_and_nobody_is_warned(dtype):
+    code = {"float32": 0x7FA00000, "bfloat16": 0x7FA0, "float16": 0x7D00}[dtype]
+    raw = np.full(5000, code, f"<u{to_numpy(dtype).itemsize}").view(np.uint8)
+    with warnings.catch_warnings(action="error"):
+        seen = look(raw, dtype).statistics
+    assert seen is not None
+    assert seen.nans == 5000
