@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from bench.cases import roundtrip, stall
+from bench.codecs import codecs
 from bench.coding import coding
 from bench.device import NoGpuError, open_what_is_there
 from bench.machine import machine
@@ -54,6 +55,7 @@ def _cases(directory: Path) -> Iterator[Case]:
     """Each with its name."""
     for nbytes, tensors in ((64 * MIB, 16), (512 * MIB, 100)):
         yield "stall", lambda: stall(directory / f"stall-{nbytes}", nbytes, tensors)  # noqa: B023 - run before the next
+    yield "codecs", lambda: codecs(directory / "codecs", 1024 * MIB, 100)
     yield "write", lambda: write(directory / "write", 512 * MIB)
     for codec in ("auto", "raw"):
         yield "write", lambda: saves(directory / "saves", 512 * MIB, 100, codec)  # noqa: B023 - run before the next

@@ -22,6 +22,8 @@ from gpuckpt import deltas, planes, sparse
 from gpuckpt.arena import AREAS, Arena, Slot
 from gpuckpt.coding import Encoded, choose_by_entropy, decode, encode
 from gpuckpt.dtypes import is_turned, to_numpy
+from gpuckpt.fingerprint import fingerprint
+from gpuckpt.look import look
 from gpuckpt.native import VARIABLE, Native, native
 from gpuckpt.plan import area_nbytes
 from gpuckpt.statistics import statistics_of
@@ -177,5 +179,7 @@ def _whole(numbers: npt.NDArray[np.float32], dtype: str, slot: Slot) -> Iterator
             lambda: decode(body, coded.planes, slot, [out], "the chunk", turned=coded.turned),
         ),
         ("statistics", lambda: statistics_of(raw, dtype)),
+        ("fingerprint", lambda: fingerprint(raw.data)),
+        ("look", lambda: look(raw, dtype, kind.itemsize, slot.planes)),
     ):
         yield f"{name} {dtype}", work, work

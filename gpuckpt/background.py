@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable
 
 from gpuckpt.apart import Apart
@@ -12,6 +13,8 @@ from gpuckpt.manifest import Manifest
 from gpuckpt.pending import Checkpoint, Pending, checkpoint_of
 from gpuckpt.spans import Lap
 from gpuckpt.switching import switching_often
+
+log = logging.getLogger("gpuckpt")
 
 
 class BackgroundSave:
@@ -24,16 +27,20 @@ class BackgroundSave:
         write: Callable[[], Manifest],
         root: str,
         *,
+        after: Callable[[Manifest], object] = lambda _: None,
         beside: bool = False,
         journal: Journal | None = None,
     ) -> None:
         """Keep this where you'll find it, then `start` it.
 
-        `beside` says that the caller goes on meanwhile, perhaps with the GIL in
-        its hands nearly all the time.  `journal` gets a line when the save has ended.
+        `after` is called, in the same thread, once a save is durable and all
+        who wait for that go on.  `beside` says that the caller goes on
+        meanwhile, perhaps with the GIL in its hands nearly all the time.
+        `journal` gets a line when the save has ended.
         """
         self.snapshot, self.pending = snapshot, pending
         self._write, self._root, self._beside, self._journal = write, root, beside, journal
+        self._after = after
         self._apart = Apart(self._run, self._fail)
 
     def start(self) -> None:
@@ -55,12 +62,12 @@ class BackgroundSave:
         return self._apart.ended.is_set()
 
     def _run(self) -> None:
-        result: Checkpoint | None = None
+        manifest: Manifest | None = None
         failure: BaseException | None = None
         lap = Lap()
         try:
             with switching_often() if self._beside else contextlib.nullcontext():
-                result = checkpoint_of(self._write(), self._root)
+                manifest = self._write()
         except BaseException as error:
             failure = error
         finally:
@@ -69,7 +76,12 @@ class BackgroundSave:
         stats = self.pending.stats
         stats.add(lap)
         stats.cpu_seconds += lap.cpu_seconds
-        self._finish(result, failure)
+        self._finish(checkpoint_of(manifest, self._root) if manifest else None, failure)
+        if manifest is not None:
+            try:
+                self._after(manifest)
+            except Exception:
+                log.exception("step %d is saved; what belongs after that failed", manifest.step)
 
     def _fail(self, failure: BaseException) -> None:
         self.snapshot.release()

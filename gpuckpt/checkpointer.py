@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, Literal, Self
 
 from gpuckpt import layout
@@ -221,11 +222,13 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """All committed steps, ascending."""
+        if self._save is not None and self._save.pending.committed.is_set():
+            self._save.join()  # it may still delete some
         return steps(self._store)
 
     def latest(self) -> Checkpoint | None:
         """The newest committed checkpoint."""
-        if not steps(self._store):
+        if not self.steps():
             return None
         return checkpoint_of(open_step(self._store), self._store.root)
 
@@ -276,6 +279,7 @@ class Checkpointer:
         pending = Pending(stats, snapshot.staged)
         self._save = BackgroundSave(
             *(snapshot, pending, lambda: self._write(snapshot, header, stats), self._store.root),
+            after=partial(prune_quietly, self._store, self._keep),
             beside=True,
             journal=self._journal,
         )
@@ -294,10 +298,7 @@ class Checkpointer:
 
     def _write(self, snapshot: Snapshot, header: Header, stats: Stats) -> Manifest:
         manifest = save_snapshot(
-            snapshot,
-            header,
-            self._store,
-            self._resources,
+            *(snapshot, header, self._store, self._resources),
             codec=self._options.codec,
             previous=self._previous,
             full_every=self._options.full_every,
@@ -307,7 +308,6 @@ class Checkpointer:
         before, self._previous = self._previous, manifest
         stats.remarks = remarks_on(manifest, before)
         self._fastest.compare(stats)
-        prune_quietly(self._store, self._keep, manifest)
         return manifest
 
     def _reap(self, *, wait: bool) -> None:
@@ -316,7 +316,7 @@ class Checkpointer:
         if save is None:
             return
         save.cancel_unless_begun()
-        if not (wait or save.pending.committed.is_set()):
+        if not (wait or save.ended):
             return
         save.join()
         self._save = None

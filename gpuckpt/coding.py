@@ -72,6 +72,26 @@ def encode(
     return Encoded((Plane("raw", whole.size),), (whole.data,))
 
 
+def encode_chosen(
+    whole: Bytes,
+    planes: Sequence[Bytes],
+    tries: Sequence[bool],
+    slot: Slot,
+    *,
+    turned: bool = False,
+) -> Encoded:
+    """As `encode`, where planes were chosen and, if there are any to be tried, split already.
+
+    `whole` is the chunk as it is; `turned` says whether the planes are; frames
+    go to the slot's `coded`.
+    """
+    if any(tries):
+        encoded = _encode_planes(planes, tries, slot, turned=turned)
+        if any(plane.codec != "raw" for plane in encoded.planes):
+            return encoded
+    return Encoded((Plane("raw", whole.size),), (whole.data,))
+
+
 def decode(
     coded: Bytes,
     planes: Sequence[Plane],

@@ -12,21 +12,22 @@ import numpy.typing as npt
 
 from gpuckpt.arena import Arena, Slot
 from gpuckpt.bases import Bases
-from gpuckpt.coding import Choice, encode
+from gpuckpt.coding import Choice, encode, encode_chosen, samples
 from gpuckpt.deltacoding import delta_pays, encode_delta
 from gpuckpt.derived import Derivation
 from gpuckpt.devices import Arrived
-from gpuckpt.fingerprint import checksum, fingerprint
+from gpuckpt.fingerprint import checksum
 from gpuckpt.increments import Before, is_short
+from gpuckpt.look import Look, look
 from gpuckpt.planes import join
 from gpuckpt.rows import CodedChunk, Fresh
 from gpuckpt.spans import Lap
 from gpuckpt.spec import Chunk, ChunkEntry, Spec
 from gpuckpt.staging import Reread, Staged
-from gpuckpt.statistics import Statistics, statistics_of
 
 Bytes = npt.NDArray[np.uint8]
-_Known = tuple[str, Statistics | None]
+# What was seen of a chunk, and the planes to try, where that is chosen already.
+_Known = tuple[Look, Sequence[bool] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,11 @@ class Coded:
     staged: Staged
     chunks: tuple[CodedChunk, ...]
     lap: Lap
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory of those that are to be written."""
+        return sum(one.chunk.nbytes for one in self.chunks if isinstance(one.coded, Fresh))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,38 +82,60 @@ class Encoder:
         lap.mark("copy", nbytes)
         self._arrived()
         specs = [batch.plan.specs[chunk.tensor] for chunk in batch.chunks]
-        known = list(map(_known, arrived, specs))
+        each = list(zip(batch.chunks, arrived, specs, batch.parts, strict=True))
+        known = list(starmap(self._known, each))
         lap.mark("filter", 0 if arrived[0].fingerprint else nbytes)
-        each = zip(batch.chunks, arrived, specs, batch.parts, known, strict=True)
-        chunks = tuple(starmap(self._one, each))
+        chunks = tuple(self._one(*one, seen) for one, seen in zip(each, known, strict=True))
         lap.mark("encode", nbytes)
         return Coded(batch, chunks, lap)
+
+    def _known(self, chunk: Chunk, arrived: Arrived, spec: Spec, part: Slot) -> _Known:
+        """What there is to see of a chunk: its device has said it, or it is looked at here.
+
+        While it is, it is split into the planes that are to be tried; not if
+        it may become a delta, which is made of the chunk as it is.
+        """
+        if arrived.fingerprint is not None:
+            return Look(arrived.fingerprint, arrived.statistics), None
+        (raw,) = arrived.planes
+        if self._bases is not None and self._before.base(chunk) is not None:
+            return look(raw, spec.dtype), None
+        tries = self._choose(samples(raw, spec.width, turned=spec.turned), raw.size)
+        room = part.planes if any(tries) else None
+        return look(raw, spec.dtype, spec.width, room), tries
 
     def _one(
         self, chunk: Chunk, arrived: Arrived, spec: Spec, part: Slot, known: _Known
     ) -> CodedChunk:
-        print_, statistics = known
+        seen, _ = known
         self._derivation.take(chunk, arrived.planes, self._arena)
-        derived = self._derivation.find(chunk, spec, print_)
+        derived = self._derivation.find(chunk, spec, seen.fingerprint)
         if derived is not None:
-            return CodedChunk(chunk, print_, statistics, derived)
-        coded = self._coded(chunk, arrived.planes, spec, part, print_)
+            return CodedChunk(chunk, seen.fingerprint, seen.statistics, derived)
+        coded = self._coded(chunk, arrived.planes, spec, part, known)
         if self._bases is not None:
-            self._bases.put(chunk, arrived.planes, print_, turned=spec.turned)
-        return CodedChunk(chunk, print_, statistics, coded)
+            self._bases.put(chunk, arrived.planes, seen.fingerprint, turned=spec.turned)
+        return CodedChunk(chunk, seen.fingerprint, seen.statistics, coded)
 
     def _coded(
-        self, chunk: Chunk, planes: Sequence[Bytes], spec: Spec, part: Slot, known: str
+        self, chunk: Chunk, planes: Sequence[Bytes], spec: Spec, part: Slot, known: _Known
     ) -> Fresh | ChunkEntry:
         """The chunk encoded, or its entry if it is on the disk already."""
-        same = self._before.same(chunk, known)
+        seen, tries = known
+        same = self._before.same(chunk, seen.fingerprint)
         if same is not None:
             return same
         delta = self._delta(chunk, planes, spec, part)
         if delta is not None:
             return delta
-        encoded = encode(planes, spec.width, part, self._choose, turned=spec.turned)
-        return Fresh(encoded, checksum(encoded.parts))
+        if tries is None:
+            encoded = encode(planes, spec.width, part, self._choose, turned=spec.turned)
+        else:
+            split = seen.planes or planes
+            encoded = encode_chosen(planes[0], split, tries, part, turned=spec.turned)
+        as_it_is = len(encoded.planes) == 1 and encoded.planes[0].codec == "raw"
+        known_check = seen.checksum if as_it_is else None
+        return Fresh(encoded, known_check or checksum(encoded.parts))
 
     def _delta(self, chunk: Chunk, planes: Sequence[Bytes], spec: Spec, part: Slot) -> Fresh | None:
         """What the chunk differs by from the one before; None if that isn't at hand or no gain."""
@@ -127,14 +155,6 @@ class Encoder:
                 return None
             encoded = encode_delta(raw, base, spec.width, part, spare)
         return Fresh(encoded, checksum(encoded.parts), before)
-
-
-def _known(arrived: Arrived, spec: Spec) -> _Known:
-    """The fingerprint and the statistics of a chunk, from its device or taken here."""
-    if arrived.fingerprint is not None:
-        return arrived.fingerprint, arrived.statistics
-    (raw,) = arrived.planes
-    return fingerprint(raw.data), statistics_of(raw, spec.dtype)
 
 
 def countdown(count: int, finish: Callable[[], None]) -> Callable[[], None]:

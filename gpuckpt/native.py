@@ -21,12 +21,17 @@ Bytes = npt.NDArray[np.uint8]
 VARIABLE = "GPUCKPT_NATIVE"
 LIBRARY = Path(__file__).parent / "_native.so"
 # What kernels/cpu/planes.c says of itself: another library may have other signatures.
-VERSION = 2
+VERSION = 3
 # Elements' sizes that the loops know.
 WIDTHS = (1, 2, 4, 8)
 # What `squares` calls float16, bfloat16, and elements of one byte; and the sums that it gives.
 HALF, WIDE, NARROW = 1, 2, 5
 LANES = 1024
+# What `look` calls float32, and elements whose squares aren't wanted; and the bytes of a leaf.
+SINGLE, NONE = 3, 0
+LEAF_NBYTES = 64 << 10
+# A kind of elements with what is to be known of it: see kernels/cpu/native.h.
+Squares = tuple[int, tuple[int, int, int, int]]
 # On fewer bytes numpy is as fast: a call costs some microseconds, and lets go of the GIL.
 FEWEST_NBYTES = 1 << 13
 
@@ -49,6 +54,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "count_runs": (_N, _P, _N),
     "round": (None, _P, _N, _U, _P),
     "squares": (None, _P, _N, _U, _U, _U, _U, _U, _P),
+    "look": (ctypes.c_double, _P, _N, _U, _U, _U, _U, _U, _P, _P, _P, _N, _U, _P),
 }
 
 
@@ -68,6 +74,8 @@ class Native:
         if version != VERSION:
             raise OSError(f"{path} is of version {version}, not {VERSION}")
         self._functions = _functions(library)
+        # The same, without letting go of the GIL: for what is over sooner than one gets it back.
+        self._look_soon = _functions(ctypes.PyDLL(str(path)))["look"]
 
     def split(self, raw: Bytes, width: int, out: Bytes, *, turned: bool = False) -> None:
         """See `planes.split`; `out` has `raw`'s size."""
@@ -144,6 +152,35 @@ class Native:
         """See `rounding.round_to`."""
         assert raw.size == 2 * out.size, (raw.size, out.size)
         self._call("round", _at(raw), _elements(2, out), kind, _room(out))
+
+    def look(
+        self,
+        raw: Bytes,
+        squares: Squares,
+        planes: Bytes | None,
+        width: int,
+        *,
+        turned: bool = False,
+    ) -> tuple[bytes, float, int]:
+        """See `look.look`: leaves' digests and, to `planes`, what `split` does.
+
+        And the sum of the squares, but for the scale, and the check value of
+        `fingerprint.checksum`, or 0 of so few bytes that it is another.
+        """
+        kind, known = squares
+        assert kind in {NONE, NARROW} or not raw.size % (4 if kind == SINGLE else 2), raw.size
+        digests = ctypes.create_string_buffer(16 * -(-raw.size // LEAF_NBYTES))
+        check = ctypes.c_uint64()
+        lanes = np.zeros(8 * LANES, np.uint8) if kind in {HALF, WIDE, NARROW} else None
+        if planes is not None:
+            _elements(width, raw, planes)
+        places = [None if one is None else _room(one) for one in (lanes, planes)]
+        look = self._look_soon if raw.size < FEWEST_NBYTES else self._functions["look"]
+        about = _at(raw), raw.size, kind, *known
+        single: float = look(
+            *about, places[0], digests, ctypes.byref(check), width, turned, places[1]
+        )
+        return digests.raw, single if lanes is None else float(lanes.view(float).sum()), check.value
 
     def _call(self, name: str, *arguments: object) -> int:
         return int(self._functions[name](*arguments) or 0)

@@ -95,6 +95,9 @@ class Pending:
     def result(self, timeout: float | None = None) -> Checkpoint:
         """Wait until the save is durable; at most `timeout` seconds.
 
+        Checkpoints that needn't be kept are deleted after that; the next save,
+        `wait` and `close` wait for it.
+
         Raises:
             TimeoutError: it isn't yet; it goes on.
             CheckpointError: it failed; no checkpoint was made.

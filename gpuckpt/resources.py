@@ -32,6 +32,7 @@ class Resources:
             raise InvalidError(f"a chunk has 1 to {CHUNK_NBYTES_MAX} bytes, got {chunk_nbytes}")
         self.budget_nbytes = parse_nbytes(memory)
         self._arena_nbytes = arena_nbytes(self.budget_nbytes, chunk_nbytes, self.workers)
+        self.free_seconds = 0.0  # see `Balance`
         self._arena: Arena | None = None
         self._page_locked = False
 

@@ -13,7 +13,7 @@ from gpuckpt.balance import Balance
 from gpuckpt.coding import Bytes, Choice, choose_all, choose_by_entropy, choose_nothing
 from gpuckpt.commit import commit
 from gpuckpt.derived import Derived, pair
-from gpuckpt.encoder import Again, Encoder, countdown
+from gpuckpt.encoder import Again, Coded, Encoder, countdown
 from gpuckpt.errors import InvalidError
 from gpuckpt.increments import Before
 from gpuckpt.inventory import Snapshot
@@ -25,7 +25,7 @@ from gpuckpt.rows import CodedChunk, Fresh, Rows
 from gpuckpt.segments import Writer
 from gpuckpt.spans import Lap
 from gpuckpt.spec import ChunkEntry
-from gpuckpt.staging import give_back, stage
+from gpuckpt.staging import Reread, Staged, give_back, stage
 from gpuckpt.stats import Stats
 from gpuckpt.stores import Store
 
@@ -79,11 +79,15 @@ def save_snapshot(
     )
     try:
         before = Before.of(previous, snapshot.inventory.specs, store, full_every)
-        rows = _write_chunks(snapshot, writer, resources, codec, before, previous, stats)
+        balance = Balance(
+            resources.workers, lambda: writer.waiting_nbytes, free_seconds=resources.free_seconds
+        )
+        rows = _write_chunks(snapshot, writer, resources, codec, before, previous, balance, stats)
         tensors = rows.entries(header.step, previous)
         lap = Lap()
         writer.finish(tensors, header.step, lap)
         stats.cpu_seconds += writer.cpu_seconds
+        resources.free_seconds = balance.next_free_seconds(lap.seconds_of("sync"))
         manifest = Manifest(
             step=header.step,
             structure=snapshot.inventory.structure,
@@ -129,6 +133,7 @@ def _write_chunks(  # noqa: PLR0917 - all that a save has
     codec: str,
     before: Before,
     previous: Manifest | None,
+    balance: Balance,
     stats: Stats,
 ) -> Rows:
     """Bring every chunk of a snapshot to the disk."""
@@ -141,14 +146,21 @@ def _write_chunks(  # noqa: PLR0917 - all that a save has
     reads += sum(len(snapshot.plans[name].rereads) for name in snapshot.live)
     bases = resources.bases if codec == DELTA else None
     arrived = countdown(reads, snapshot.release)
-    balance = Balance(resources.workers)
+    balance.keeps_at_most((arena.count - resources.workers) * arena.chunk_nbytes)
     choose = balanced(choice(codec), balance) if codec == AUTO else choice(codec)
     derivation = pair(snapshot.plans, snapshot.frozen, previous, arena)
     encoder = Encoder(choose, before, bases, derivation, arena, arrived)
     drop = partial(give_back, arena=arena)
     staged = stage(snapshot, arena)
-    work = derivation.guarded(encoder.work)
-    line = ordered_map(work, staged, workers=resources.workers, drop=drop)
+
+    def work(batch: Staged | Reread) -> Coded | Again:
+        done = encoder.work(batch)
+        if isinstance(done, Coded):
+            balance.encoded(done.lap.seconds_of("filter", "encode"), done.nbytes)
+        return done
+
+    guarded = derivation.guarded(work)
+    line = ordered_map(guarded, staged, workers=resources.workers, drop=drop)
     with contextlib.closing(line), derivation.ended():
         for done in balance.watched(line):
             stats.add(done.lap, again=True)
@@ -157,8 +169,8 @@ def _write_chunks(  # noqa: PLR0917 - all that a save has
                 if isinstance(done, Again):
                     rows.compare(done.staged.chunks, done.fingerprints)
                     continue
-                balance.encoded(done.lap.seconds_of("filter", "encode"))
                 _write(done.chunks, writer, rows, stats)
+                balance.taken(done.nbytes)
             finally:
                 arena.give(done.staged.slot)
     stats.starved_seconds = balance.waited_seconds

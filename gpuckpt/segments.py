@@ -46,6 +46,11 @@ class Writer:
         """The segments begun so far."""
         return [name for name, _ in self._open]
 
+    @property
+    def waiting_nbytes(self) -> int:
+        """Bytes taken that the storage's threads are still to write; any thread may ask."""
+        return sum(file.waiting_nbytes for _, file in tuple(self._open))
+
     def write(self, chunks: Iterable[Sequence[memoryview]]) -> list[Extent]:
         """Append chunks, each in parts, by as few writes as can be; where they lie.
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuckpt.dtypes import to_numpy
+from gpuckpt.native import HALF, NARROW, NONE, SINGLE, WIDE, Squares
 from gpuckpt.squares import Narrow, half_squares, narrow_of, narrow_squares, wide_squares
 
 Bytes = npt.NDArray[np.uint8]
@@ -27,6 +28,7 @@ _BLOCK = 1 << 16
 _ROW = 128
 # In float32 a square loses up to 2**-126, and a mean square above this hardly feels it.
 _LEAST_MEAN = 2.0**-104
+_NOTHING: Squares = (NONE, (0, 0, 0, 256))
 # Not more elements than this are summed in float64 at once.
 _FEW = 1 << 12
 _KINDS = {
@@ -81,14 +83,47 @@ def statistics_of(raw: Bytes, dtype: str) -> Statistics | None:
     plain = dtype.removeprefix(">")
     if not kind_of(plain):
         return None
-    elements = _elements(raw, dtype)
     with np.errstate(all="ignore"):  # a signalling NaN is no error here
-        squares = _sum_of_squares(elements, plain)
-        if math.isfinite(squares):
-            return Statistics(squares=squares)
+        return _statistics(raw, dtype, _sum_of_squares(_elements(raw, dtype), plain))
+
+
+def statistics_with(raw: Bytes, dtype: str, squares: float) -> Statistics | None:
+    """As `statistics_of`, where a sum is known that the compiled loops made."""
+    if kind_of(dtype) == WIDE and squares < _LEAST_MEAN * (raw.size // 2):
+        return statistics_of(raw, dtype)
+    return _statistics(raw, dtype, squares)
+
+
+def _statistics(raw: Bytes, dtype: str, squares: float) -> Statistics:
+    """Where the sum of squares is known: not finite if an element isn't."""
+    if math.isfinite(squares):
+        return Statistics(squares=squares)
+    elements, plain = _elements(raw, dtype), dtype.removeprefix(">")
+    with np.errstate(all="ignore"):
         if kind_of(plain) == 5:
             return _count_bytes(elements, plain)
         return sum(map(_classify, _blocks(elements, plain, _BLOCK // 4)), Statistics())
+
+
+def squares_in_loops(raw: Bytes, dtype: str) -> tuple[Squares, float]:
+    """How `Native.look` reads a chunk's elements, and what its sum is to be multiplied by.
+
+    The kind is `NONE` if it doesn't: `statistics_of` does it then.
+    """
+    if kind_of(dtype) == WIDE and not _suit_float32(_elements(raw, dtype)):
+        return _NOTHING, 1.0
+    return _in_loops(dtype)
+
+
+@cache
+def _in_loops(dtype: str) -> tuple[Squares, float]:
+    kind = kind_of(dtype)
+    if kind in (HALF, WIDE, SINGLE):
+        return (kind, (0, 0, 0, 256)), 1.0
+    narrow = _narrow(dtype) if kind == NARROW else None
+    if narrow is None:
+        return _NOTHING, 1.0
+    return (NARROW, (narrow.mask, narrow.shift, narrow.top, narrow.odd)), narrow.scale
 
 
 @cache
@@ -133,15 +168,22 @@ def _sum_of_squares(elements: npt.NDArray[Any], dtype: str) -> float:
         return (
             narrow_squares(elements, lambda: _square_table(dtype), narrow) if narrow else math.nan
         )
-    # Products that are subnormal in float32 take a CPU fifty times as long.
-    if kind != 4 and elements.size > _FEW:
-        some = elements[:: elements.size // 256].astype(np.float64)
-        if not np.einsum("i,i->", some, some) < _LEAST_MEAN * some.size:
-            squares = wide_squares(elements) if kind == 2 else _squares_by_rows(elements)
-            if not squares < _LEAST_MEAN * elements.size:
-                return squares
+    if kind != 4 and elements.size > _FEW and _suit_float32(elements):
+        squares = wide_squares(elements) if kind == 2 else _squares_by_rows(elements)
+        if not squares < _LEAST_MEAN * elements.size:
+            return squares
     blocks = _blocks(elements, dtype, _BLOCK) if kind == 2 else [elements]
     return sum(float(np.einsum("i,i->", some, some, dtype=np.float64)) for some in blocks)
+
+
+def _suit_float32(elements: npt.NDArray[Any]) -> bool:
+    """Whether squares aren't too small for it, as far as a sample shows.
+
+    Products that are subnormal take a CPU fifty times as long.
+    """
+    with np.errstate(all="ignore"):  # a signalling NaN is no error here
+        some = elements[:: max(elements.size // 256, 1)].astype(np.float64)
+    return not np.einsum("i,i->", some, some) < _LEAST_MEAN * some.size
 
 
 def _squares_by_rows(elements: Floats) -> float:

@@ -125,6 +125,7 @@ class CrashStore:
 
 class _Appender:
     cpu_seconds = 0.0
+    waiting_nbytes = 0
 
     def __init__(self, store: CrashStore, file: _File) -> None:
         self._store, self._file = store, file

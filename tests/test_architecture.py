@@ -29,7 +29,7 @@ ROWS: list[set[str]] = [
         "switching",
     },
     {"spec", "fingerprint", "statistics", "values", "deltas", "copying", "rounding"},
-    {"entries"},
+    {"entries", "look"},
     {"names", "plan", "stats", "arrays", "stores"},
     {"tree", "arena"},
     {"devices", "manifest", "outline"},

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import gpuckpt
-from bench import cases, coding, disturbance, small, write
+from bench import cases, codecs, coding, disturbance, small, write
 from bench.disk import drop_cache, read_through, write_and_sync
 from bench.gpu.scale import GIB, MIB, full
 from bench.timing import spread, spreads
@@ -72,6 +72,16 @@ def test_saves_that_are_cached_stand_beside_those_that_are_not(tmp_path):
         assert is_spread(row[f"{what}_direct_over_cached"])
 
 
+def test_codecs_stand_beside_raw_and_beside_what_disk_and_cores_allow(tmp_path):
+    row = codecs.codecs(tmp_path, 1 << 16, 4)
+    for name in codecs.NAMES:
+        assert is_spread(row[f"{name}_durable_s"])
+        assert is_spread(row[f"{name}_background_over_limit"])
+    assert is_spread(row["auto_over_raw"])
+    assert row["raw_share"]["median"] == 1 > row["zstd_share"]["median"]
+    assert row["kept"] == (row["auto_over_raw"]["median"] <= 1.05)
+
+
 def test_a_stall_stands_beside_a_memcpy(tmp_path):
     row = cases.stall(tmp_path, 1 << 16, 4)
     assert all(
@@ -106,6 +116,7 @@ def test_coding_stands_beside_numpy_and_a_memcpy():
         assert {name.partition(" ")[0] for name in figures} == {
             *("split", "join", "delta", "undelta", "delta_split", "join_undelta"),
             *("pack_sparse", "unpack_sparse", "encode", "decode", "statistics"),
+            *("fingerprint", "look"),
         }
 
 

@@ -14,15 +14,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gpuckpt import deltas, planes, rounding, sparse, squares, statistics
 from gpuckpt.dtypes import to_numpy
+from gpuckpt.fingerprint import leaf_digests
 from gpuckpt.native import (
     FEWEST_NBYTES,
     HALF,
     NARROW,
+    NONE,
     VERSION,
     WIDE,
     WIDTHS,
@@ -36,6 +39,7 @@ HERE = Path(__file__).parents[1]
 BUILD = HERE / "kernels" / "cpu" / "build.py"
 COUNTS = (0, 1, 2, 7, 8, 9, 31, 63, 64, 65, 511, 512, 513, 1023, 4095, 4097, 16384, 70_001)
 NARROW_ONES = [name for name in SMALL if name.startswith("float") and "m0" not in name]
+NOTHING = (NONE, (0, 0, 0, 256))
 BITS = {"float4_e2m1fn": 15, "float6_e2m3fn": 63, "float6_e3m2fn": 63}
 # Bytes around an array that must stay as they are; a checker that knows its end needs none.
 GUARD = 0 if os.environ.get("CFLAGS") else 64
@@ -261,6 +265,55 @@ def test_squares_are_added_as_by_numpy_to_the_last_bit(chunk):
     assert room.sound()
 
 
+LOOKED_AT = (0, 1, 63, 64, 65, 240, 248, 255, 256, 257, 1024, 1025, 8192)
+
+
+@st.composite
+def looked_at(draw):
+    """A chunk of a type, around whole leaves, and room for its planes, or none."""
+    dtype = draw(st.sampled_from(("float32", "int64", "float16", "bfloat16", *NARROW_ONES)))
+    kind = to_numpy(dtype)
+    count = (
+        draw(st.sampled_from((*LOOKED_AT, 65_535, 65_536, 65_537, 131_072, 200_001)))
+        // kind.itemsize
+    )
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    raw = rng.integers(0, 256, count * kind.itemsize, np.uint8)
+    if dtype == "float32":
+        scale = draw(st.sampled_from((1.0, 1e-30, 1e30)))
+        raw = (rng.standard_normal(count, np.float32) * np.float32(scale)).view(np.uint8)
+        if count and draw(st.booleans()):
+            at = draw(st.integers(0, count - 1))
+            raw.view("f4")[at] = draw(st.sampled_from((np.nan, np.inf)))
+    room = Room(raw.size, draw(st.integers(0, 9))) if draw(st.booleans()) else None
+    return dtype, kind.itemsize, Room(raw.size, draw(st.integers(0, 9)), raw), room
+
+
+@settings(deadline=None)
+@given(looked_at())
+def test_a_look_sees_what_xxhash_and_numpy_see(chunk):
+    dtype, width, room, out = chunk
+    raw, known = room.array, statistics._in_loops(dtype)[0]
+    for one in both():
+        to = None if out is None else out.array
+        digests, found, check = one.look(raw, known, to, width)
+        assert check == (xxhash.xxh3_64_intdigest(raw.data) if raw.size > 240 else 0)
+        assert digests == leaf_digests(raw.data)
+        if out is not None:
+            wanted = planes.split_by_numpy(raw, width, np.empty_like(raw))
+            assert all(map(np.array_equal, out.array.reshape(width, -1), wanted))
+        if dtype == "float32":
+            numbers = raw.view("f4").astype(np.float64)
+            exact = math.fsum(numbers * numbers) if np.isfinite(numbers).all() else math.nan
+            assert math.isfinite(found) == math.isfinite(exact)
+            assert not math.isfinite(exact) or found == pytest.approx(exact, rel=1e-12)
+        elif dtype != "int64":
+            with np.errstate(all="ignore"):
+                squared = squares_of(one, raw, dtype) / statistics._in_loops(dtype)[1]
+            assert found == squared or not math.isfinite(squared)
+    assert all(one.sound() for one in (room, out) if one is not None)
+
+
 @pytest.mark.parametrize("dtype", ["float16", *NARROW_ONES])
 def test_every_code_alone_has_the_square_that_numpy_has_for_it(dtype):
     kind = to_numpy(dtype)
@@ -315,6 +368,10 @@ def test_a_call_that_would_leave_its_buffers_is_not_made():
         lambda: loops().split(np.zeros((8, 2), np.uint8)[:, 0], 1, small),
         lambda: loops().round(large, WIDE, small),
         lambda: loops().round(small, WIDE, fixed[:4]),
+        lambda: loops().look(large, NOTHING, small, 1),
+        lambda: loops().look(large[:63], NOTHING, large[:63], 2),
+        lambda: loops().look(large, NOTHING, fixed, 1),
+        lambda: loops().look(large[:63], (HALF, (0, 0, 0, 256)), None, 2),
     ):
         with pytest.raises(AssertionError):
             call()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections import Counter
 from datetime import timedelta
 from typing import Any
@@ -341,3 +342,45 @@ def test_save_prunes_as_it_is_told(tmp_path):
     assert [gpuckpt.load(tmp_path, step)["step"] for step in (3, 4, 5)] == [3, 4, 5]
     with pytest.raises(gpuckpt.NotFoundError):
         gpuckpt.load(tmp_path, 2)
+
+
+class KeepingStore(MemoryStore):
+    """Deletes nothing before it may: `reached` says that somebody wants it to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may, self.reached = threading.Event(), threading.Event()
+
+    def remove(self, name: str) -> None:
+        if name in self.files and not name.endswith(".tmp"):
+            self.reached.set()
+            assert self.may.wait(30)
+        super().remove(name)
+
+
+def test_a_save_is_durable_before_what_it_replaces_is_deleted():
+    store, state = KeepingStore(), {"w": np.zeros(100)}
+    every = gpuckpt.Every(steps=1)
+    with gpuckpt.Checkpointer(
+        "", every=every, keep=Keep(last=1), store=store, when_busy="skip", full_every=1
+    ) as ckpt:
+        ckpt.save(1, state).result()
+        pending = ckpt.save(2, state)
+        assert pending.result(30).step == 2
+        assert store.reached.wait(30)
+        assert ckpt.step(3, state) is None  # nor does it wait
+        assert steps(store) == [1, 2]
+        threading.Timer(0.05, store.may.set).start()
+        assert ckpt.steps() == [2]
+        ckpt.wait()
+        assert ckpt.step(4, state) is not None
+
+
+def test_what_goes_wrong_with_deleting_is_logged_and_no_save_fails(monkeypatch, caplog):
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("gpuckpt.checkpointer.prune_quietly", broken)
+    with gpuckpt.Checkpointer("", store=MemoryStore()) as ckpt:
+        assert ckpt.save(1, {"w": np.zeros(3)}).result().step == 1
+    assert "step 1 is saved" in caplog.text

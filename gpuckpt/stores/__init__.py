@@ -22,6 +22,11 @@ class Appender(Protocol):
         """CPU time that threads of the store's own have spent on this file so far."""
         ...
 
+    @property
+    def waiting_nbytes(self) -> int:
+        """Bytes that threads of the store's own are still to write; any thread may ask."""
+        ...
+
     def append(self, parts: Sequence[Buffer]) -> None:
         """Write `parts` one after the other; they are the caller's again on return.
 

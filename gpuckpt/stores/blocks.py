@@ -94,6 +94,11 @@ class Blocks:
         """Host memory that is kept."""
         return sum(block.memory.size for block in self._blocks)
 
+    @property
+    def waiting_nbytes(self) -> int:
+        """Bytes in full blocks that haven't been written, about: other threads go on meanwhile."""
+        return sum(block.waiting_nbytes for block in self._blocks)
+
     def here(self) -> Blocks:
         """These, or in a forked child, which has no thread of its parent's, others like them."""
         if self.process == os.getpid():
@@ -147,6 +152,12 @@ class Block:
         """Whether there is no room left."""
         return self.filled == self.memory.size
 
+    @property
+    def waiting_nbytes(self) -> int:
+        """Its bytes while it is full, and not written yet."""
+        write = self.write
+        return 0 if write is None or write.over else write.nbytes
+
     def fill(self, view: memoryview) -> int:
         """Take as many bytes as there is room for; how many."""
         count = min(view.nbytes, self.memory.size - self.filled)
@@ -172,19 +183,24 @@ class Write:
         """Length, address and offset are aligned; `fate` is that of the file."""
         self._descriptor, self._view, self._offset = descriptor, view, offset
         self.fate = fate
-        self._running, self._over = threading.Lock(), False
+        self._running, self.over = threading.Lock(), False
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes there are to be written."""
+        return self._view.nbytes
 
     def run(self) -> None:
         """Write, or wait for him who does; nothing if the file has failed or was given up."""
         with self._running:
-            if self._over:
+            if self.over:
                 return
             try:
                 if self.fate.failure is None and not self.fate.given_up:
                     self._write()
             except Exception as error:
                 self.fate.failure = error
-            self._over = True
+            self.over = True
 
     def _write(self) -> None:
         done, direct = 0, True

@@ -17,6 +17,7 @@ class CachedFile:
 
     failure = None  # none comes later, and
     cpu_seconds = 0.0  # none is spent elsewhere: the caller writes
+    waiting_nbytes = 0  # but for what the system keeps, and says nothing of
 
     def __init__(self, descriptor: int, offset: int) -> None:
         """`descriptor` stays the caller's, who closes it."""

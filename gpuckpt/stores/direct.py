@@ -56,6 +56,11 @@ class DirectFile:
         """CPU time of the thread that writes, so far."""
         return self._fate.cpu_seconds
 
+    @property
+    def waiting_nbytes(self) -> int:
+        """Bytes in full blocks that wait or are being written."""
+        return 0 if self._cached is not None else self._blocks.waiting_nbytes
+
     def append(self, views: Sequence[memoryview]) -> None:
         """Take bytes, one view after the other; waits only if every block is being written."""
         self._check()

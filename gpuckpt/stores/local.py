@@ -170,6 +170,11 @@ class LocalAppender:
         """CPU time of the store's own thread for this file, so far."""
         return self._file.cpu_seconds
 
+    @property
+    def waiting_nbytes(self) -> int:
+        """Bytes in full blocks that aren't written yet; none of what is in the page cache."""
+        return self._file.waiting_nbytes
+
     def append(self, parts: Sequence[Buffer]) -> None:
         """Write `parts` one after the other, or gather them for a write that comes later.
 

@@ -77,6 +77,7 @@ class MemoryAppender:
     """A new file of a `MemoryStore`."""
 
     cpu_seconds = 0.0
+    waiting_nbytes = 0
 
     def __init__(self, data: bytearray) -> None:
         self._data = data

@@ -84,4 +84,13 @@ EXPORT void gpuckpt_squares(const u8 *raw, size_t size, u32 kind, u32 mask, u32 
 // `count` float32 rounded to the nearest of kind 1: float16, 2: bfloat16; a tie to the even one.
 EXPORT void gpuckpt_round(const u8 *raw, size_t count, u32 kind, u8 *out);
 
+// XXH3-128 of each 64 KiB of `raw`, to 16 bytes each of digests: what is left at the end is filled
+// up with zeros to a multiple of 256.  XXH3-64 of all of it to *check if `size` is more than 240,
+// else 0.  Squares as above if `kind` is 1, 2 or 5; or kind 3: float32,
+// of which the sum is returned, infinite or NaN if an element is.  Unless `out` is null, planes as
+// `gpuckpt_split` makes them, or `gpuckpt_split_turned`, one after the other.
+EXPORT double gpuckpt_look(const u8 *raw, size_t size, u32 kind, u32 mask, u32 shift, u32 top,
+                           u32 odd, double *lanes, u8 *digests, u64 *check,
+                           size_t width, u32 turned, u8 *out);
+
 #endif

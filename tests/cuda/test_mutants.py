@@ -199,8 +199,11 @@ ITS_OWN = "the memory is the own stream's: whoever gets it next uses it after th
 DROPPED = "what was frozen is dropped: at worst, memory of a pool is read for nothing"
 RELEASED = "updates go on as soon as the host has seen the last read and released it"
 ONE_DRAWS = "one thread at a time gives reads to a device"
+LISTED = "a checkpoint that is about to be deleted is listed: no bytes depend on it"
 # Nothing can notice these; each with the reason.
 EQUIVALENT = {
+    "checkpointer: Checkpointer.steps: self._save.join()": LISTED,
+    "checkpointer: Checkpointer.latest: self.steps()": LISTED,
     f"{HOLD}.end_downloads: self._semaphore.open_after(self._stream.stream)": RELEASED,
     f"{DRIVER}: Semaphore.open_after: "
     "_call('cuStreamWriteValue32', stream.ptr, self.address, self.turn, 0)": RELEASED,
