@@ -14,11 +14,13 @@ import zstandard
 
 from gpuckpt.arena import Slot
 from gpuckpt.errors import CorruptError
-from gpuckpt.planes import join, split
+from gpuckpt.layout import LEAF_NBYTES
+from gpuckpt.planes import join, join_in_parts, split
 from gpuckpt.spec import Plane
 
 Bytes = npt.NDArray[np.uint8]
 Choice = Callable[[Sequence[Bytes]], Sequence[bool]]
+Note = Callable[[memoryview], object]
 
 # A plane is compressed if a sample promises less than this share of its bytes,
 # and kept compressed if the frame is smaller than this share.
@@ -27,6 +29,8 @@ SAMPLE = 4096
 # A smaller chunk's samples and frames cost more time than its bytes: thousands of biases and
 # norms are a thousandth of a model.
 FEWEST_NBYTES = 16 << 10
+# Elements that are joined at a time: they stay in a core's own cache, and are whole leaves.
+_JOINED = LEAF_NBYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +62,19 @@ def encode(given: Sequence[Bytes], width: int, slot: Slot, choose: Choice) -> En
 
 
 def decode(
-    coded: Bytes, planes: Sequence[Plane], slot: Slot, rooms: Sequence[Bytes], where: str
+    coded: Bytes,
+    planes: Sequence[Plane],
+    slot: Slot,
+    rooms: Sequence[Bytes],
+    where: str,
+    *,
+    note: Note = lambda _: None,
 ) -> None:
     """Decode the bytes that `planes` describe into `rooms`: undoes `encode`.
 
     Into a room for each plane or, if there is only one room, joined; then
-    uses the slot's `planes`.
+    uses the slot's `planes`, and `note` is told of each part of the room in
+    turn once it is filled: it is still in the processor's cache.
 
     Raises:
         CorruptError: a frame isn't what the plane's length and its room
@@ -71,6 +82,8 @@ def decode(
     """
     if len(rooms) == len(planes):
         decode_planes(coded, planes, slot, rooms, where)
+        if len(rooms) == 1:
+            note(rooms[0].data)
         return
     (out,) = rooms
     parts = []
@@ -81,7 +94,8 @@ def decode(
         else:
             decode_planes(part, [plane], slot, [room], where)
             parts.append(room)
-    join(parts, out)
+    for joined in join_in_parts(parts, out, _JOINED):
+        note(joined.data)
 
 
 def choose_nothing(planes: Sequence[Bytes]) -> Sequence[bool]:

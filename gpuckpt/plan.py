@@ -17,6 +17,10 @@ SUMMARY_NBYTES = 80
 RUN_NBYTES = 640
 _WIDTH_MAX = 8
 _DIGEST_NBYTES = 16
+# What a slot for large chunks has besides: then their encoded bytes can be read in whole pages,
+# whatever the first one's offset in its file and the slot's place in memory.
+_PAGE_NBYTES = 4096
+_PAGES_FROM_NBYTES = 1 << 20
 
 Strides = tuple[int, ...]
 
@@ -57,7 +61,7 @@ def make_plans(
 ) -> dict[str, Plan]:
     """A plan for each device; `split` says whether planes are wanted at all."""
     plans = {}
-    area = area_nbytes(chunk_nbytes)
+    area = batch_room_nbytes(chunk_nbytes)
     for device, tensors in by_device.items():
         chunks = list(plan_chunks(specs, tensors, chunk_nbytes=chunk_nbytes))
         strided = frozenset(at for at in tensors if not is_dense(specs[at], strides[at]))
@@ -127,6 +131,14 @@ def largest_nbytes(plans: Mapping[str, Plan]) -> int:
 
 def area_nbytes(chunk_nbytes: int) -> int:
     """Room for any chunk of at most so many bytes, with all that comes with it."""
+    nbytes = batch_room_nbytes(chunk_nbytes)
+    if chunk_nbytes < _PAGES_FROM_NBYTES:
+        return nbytes
+    return _up(nbytes, _PAGE_NBYTES) + 2 * _PAGE_NBYTES
+
+
+def batch_room_nbytes(chunk_nbytes: int) -> int:
+    """How much of that room one chunk, or some small ones, may take."""
     return staged_nbytes(chunk_nbytes, 1, strided=True) + _WIDTH_MAX * PLANE_ALIGNMENT
 
 

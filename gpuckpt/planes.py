@@ -6,7 +6,7 @@ reference: whatever else splits gives the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,19 @@ def join(planes: Sequence[Bytes], out: Bytes) -> None:
         join_by_numpy(planes, out)
     else:
         loops.join(planes, out)
+
+
+def join_in_parts(planes: Sequence[Bytes], out: Bytes, count: int) -> Iterator[Bytes]:
+    """What `join` does, `count` elements at a time; yields each part of `out` once it is filled."""
+    width = len(planes)
+    loops = native_for(width, out, *planes)
+    if loops is not None:
+        yield from loops.join_in_parts(planes, out, count)
+        return
+    for at in range(0, out.size // width, count):
+        part = out[at * width : (at + count) * width]
+        join_by_numpy([plane[at : at + count] for plane in planes], part)
+        yield part
 
 
 def split_by_numpy(raw: Bytes, width: int, out: Bytes) -> list[Bytes]:

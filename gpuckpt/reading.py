@@ -1,8 +1,8 @@
-"""Read and decode one chunk, with its bases, and check each byte on its way."""
+"""Read and decode chunks, with their bases, and check each byte on its way."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +13,9 @@ from gpuckpt.arrays import Tensor
 from gpuckpt.coding import decode
 from gpuckpt.deltacoding import decode_delta
 from gpuckpt.errors import CorruptError
-from gpuckpt.fingerprint import checksum, fingerprint
+from gpuckpt.fingerprint import checksum, leaf_digests, root
 from gpuckpt.manifest import TensorEntry
-from gpuckpt.segments import read
+from gpuckpt.segments import Reader, open_segment
 from gpuckpt.spec import ChunkEntry
 from gpuckpt.stores import Store
 
@@ -31,38 +31,57 @@ class Job:
     targets: tuple[Tensor, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A chunk to be read, and where its bytes belong: a room for each plane, or one for all.
+
+    `looked_at` says whether the fingerprint of its one room is wanted.
+    """
+
+    job: Job
+    chunk: ChunkEntry
+    rooms: Sequence[Bytes]
+    looked_at: bool = True
+
+
+class _Leaves:
+    """The fingerprint of bytes that arrive part by part, whole leaves but for the last."""
+
+    def __init__(self, *, wanted: bool) -> None:
+        self._digests: list[bytes] | None = [] if wanted else None
+
+    def note(self, part: memoryview) -> None:
+        """Look at the next part."""
+        if self._digests is not None:
+            self._digests.append(leaf_digests(part))
+
+    def fingerprint(self, nbytes: int) -> str | None:
+        """Of all of them, or None if it isn't wanted."""
+        return None if self._digests is None else root(b"".join(self._digests), nbytes)
+
+
 def rooms_of(chunk: ChunkEntry) -> int:
-    """How many rooms `read_chunk` wants, for planes or for all bytes: what it is decoded to."""
+    """How many rooms a chunk wants, for planes or for all bytes: what it is decoded to."""
     return len(chunk.planes) if chunk.is_plain else 1
 
 
-def read_chunk(
-    job: Job, chunk: ChunkEntry, slot: Slot, rooms: Sequence[Bytes], arena: Arena
-) -> None:
-    """Read a chunk and decode it into its rooms; the fingerprint isn't compared yet.
+def read_chunks(every: Sequence[Wanted], slot: Slot, arena: Arena) -> list[str | None]:
+    """Read chunks and decode them into their rooms; the fingerprints that are wanted.
 
-    Uses the slot's `coded` and, if planes are to be joined into one room, `planes`.
+    They aren't compared yet.  Uses the slot's `coded` and, if planes are to be
+    joined into one room, `planes`.  Waits for the storage.
 
     Raises:
         CorruptError: names tensor, file and offset.
     """
-    if [plane.codec for plane in chunk.planes] == ["raw"] and chunk.base is None:
-        _read(job, chunk, rooms[0])
-        return
-    if chunk.is_plain:
-        coded = _read(job, chunk, slot.coded[: chunk.extent.length])
-        decode(coded, chunk.planes, slot, rooms, where_of(job, chunk))
-        return
-    (out,) = rooms
-    with arena.spare() as spare:
-        for link in reversed(chunk.chain):
-            coded = _read(job, link, spare.coded[: link.extent.length])
-            where = where_of(job, link)
-            if link.is_plain:
-                decode(coded, link.planes, spare, [out], where)
-            else:
-                base = None if link.base is None else out
-                decode_delta(coded, link.planes, spare, out, base=base, where=where)
+    found: list[str | None] = []
+    for run in _runs(every):
+        first = run[0]
+        with open_segment(first.job.store, first.chunk.extent.segment) as reader:
+            if first.chunk.base is None:
+                reader.fetch([one.chunk.extent for one in run], slot.coded)
+            found += [_read_one(one, reader, slot, arena) for one in run]
+    return found
 
 
 def check_chunk(job: Job, chunk: ChunkEntry, slot: Slot, arena: Arena) -> Bytes:
@@ -72,12 +91,11 @@ def check_chunk(job: Job, chunk: ChunkEntry, slot: Slot, arena: Arena) -> Bytes:
         CorruptError: names tensor, file and offset.
     """
     room = slot.raw[: chunk.nbytes]
-    read_chunk(job, chunk, slot, [room], arena)
-    compare(job, chunk, [fingerprint(room.data)])
+    compare(job, chunk, read_chunks([Wanted(job, chunk, [room])], slot, arena))
     return room
 
 
-def compare(job: Job, chunk: ChunkEntry, fingerprints: Sequence[str]) -> None:
+def compare(job: Job, chunk: ChunkEntry, fingerprints: Sequence[str | None]) -> None:
     """See that what a chunk was decoded to, in each place, is what was saved.
 
     Raises:
@@ -89,16 +107,84 @@ def compare(job: Job, chunk: ChunkEntry, fingerprints: Sequence[str]) -> None:
         )
 
 
-def _read(job: Job, chunk: ChunkEntry, coded: Bytes) -> Bytes:
-    """The encoded bytes of a chunk, once they are in `coded`."""
-    read(job.store, chunk.extent, coded.data)
-    if checksum([coded.data]) != chunk.checksum:
-        raise CorruptError(
-            where_of(job, chunk), "the checksum of the bytes on disk isn't the manifest's"
-        )
-    return coded
-
-
 def where_of(job: Job, chunk: ChunkEntry) -> str:
     """A chunk's tensor, file and offset, for errors."""
     return f"{job.entry.spec.name} in {job.store.root}/{chunk.extent}"
+
+
+def _runs(every: Sequence[Wanted]) -> Iterator[list[Wanted]]:
+    """Chunks whose encoded bytes follow each other in one file; one with a base is alone."""
+    run: list[Wanted] = []
+    for one in every:
+        if run and not _follows(run[-1], one):
+            yield run
+            run = []
+        run.append(one)
+    if run:
+        yield run
+
+
+def _follows(before: Wanted, after: Wanted) -> bool:
+    first, second = before.chunk.extent, after.chunk.extent
+    return (
+        before.chunk.base is after.chunk.base is None
+        and before.job.store is after.job.store
+        and first.segment == second.segment
+        and first.offset + first.length == second.offset
+    )
+
+
+def _read_one(one: Wanted, reader: Reader, slot: Slot, arena: Arena) -> str | None:
+    job, chunk, rooms = one.job, one.chunk, one.rooms
+    leaves = _Leaves(wanted=one.looked_at)
+    if [plane.codec for plane in chunk.planes] == ["raw"] and chunk.base is None:
+        _check_encoded(job, chunk, _noted(reader.read(chunk.extent, rooms[0]), leaves))
+    elif chunk.is_plain:
+        coded = _encoded(job, chunk, reader, slot.coded)
+        decode(coded, chunk.planes, slot, rooms, where_of(job, chunk), note=leaves.note)
+    else:
+        _read_links(job, chunk, rooms[0], reader, arena)
+        leaves.note(rooms[0].data)
+    return leaves.fingerprint(chunk.nbytes)
+
+
+def _read_links(job: Job, chunk: ChunkEntry, out: Bytes, reader: Reader, arena: Arena) -> None:
+    """Decode a chunk of which planes are packed, or its bases one after the other and then it."""
+    with arena.spare() as spare:
+        for link in reversed(chunk.chain):
+            if link is chunk:
+                coded = _encoded(job, link, reader, spare.coded)
+            else:
+                with open_segment(job.store, link.extent.segment) as base_reader:
+                    base_reader.fetch([link.extent], spare.coded)
+                    coded = _encoded(job, link, base_reader, spare.coded)
+            where = where_of(job, link)
+            if link.is_plain:
+                decode(coded, link.planes, spare, [out], where)
+            else:
+                base = None if link.base is None else out
+                decode_delta(coded, link.planes, spare, out, base=base, where=where)
+
+
+def _encoded(job: Job, chunk: ChunkEntry, reader: Reader, room: Bytes) -> Bytes:
+    """A chunk's encoded bytes, where they have been fetched to or at the beginning of `room`."""
+    held = reader.held(chunk.extent)
+    if held is not None:
+        _check_encoded(job, chunk, [held.data])
+        return held
+    coded = room[: chunk.extent.length]
+    _check_encoded(job, chunk, reader.read(chunk.extent, coded))
+    return coded
+
+
+def _check_encoded(job: Job, chunk: ChunkEntry, parts: Iterable[memoryview]) -> None:
+    if checksum(parts) != chunk.checksum:
+        raise CorruptError(
+            where_of(job, chunk), "the checksum of the bytes on disk isn't the manifest's"
+        )
+
+
+def _noted(parts: Iterator[memoryview], leaves: _Leaves) -> Iterator[memoryview]:
+    for part in parts:
+        leaves.note(part)
+        yield part

@@ -16,8 +16,15 @@ from gpuckpt.devices import Device, Devices, Piece, Transfer
 from gpuckpt.errors import MismatchError
 from gpuckpt.manifest import TensorEntry
 from gpuckpt.ordered import alternated, ordered_map
-from gpuckpt.plan import Plan, batch_chunks, is_dense, staged_nbytes, target_nbytes
-from gpuckpt.reading import Job, compare, read_chunk, rooms_of
+from gpuckpt.plan import (
+    Plan,
+    batch_chunks,
+    batch_room_nbytes,
+    is_dense,
+    staged_nbytes,
+    target_nbytes,
+)
+from gpuckpt.reading import Job, Wanted, compare, read_chunks, rooms_of
 from gpuckpt.resources import Resources
 from gpuckpt.spec import Chunk, ChunkEntry
 from gpuckpt.staging import upload
@@ -28,6 +35,8 @@ Progress = Callable[[int], None]
 
 # Small chunks that one worker takes at a time: each is a read, and reads may be slow.
 READS_TOGETHER = 32
+# Threads for each core, so that while some of them decode, others have the disk read.
+READERS = 3
 
 
 @dataclass(slots=True)
@@ -102,7 +111,8 @@ def _restore_all(
 
     drop = partial(_drop, arena=arena)
     batches = _batches(shares, arena)
-    for batch in ordered_map(work, batches, workers=resources.workers, drop=drop):
+    workers = min(READERS * resources.workers, arena.count)
+    for batch in ordered_map(work, batches, workers=workers, drop=drop):
         try:
             if batch.transfer is not None:
                 _check(batch, batch.transfer.wait())
@@ -178,8 +188,8 @@ def _share_batches(device: str, jobs: Sequence[Job], arena: Arena) -> Iterator[_
         return max(staged, target_nbytes(chunk.nbytes) * len(job.targets))
 
     chunks = (Chunk(at, 0, chunk.nbytes) for at, (_, chunk) in enumerate(every))
-    area = arena.area_nbytes
-    for batch in batch_chunks(chunks, cost, batch_nbytes=area, most=READS_TOGETHER):
+    room = batch_room_nbytes(arena.chunk_nbytes)
+    for batch in batch_chunks(chunks, cost, batch_nbytes=room, most=READS_TOGETHER):
         yield _Batch(device, tuple(every[chunk.tensor] for chunk in batch), arena.take())
 
 
@@ -195,9 +205,11 @@ def _begin(
         for job, chunk in batch.chunks
     ]
     uploading = upload(pieces, device, batch.slot)
-    for (job, chunk), rooms in zip(batch.chunks, uploading.rooms, strict=True):
-        read_chunk(job, chunk, batch.slot, rooms, arena)
-    return uploading.start()
+    wanted = [
+        Wanted(job, chunk, rooms, uploading.wants_fingerprints)
+        for (job, chunk), rooms in zip(batch.chunks, uploading.rooms, strict=True)
+    ]
+    return uploading.start(read_chunks(wanted, batch.slot, arena))
 
 
 def _drop(batch: _Batch, arena: Arena) -> None:

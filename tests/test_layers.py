@@ -313,9 +313,10 @@ def check_coding(raw: Array, width: int, codec: str) -> int:
 
 def assert_decoded(coded: Array, encoded: Encoded, raw: Array) -> None:
     """Into one room for all, and into a room for each plane."""
-    out = np.full_like(raw, 0xAA)
-    decode(coded, encoded.planes, new_arena().take(), [out], "here")
+    out, noted = np.full_like(raw, 0xAA), bytearray()
+    decode(coded, encoded.planes, new_arena().take(), [out], "here", note=noted.extend)
     assert np.array_equal(out, raw)
+    assert noted == raw.tobytes()
     width = len(encoded.planes)
     rooms = [np.full(raw.size // width, 0xAA, np.uint8) for _ in range(width)]
     decode(coded, encoded.planes, new_arena().take(), rooms, "here")
@@ -568,8 +569,10 @@ def test_what_was_written_to_segments_is_read_with_their_own_index_alone(
         assert step == 7
         for entry in tensors:
             for chunk in entry.chunks:
-                room = bytearray(chunk.extent.length)
-                segments.read(store, chunk.extent, memoryview(room))
+                room = np.empty(chunk.extent.length, np.uint8)
+                with segments.open_segment(store, name) as reader:
+                    parts = [bytes(part) for part in reader.read(chunk.extent, room)]
+                assert b"".join(parts) == room.tobytes()
                 assert chunk.extent.segment == name
                 found[entry.spec.name][chunk.start] = bytes(room)
     every = arrays_of(take_inventory(dict(enumerate(originals))))
