@@ -571,8 +571,8 @@ def test_what_was_written_to_segments_is_read_with_their_own_index_alone(
             for chunk in entry.chunks:
                 room = np.empty(chunk.extent.length, np.uint8)
                 with segments.open_segment(store, name) as reader:
-                    parts = [bytes(part) for part in reader.read(chunk.extent, room)]
-                assert b"".join(parts) == room.tobytes()
+                    read = b"".join(map(bytes, reader.read(chunk.extent, room)))
+                assert read == room.tobytes()
                 assert chunk.extent.segment == name
                 found[entry.spec.name][chunk.start] = bytes(room)
     every = arrays_of(take_inventory(dict(enumerate(originals))))
