@@ -35,8 +35,8 @@ Progress = Callable[[int], None]
 
 # Small chunks that one worker takes at a time: each is a read, and reads may be slow.
 READS_TOGETHER = 32
-# Threads for each core, so that while some of them decode, others have the disk read.
-READERS = 3
+# Threads beside one for each core: while some decode, the disk has something to read for others.
+MORE_READERS = 4
 
 
 @dataclass(slots=True)
@@ -111,7 +111,7 @@ def _restore_all(
 
     drop = partial(_drop, arena=arena)
     batches = _batches(shares, arena)
-    workers = min(READERS * resources.workers, arena.count)
+    workers = readers([job.entry for share in shares.values() for job in share], resources, arena)
     for batch in ordered_map(work, batches, workers=workers, drop=drop):
         try:
             if batch.transfer is not None:
@@ -172,6 +172,16 @@ def _check_filled(job: Job, target: Tensor, devices: Devices, arena: Arena) -> N
 def largest_chunk(entries: Iterable[TensorEntry]) -> int:
     """Raw bytes of the largest chunk, for which a slot must have room."""
     return max((chunk.nbytes for entry in entries for chunk in entry.chunks), default=0)
+
+
+def readers(entries: Iterable[TensorEntry], resources: Resources, arena: Arena) -> int:
+    """How many threads read and decode.
+
+    No more than cores where chunks have bases: each takes memory beside the
+    arena then, and is busy for longer than the disk.
+    """
+    plain = all(chunk.is_plain for entry in entries for chunk in entry.chunks)
+    return min(resources.workers + plain * MORE_READERS, max(arena.count, resources.workers))
 
 
 def _batches(shares: Mapping[str, Sequence[Job]], arena: Arena) -> Iterator[_Batch]:

@@ -13,7 +13,7 @@ from gpuckpt.manifest import Manifest
 from gpuckpt.ordered import ordered_map
 from gpuckpt.reading import Job, check_chunk, where_of
 from gpuckpt.resources import Resources
-from gpuckpt.restore import largest_chunk
+from gpuckpt.restore import largest_chunk, readers
 from gpuckpt.segments import read_index
 from gpuckpt.spec import ChunkEntry
 from gpuckpt.stores import Store
@@ -84,7 +84,8 @@ def _verify_chunks(
     def drop(piece: _Piece) -> None:
         arena.give(piece.slot)
 
-    for piece, reason in ordered_map(work, pieces(), workers=resources.workers, drop=drop):
+    workers = readers(manifest.tensors, resources, arena)
+    for piece, reason in ordered_map(work, pieces(), workers=workers, drop=drop):
         arena.give(piece.slot)
         extent = piece.chunk.extent
         progress(extent.length)

@@ -1,8 +1,9 @@
 """Read from a file: through the system's page cache what it holds, past it what it doesn't.
 
-A direct read takes none of the processor's time but for one copy, which a
-reader of encoded bytes doesn't need either.  It needs an aligned place in
-memory, and leaves nothing in the cache.
+A direct read keeps the disk busier and takes less of the processor's time, but
+leaves nothing in the cache for other processes that read the same, or for the
+next time.  So it leaves a mark there, one page; and who finds it alone brings
+the rest to the cache.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ log = logging.getLogger("gpuckpt")
 
 Bytes = npt.NDArray[np.uint8]
 
-# To ask for every page takes as long as to copy some of them.
-_SAMPLES = 8
+# Fewer bytes come as fast through the cache.
+FEWEST_NBYTES = 256 << 10
 
 _mincore = ctypes.CDLL(None).mincore
 _mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
@@ -41,21 +42,19 @@ def read_some(descriptor: int, buffer: memoryview, offset: int) -> int:
 
 
 def read_direct(descriptor: int, offset: int, length: int, room: Bytes) -> Bytes | None:
-    """Bytes of a file that the system hasn't cached, somewhere in `room`.
+    """Bytes of a file that nobody has read lately, somewhere in `room`.
 
-    None if it has, if they and the pages that they lie in don't fit the room,
-    if the file ends before, or if the file system refuses or fails: then an
-    ordinary read is the way, or says what is wrong.
+    None if somebody has, if they are few, if they and the pages that they lie
+    in don't fit the room, if the file ends before, or if the file system
+    refuses or fails: then an ordinary read is the way, or says what is wrong.
     """
     ahead = offset % ALIGNMENT
     begin = -room.__array_interface__["data"][0] % ALIGNMENT
     nbytes = -(-(ahead + length) // ALIGNMENT) * ALIGNMENT
-    if begin + nbytes > room.size:
+    if length < FEWEST_NBYTES or begin + nbytes > room.size:
         return None
     try:
-        if is_cached(descriptor, offset, length):
-            # Pages that the system would read ahead would seem cached to the next who asks.
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        if not _leave_mark(descriptor, offset, length):
             return None
         set_direct(descriptor, on=True)
         try:
@@ -68,21 +67,35 @@ def read_direct(descriptor: int, offset: int, length: int, room: Bytes) -> Bytes
     return room[begin + ahead :][:length] if found >= ahead + length else None
 
 
-def is_cached(descriptor: int, offset: int, length: int) -> bool:
-    """Whether the system has cached a good deal of a part of a file, which isn't empty.
+def _leave_mark(descriptor: int, offset: int, length: int) -> bool:
+    """Bring a page in the middle to the cache, unless it is there; then, all if the first isn't."""
+    middle = offset + length // 2
+    first, mark = are_cached(descriptor, offset, [0, length // 2])
+    if not mark:
+        os.posix_fadvise(descriptor, middle, 1, os.POSIX_FADV_WILLNEED)
+        return True
+    # What is read ahead, beyond these bytes, would be a mark that nobody has left.
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+    if not first:
+        os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
+    return False
 
-    By a sample.  Maps the file, but reads nothing there.  True if the system
-    doesn't tell.  Raises `OSError`, or `ValueError` if the file ends before.
+
+def are_cached(descriptor: int, offset: int, places: list[int]) -> list[bool]:
+    """Whether the system has cached the pages of a file at some places, in order, from `offset` on.
+
+    Maps the file, but reads nothing there.  All if the system doesn't tell.
+    Raises `OSError`, or `ValueError` if the file ends before.
     """
     begin = offset - offset % mmap.ALLOCATIONGRANULARITY
-    nbytes = offset + length - begin
-    step = max(nbytes // _SAMPLES // mmap.PAGESIZE, 1) * mmap.PAGESIZE
+    ahead = offset - begin
+    nbytes = ahead + places[-1] + 1
+    seen = ctypes.c_ubyte()
+    found = []
     with mmap.mmap(descriptor, nbytes, prot=mmap.PROT_READ, offset=begin) as pages:
         address = np.frombuffer(pages, np.uint8).__array_interface__["data"][0]
-        seen = ctypes.c_ubyte()
-        cached = 0
-        for at in range(0, nbytes, step):
-            refused = _mincore(address + at, 1, ctypes.byref(seen))
-            cached += refused != 0 or seen.value & 1
-    # A page is copied from the cache ten times as fast as it comes from a disk.
-    return cached > 1 or step * cached >= nbytes
+        for place in places:
+            at = ahead + place
+            refused = _mincore(address + at - at % mmap.PAGESIZE, 1, ctypes.byref(seen))
+            found.append(refused != 0 or bool(seen.value & 1))
+    return found
