@@ -146,14 +146,14 @@ class Reader:
         the processor's cache.
         """
         assert room.nbytes == extent.length, (room.nbytes, extent)
-        held = self.held(extent)
+        held, view = self.held(extent), room.data
         for at in range(0, extent.length, PART_NBYTES):
-            part = room[at : at + PART_NBYTES]
+            part = view[at : at + PART_NBYTES]
             if held is None:
-                self._file.read_into(extent.offset + at, part.data)
+                self._file.read_into(extent.offset + at, part)
             else:
-                np.copyto(part, held[at : at + PART_NBYTES])
-            yield part.data
+                np.copyto(room[at : at + PART_NBYTES], held[at : at + PART_NBYTES])
+            yield part
 
 
 @contextlib.contextmanager
