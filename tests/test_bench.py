@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import gpuckpt
-from bench import cases, coding, disturbance, small, write
+from bench import cases, coding, disturbance, read, small, write
 from bench.disk import drop_cache, read_through, write_and_sync
 from bench.gpu.scale import GIB, MIB, full
 from bench.timing import spread, spreads
@@ -65,6 +65,15 @@ def test_saves_that_are_cached_stand_beside_those_that_are_not(tmp_path):
     row = write.saves(tmp_path, 1 << 16, 4, "auto")
     for what in ("save", "cpu", "restore"):
         assert is_spread(row[f"{what}_direct_over_cached"])
+
+
+@pytest.mark.parametrize("cache", ["cold", "warm"])
+def test_a_restore_stands_beside_plain_reads(tmp_path, monkeypatch, cache):
+    monkeypatch.setattr(read, "ROUNDS", 2)
+    row = read.read(tmp_path / "r", 3 << 20, 2, cache)
+    for codec in read.CODECS:
+        assert row[f"{codec}_over_plain"]["min"] > 0
+        assert row[f"{codec}_cpu_s"]["min"] > 0
 
 
 def test_a_stall_stands_beside_a_memcpy(tmp_path):
