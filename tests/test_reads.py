@@ -57,10 +57,11 @@ def forget(directory: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def cached_share(store: LocalStore) -> float:
-    """How much of the file is cached."""
-    with (Path(store.root) / "f").open("rb") as file:
-        return float(np.mean(reads.are_cached(file.fileno(), 0, list(range(0, SIZE, PAGE)))))
+def cached_share(store: LocalStore, name: str = "f") -> float:
+    """How much of a file is cached."""
+    places = list(range(0, store.size(name), PAGE))
+    with (Path(store.root) / name).open("rb") as file:
+        return float(np.mean(reads.are_cached(file.fileno(), 0, places)))
 
 
 def settled_share(store: LocalStore, least: float) -> float:
@@ -137,7 +138,9 @@ def test_a_file_system_that_refuses_direct_reads_is_read_through_the_cache(
 
 def test_a_file_that_ends_too_early_says_where(store):
     with store.open("f") as file:
-        assert file.fetch(SIZE - 10, 11, aligned_memory(4 * PAGE)) is None
+        for length in (reads.FEWEST_NBYTES, 8 * SIZE):  # with and without a middle
+            room = aligned_memory(length + 2 * PAGE)
+            assert file.fetch(SIZE + 1 - reads.FEWEST_NBYTES, length, room) is None
         with pytest.raises(CorruptError, match=f"ends at {SIZE}, {SIZE + 1} bytes expected"):
             file.read_into(SIZE - 10, memoryview(bytearray(11)))
 
@@ -165,6 +168,18 @@ def test_a_restore_gives_the_same_bytes_from_the_disk_and_from_the_cache(tmp_pat
     found = gpuckpt.load(tmp_path)
     for name, array in expected.items():
         assert found[name].tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("codec", ["raw", "zstd"])
+def test_a_cold_restore_reads_whole_chunks_past_the_page_cache(tmp_path, store, codec):
+    root = tmp_path / codec
+    noise = np.frombuffer(np.random.default_rng(2).bytes(9 << 20), np.uint8)
+    weights = np.random.default_rng(2).standard_normal(9 << 18, np.float32)
+    checkpoint = gpuckpt.save(root, {"noise": noise, "weights": weights}, 1, codec=codec)
+    forget(root)
+    assert gpuckpt.load(root)["noise"].tobytes() == noise.tobytes()
+    (name,) = open_step(LocalStore(root), checkpoint.step).segments
+    assert cached_share(LocalStore(root), name) < 0.1
 
 
 @pytest.mark.parametrize("codec", ["raw", "zstd"])
@@ -230,9 +245,12 @@ def test_chunks_that_follow_each_other_are_fetched_at_once(tmp_path):
     store.opened = 0
     found = read_chunks(wanted, arena.take(), arena)
     assert store.opened == len(store.fetches) == 1
-    for one, print_ in zip(wanted, found, strict=True):
+    for one, taken in zip(wanted, found, strict=True):
         assert one.rooms[0].tobytes() == expected[one.job.entry.spec.name].tobytes()
-        assert print_ == one.chunk.fingerprint == fingerprint(one.rooms[0].data)
+        assert taken == one.chunk.fingerprint == fingerprint(one.rooms[0].data)
+    store.fetches.clear()
+    read_chunks(wanted[::2], arena.take(), arena)
+    assert len(store.fetches) == len(wanted[::2])
 
 
 @pytest.mark.parametrize("codec", ["raw", "auto", "zstd", "delta"])
@@ -241,8 +259,10 @@ def test_a_state_whose_chunks_are_fetched_comes_back(tmp_path, codec):
     with gpuckpt.Checkpointer(tmp_path, store=store, codec=codec) as ckpt:
         for step in range(1, 4):
             ckpt.save(step, changing).result()
-            changing["large"] += np.float32(1e-3)
-        ckpt.save(4, changing).result()
+            changing["large"].view(np.uint32)[:] += 1
+        last = ckpt.save(4, changing)
+        last.result()
+        assert (last.stats.delta_nbytes > 0) == (codec == "delta")
         store.fetches.clear()
         restored = {name: np.zeros_like(array) for name, array in changing.items()}
         ckpt.restore(restored)
