@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,11 +67,17 @@ def rooms_of(chunk: ChunkEntry) -> int:
     return len(chunk.planes) if chunk.is_plain else 1
 
 
-def read_chunks(every: Sequence[Wanted], slot: Slot, arena: Arena) -> list[str | None]:
+def read_chunks(
+    every: Sequence[Wanted],
+    slot: Slot,
+    arena: Arena,
+    turns: AbstractContextManager[object] | None = None,
+) -> list[str | None]:
     """Read chunks and decode them into their rooms; the fingerprints that are wanted.
 
     They aren't compared yet.  Uses the slot's `coded` and, if planes are to be
-    joined into one room, `planes`.  Waits for the storage.
+    joined into one room, `planes`.  Waits for the storage, and then for one of
+    the `turns` at what keeps a core busy.
 
     Raises:
         CorruptError: names tensor, file and offset.
@@ -80,18 +88,25 @@ def read_chunks(every: Sequence[Wanted], slot: Slot, arena: Arena) -> list[str |
         with open_segment(first.job.store, first.chunk.extent.segment) as reader:
             if first.chunk.base is None:
                 reader.fetch([one.chunk.extent for one in run], slot.coded)
-            found += [_read_one(one, reader, slot, arena) for one in run]
+            with turns or contextlib.nullcontext():
+                found += [_read_one(one, reader, slot, arena) for one in run]
     return found
 
 
-def check_chunk(job: Job, chunk: ChunkEntry, slot: Slot, arena: Arena) -> Bytes:
-    """Read, decode and check one chunk; its raw bytes lie in the slot.
+def check_chunk(
+    job: Job,
+    chunk: ChunkEntry,
+    slot: Slot,
+    arena: Arena,
+    turns: AbstractContextManager[object] | None = None,
+) -> Bytes:
+    """Read, decode and check one chunk; its raw bytes lie in the slot.  `turns` as above.
 
     Raises:
         CorruptError: names tensor, file and offset.
     """
     room = slot.raw[: chunk.nbytes]
-    compare(job, chunk, read_chunks([Wanted(job, chunk, [room])], slot, arena))
+    compare(job, chunk, read_chunks([Wanted(job, chunk, [room])], slot, arena, turns))
     return room
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -103,10 +104,11 @@ def _restore_all(
     """Every chunk of every job, until it is `stopped`."""
     overlaps = overlapping([job for share in shares.values() for job in share])
     shared = frozenset(id(job) for job, _ in overlaps)
+    turns = threading.Semaphore(resources.workers)
 
     def work(batch: _Batch) -> _Batch:
         if not stopped.is_set():
-            batch.transfer = _begin(batch, resources.devices[batch.device], arena, shared)
+            batch.transfer = _begin(batch, resources.devices[batch.device], arena, shared, turns)
         return batch
 
     drop = partial(_drop, arena=arena)
@@ -204,11 +206,16 @@ def _share_batches(device: str, jobs: Sequence[Job], arena: Arena) -> Iterator[_
 
 
 def _begin(
-    batch: _Batch, device: Device, arena: Arena, shared: frozenset[int]
+    batch: _Batch,
+    device: Device,
+    arena: Arena,
+    shared: frozenset[int],
+    turns: threading.Semaphore,
 ) -> Transfer[Sequence[Sequence[str]]]:
     """Read and decode a batch's chunks, and begin to upload them.
 
-    `shared` are the jobs, by identity, whose targets share memory with others.
+    `shared` are the jobs, by identity, whose targets share memory with others;
+    `turns` are as many as cores.
     """
     pieces = [
         Piece(chunk.nbytes, rooms_of(chunk), chunk.start, job.targets, id(job) in shared)
@@ -219,7 +226,7 @@ def _begin(
         Wanted(job, chunk, rooms, uploading.wants_fingerprints)
         for (job, chunk), rooms in zip(batch.chunks, uploading.rooms, strict=True)
     ]
-    return uploading.start(read_chunks(wanted, batch.slot, arena))
+    return uploading.start(read_chunks(wanted, batch.slot, arena, turns))
 
 
 def _drop(batch: _Batch, arena: Arena) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -64,6 +65,7 @@ def _verify_chunks(
     store: Store, manifest: Manifest, resources: Resources, progress: Callable[[int], None]
 ) -> Iterator[Damage]:
     arena = resources.arena(["cpu"], largest_chunk(manifest.tensors))
+    turns = threading.Semaphore(resources.workers)
 
     def pieces() -> Iterator[_Piece]:
         for entry in manifest.tensors:
@@ -73,7 +75,7 @@ def _verify_chunks(
 
     def work(piece: _Piece) -> tuple[_Piece, str]:
         try:
-            check_chunk(piece.job, piece.chunk, piece.slot, arena)
+            check_chunk(piece.job, piece.chunk, piece.slot, arena, turns)
         except CorruptError as error:
             own = error.where == where_of(piece.job, piece.chunk)
             return piece, error.reason if own else str(error)
