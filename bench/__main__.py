@@ -21,6 +21,7 @@ from bench.codecs import codecs
 from bench.coding import coding
 from bench.device import NoGpuError, open_what_is_there
 from bench.machine import machine
+from bench.read import read
 from bench.small import small_tensors
 from bench.timing import show, write_report
 from bench.write import saves, write
@@ -60,6 +61,9 @@ def _cases(directory: Path) -> Iterator[Case]:
     for codec in ("auto", "raw"):
         yield "write", lambda: saves(directory / "saves", 512 * MIB, 100, codec)  # noqa: B023 - run before the next
         yield "roundtrip", lambda: roundtrip(directory, 512 * MIB, 100, codec)  # noqa: B023 - run before the next
+    for cache in ("cold", "warm"):
+        reads = directory / f"read-{cache}"
+        yield "read", lambda: read(reads, 512 * MIB, 100, cache)  # noqa: B023 - run before the next
     for mode in ("copy", "hold"):
         small = directory / f"small-numpy-{mode}"
         yield "small", lambda: small_tensors(small, np.array, "numpy", "cpu", mode)  # noqa: B023 - run before the next

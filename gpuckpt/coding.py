@@ -14,13 +14,15 @@ import zstandard
 
 from gpuckpt.arena import Slot
 from gpuckpt.errors import CorruptError
+from gpuckpt.layout import LEAF_NBYTES
 from gpuckpt.native import native_for
-from gpuckpt.planes import join, split, turn
+from gpuckpt.planes import join, join_in_parts, split, turn
 from gpuckpt.spec import Plane
 
 Bytes = npt.NDArray[np.uint8]
 # Of planes, or of samples of them, and of how many bytes the chunk has: which to compress.
 Choice = Callable[[Sequence[Bytes], int], Sequence[bool]]
+Note = Callable[[memoryview], object]
 
 # A plane is compressed if a sample promises less than this share of its bytes,
 # and kept compressed if the frame is smaller than this share.
@@ -32,6 +34,8 @@ RUNS = 0.03
 # A smaller chunk's samples and frames cost more time than its bytes: thousands of biases and
 # norms are a thousandth of a model.
 FEWEST_NBYTES = 16 << 10
+# Elements that are joined at a time: they stay in a core's own cache, and are whole leaves.
+_JOINED = LEAF_NBYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +104,14 @@ def decode(
     where: str,
     *,
     turned: bool = False,
+    note: Note = lambda _: None,
 ) -> None:
     """Decode the bytes that `planes` describe into `rooms`: undoes `encode`.
 
     Into a room for each plane or, if there is only one room, joined, and
-    turned back if they are `turned`; then uses the slot's `planes`.
+    turned back if they are `turned`; then uses the slot's `planes`, and `note`
+    is told of each part of the room in turn once it is filled: it is still in
+    the processor's cache.
 
     Raises:
         CorruptError: a frame isn't what the plane's length and its room
@@ -112,6 +119,8 @@ def decode(
     """
     if len(rooms) == len(planes):
         decode_planes(coded, planes, slot, rooms, where)
+        if len(rooms) == 1:
+            note(rooms[0].data)
         return
     (out,) = rooms
     parts = []
@@ -122,7 +131,8 @@ def decode(
         else:
             decode_planes(part, [plane], slot, [room], where)
             parts.append(room)
-    join(parts, out, turned=turned)
+    for joined in join_in_parts(parts, out, _JOINED, turned=turned):
+        note(joined.data)
 
 
 def choose_nothing(planes: Sequence[Bytes], _nbytes: int) -> Sequence[bool]:

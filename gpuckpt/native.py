@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,18 @@ class Native:
         count = _elements(width, out)
         name = _turning("join", width, turned)
         self._call(name, _places(planes, count), count, width, _room(out))
+
+    def join_in_parts(
+        self, planes: Sequence[Bytes], out: Bytes, count: int, *, turned: bool = False
+    ) -> Iterator[Bytes]:
+        """See `planes.join_in_parts`."""
+        width, every = len(planes), _elements(len(planes), out)
+        places, room = list(_places(planes, every)), _room(out)
+        array, name = ctypes.c_void_p * width, _turning("join", width, turned)
+        for at in range(0, every, count):
+            begin, some = at * width, min(count, every - at)
+            self._call(name, array(*(place + at for place in places)), some, width, room + begin)
+            yield out[begin : begin + some * width]
 
     def delta(self, cur: Bytes, base: Bytes, width: int, out: Bytes) -> None:
         """See `deltas.delta`."""

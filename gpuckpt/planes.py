@@ -10,7 +10,7 @@ reference: whatever else splits gives the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,21 @@ def join(planes: Sequence[Bytes], out: Bytes, *, turned: bool = False) -> None:
         join_by_numpy(planes, out, turned=turned)
     else:
         loops.join(planes, out, turned=turned)
+
+
+def join_in_parts(
+    planes: Sequence[Bytes], out: Bytes, count: int, *, turned: bool = False
+) -> Iterator[Bytes]:
+    """What `join` does, `count` elements at a time; yields each part of `out` once it is filled."""
+    width = len(planes)
+    loops = native_for(width, out, *planes)
+    if loops is not None:
+        yield from loops.join_in_parts(planes, out, count, turned=turned)
+        return
+    for at in range(0, out.size // width, count):
+        part = out[at * width : (at + count) * width]
+        join_by_numpy([plane[at : at + count] for plane in planes], part, turned=turned)
+        yield part
 
 
 def turn(elements: Elements) -> Elements:

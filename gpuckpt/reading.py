@@ -1,8 +1,10 @@
-"""Read and decode one chunk, with its bases, and check each byte on its way."""
+"""Read and decode chunks, with their bases, and check each byte on its way."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,10 +15,10 @@ from gpuckpt.arrays import Tensor
 from gpuckpt.coding import decode
 from gpuckpt.deltacoding import decode_delta
 from gpuckpt.errors import CorruptError
-from gpuckpt.fingerprint import checksum, fingerprint
+from gpuckpt.fingerprint import checksum, leaf_digests, root
 from gpuckpt.manifest import TensorEntry
 from gpuckpt.rounding import MASTER, round_to
-from gpuckpt.segments import read
+from gpuckpt.segments import Reader, open_segment
 from gpuckpt.spec import ChunkEntry
 from gpuckpt.stores import Store
 
@@ -32,70 +34,89 @@ class Job:
     targets: tuple[Tensor, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A chunk to be read, and where its bytes belong: a room for each plane, or one for all.
+
+    `looked_at` says whether the fingerprint of its one room is wanted, `made`
+    that the room holds the bytes already.
+    """
+
+    job: Job
+    chunk: ChunkEntry
+    rooms: Sequence[Bytes]
+    looked_at: bool = True
+    made: bool = False
+
+
+class _Leaves:
+    """The fingerprint of bytes that arrive part by part, whole leaves but for the last."""
+
+    def __init__(self, *, wanted: bool) -> None:
+        self._digests: list[bytes] | None = [] if wanted else None
+
+    def note(self, part: memoryview) -> None:
+        """Look at the next part."""
+        if self._digests is not None:
+            self._digests.append(leaf_digests(part))
+
+    def fingerprint(self, nbytes: int) -> str | None:
+        """Of all of them, or None if it isn't wanted."""
+        return None if self._digests is None else root(b"".join(self._digests), nbytes)
+
+
 def rooms_of(chunk: ChunkEntry) -> int:
-    """How many rooms `read_chunk` wants, for planes or for all bytes: what it is decoded to."""
+    """How many rooms a chunk wants, for planes or for all bytes: what it is decoded to."""
     return len(chunk.planes) if chunk.is_plain else 1
 
 
-def read_chunk(
-    job: Job, chunk: ChunkEntry, slot: Slot, rooms: Sequence[Bytes], arena: Arena
-) -> None:
-    """Read a chunk and decode it into its rooms; the fingerprint isn't compared yet.
+def read_chunks(
+    every: Sequence[Wanted],
+    slot: Slot,
+    arena: Arena,
+    turns: AbstractContextManager[object] | None = None,
+) -> list[str | None]:
+    """Read chunks and decode them into their rooms; the fingerprints that are wanted.
 
-    Uses the slot's `coded` and, if planes are to be joined into one room, `planes`.
+    They aren't compared yet.  Uses the slot's `coded` and, if planes are to be
+    joined into one room, `planes`.  Waits for the storage, and then for one of
+    the `turns` at what keeps a core busy.
 
     Raises:
         CorruptError: names tensor, file and offset.
     """
-    if [plane.codec for plane in chunk.planes] == ["raw"] and chunk.base is None:
-        _read(job, chunk, rooms[0])
-        return
-    if chunk.is_plain:
-        coded = _read(job, chunk, slot.coded[: chunk.extent.length])
-        decode(coded, chunk.planes, slot, rooms, where_of(job, chunk), turned=chunk.turned)
-        return
-    (out,) = rooms
-    if chunk.sources:
-        _read_rounded(job, chunk, out, arena)
-        return
-    with arena.spare() as spare:
-        for link in reversed(chunk.chain):
-            coded = _read(job, link, spare.coded[: link.extent.length])
-            where = where_of(job, link)
-            if link.is_plain:
-                decode(coded, link.planes, spare, [out], where, turned=link.turned)
-            else:
-                base = None if link.base is None else out
-                turned = link.turned
-                decode_delta(coded, link.planes, spare, out, base=base, where=where, turned=turned)
+    found: list[str | None] = []
+    for run in _runs(every):
+        first = run[0]
+        if first.chunk.sources:
+            found.append(_make_derived(first, arena, turns))
+            continue
+        with open_segment(first.job.store, first.chunk.extent.segment) as reader:
+            if first.chunk.base is None:
+                reader.fetch([one.chunk.extent for one in run], slot.coded)
+            with turns or contextlib.nullcontext():
+                found += [_read_one(one, reader, slot, arena) for one in run]
+    return found
 
 
-def _read_rounded(job: Job, chunk: ChunkEntry, out: Bytes, arena: Arena) -> None:
-    """Read the chunks that a derived one is the rounding of, and round them."""
-    spec = job.entry.spec
-    named = replace(spec, name=f"{spec.name} (derived from {MASTER} numbers)")
-    master = replace(job, entry=replace(job.entry, spec=named))
-    for source in chunk.sources:
-        with arena.spare() as spare:
-            raw = spare.raw[: source.nbytes]
-            read_chunk(master, source, spare, [raw], arena)
-            at = source.start // 2 - chunk.start
-            round_to(spec.dtype, raw, out[at : at + source.nbytes // 2])
-
-
-def check_chunk(job: Job, chunk: ChunkEntry, slot: Slot, arena: Arena) -> Bytes:
-    """Read, decode and check one chunk; its raw bytes lie in the slot.
+def check_chunk(
+    job: Job,
+    chunk: ChunkEntry,
+    slot: Slot,
+    arena: Arena,
+    turns: AbstractContextManager[object] | None = None,
+) -> Bytes:
+    """Read, decode and check one chunk; its raw bytes lie in the slot.  `turns` as above.
 
     Raises:
         CorruptError: names tensor, file and offset.
     """
     room = slot.raw[: chunk.nbytes]
-    read_chunk(job, chunk, slot, [room], arena)
-    compare(job, chunk, [fingerprint(room.data)])
+    compare(job, chunk, read_chunks([Wanted(job, chunk, [room])], slot, arena, turns))
     return room
 
 
-def compare(job: Job, chunk: ChunkEntry, fingerprints: Sequence[str]) -> None:
+def compare(job: Job, chunk: ChunkEntry, fingerprints: Sequence[str | None]) -> None:
     """See that what a chunk was decoded to, in each place, is what was saved.
 
     Raises:
@@ -107,16 +128,105 @@ def compare(job: Job, chunk: ChunkEntry, fingerprints: Sequence[str]) -> None:
         )
 
 
-def _read(job: Job, chunk: ChunkEntry, coded: Bytes) -> Bytes:
-    """The encoded bytes of a chunk, once they are in `coded`."""
-    read(job.store, chunk.extent, coded.data)
-    if checksum([coded.data]) != chunk.checksum:
-        raise CorruptError(
-            where_of(job, chunk), "the checksum of the bytes on disk isn't the manifest's"
-        )
-    return coded
-
-
 def where_of(job: Job, chunk: ChunkEntry) -> str:
     """A chunk's tensor, file and offset, for errors."""
     return f"{job.entry.spec.name} in {job.store.root}/{chunk.extent}"
+
+
+def _runs(every: Sequence[Wanted]) -> Iterator[list[Wanted]]:
+    """Chunks whose encoded bytes follow each other in one file; one with a base is alone."""
+    run: list[Wanted] = []
+    for one in every:
+        if run and not _follows(run[-1], one):
+            yield run
+            run = []
+        run.append(one)
+    if run:
+        yield run
+
+
+def _follows(before: Wanted, after: Wanted) -> bool:
+    first, second = before.chunk.extent, after.chunk.extent
+    return (
+        before.chunk.base is after.chunk.base is None
+        and not before.chunk.sources
+        and not after.chunk.sources
+        and before.job.store is after.job.store
+        and first.segment == second.segment
+        and first.offset + first.length == second.offset
+    )
+
+
+def _read_one(one: Wanted, reader: Reader, slot: Slot, arena: Arena) -> str | None:
+    job, chunk, rooms = one.job, one.chunk, one.rooms
+    leaves = _Leaves(wanted=one.looked_at)
+    if [plane.codec for plane in chunk.planes] == ["raw"] and chunk.base is None:
+        _check_encoded(job, chunk, _noted(reader.read(chunk.extent, rooms[0]), leaves))
+    elif chunk.is_plain:
+        coded = _encoded(job, chunk, reader, slot.coded)
+        where, turned = where_of(job, chunk), chunk.turned
+        decode(coded, chunk.planes, slot, rooms, where, turned=turned, note=leaves.note)
+    else:
+        _read_links(job, chunk, rooms[0], reader, arena)
+        leaves.note(rooms[0].data)
+    return leaves.fingerprint(chunk.nbytes)
+
+
+def _make_derived(
+    one: Wanted, arena: Arena, turns: AbstractContextManager[object] | None
+) -> str | None:
+    """Read the chunks that one is the rounding of, and round them, unless it is made already."""
+    job, chunk, (out,) = one.job, one.chunk, one.rooms
+    spec, leaves = job.entry.spec, _Leaves(wanted=one.looked_at)
+    named = replace(spec, name=f"{spec.name} (derived from {MASTER} numbers)")
+    master = replace(job, entry=replace(job.entry, spec=named))
+    for source in () if one.made else chunk.sources:
+        with arena.spare() as spare:
+            raw = spare.raw[: source.nbytes]
+            read_chunks([Wanted(master, source, [raw], looked_at=False)], spare, arena, turns)
+            at = source.start // 2 - chunk.start
+            round_to(spec.dtype, raw, out[at : at + source.nbytes // 2])
+    leaves.note(out.data)
+    return leaves.fingerprint(chunk.nbytes)
+
+
+def _read_links(job: Job, chunk: ChunkEntry, out: Bytes, reader: Reader, arena: Arena) -> None:
+    """Decode a chunk of which planes are packed, or its bases one after the other and then it."""
+    with arena.spare() as spare:
+        for link in reversed(chunk.chain):
+            if link is chunk:
+                coded = _encoded(job, link, reader, spare.coded)
+            else:
+                with open_segment(job.store, link.extent.segment) as base_reader:
+                    base_reader.fetch([link.extent], spare.coded)
+                    coded = _encoded(job, link, base_reader, spare.coded)
+            where, turned = where_of(job, link), link.turned
+            if link.is_plain:
+                decode(coded, link.planes, spare, [out], where, turned=turned)
+            else:
+                base = None if link.base is None else out
+                decode_delta(coded, link.planes, spare, out, base=base, where=where, turned=turned)
+
+
+def _encoded(job: Job, chunk: ChunkEntry, reader: Reader, room: Bytes) -> Bytes:
+    """A chunk's encoded bytes, where they have been fetched to or at the beginning of `room`."""
+    held = reader.held(chunk.extent)
+    if held is not None:
+        _check_encoded(job, chunk, [held.data])
+        return held
+    coded = room[: chunk.extent.length]
+    _check_encoded(job, chunk, reader.read(chunk.extent, coded))
+    return coded
+
+
+def _check_encoded(job: Job, chunk: ChunkEntry, parts: Iterable[memoryview]) -> None:
+    if checksum(parts) != chunk.checksum:
+        raise CorruptError(
+            where_of(job, chunk), "the checksum of the bytes on disk isn't the manifest's"
+        )
+
+
+def _noted(parts: Iterator[memoryview], leaves: _Leaves) -> Iterator[memoryview]:
+    for part in parts:
+        leaves.note(part)
+        yield part

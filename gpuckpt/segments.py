@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
+import numpy as np
 import zstandard
 
 from gpuckpt import layout
@@ -28,8 +31,11 @@ from gpuckpt.manifest import (
 )
 from gpuckpt.spans import Lap
 from gpuckpt.spec import Extent
-from gpuckpt.stores import Appender, Store
+from gpuckpt.stores import Appender, Bytes, File, Opens, Store
 from gpuckpt.values import parse_json
+
+# A part is still in a core's own cache when it is looked at for the second time.
+PART_NBYTES = 256 << 10
 
 
 class Writer:
@@ -115,10 +121,68 @@ class Writer:
             self._open[-1][1].append(parts)
 
 
-def read(store: Store, extent: Extent, room: memoryview) -> None:
-    """Read a chunk's encoded bytes into `room`, which has their length: undoes `Writer.write`."""
-    assert room.nbytes == extent.length, (room.nbytes, extent)
-    store.read_into(extent.segment, extent.offset, room)
+class Reader:
+    """A segment that is open for reading: its chunks' encoded bytes, part by part."""
+
+    def __init__(self, file: File) -> None:
+        """`file` stays the caller's."""
+        self._file = file
+        self._offset, self._held = 0, np.empty(0, np.uint8)
+
+    def fetch(self, extents: Sequence[Extent], room: Bytes) -> None:
+        """Read extents that follow each other at once, if that is fast.
+
+        What is then `held` of them lies in `room`, until the next call.
+        """
+        offset, end = extents[0].offset, extents[-1].offset + extents[-1].length
+        found = self._file.fetch(offset, end - offset, room) if end > offset else None
+        self._offset, self._held = offset, room[:0] if found is None else found
+
+    def held(self, extent: Extent) -> Bytes | None:
+        """A chunk's encoded bytes, if they are there."""
+        start = extent.offset - self._offset
+        within = start >= 0 and start + extent.length <= self._held.size
+        return self._held[start : start + extent.length] if within else None
+
+    def read(self, extent: Extent, room: Bytes) -> Iterator[memoryview]:
+        """Bring a chunk's encoded bytes to `room`, which has their length: undoes `Writer.write`.
+
+        Yields each part once it is there, so that who looks at it has it from
+        the processor's cache.
+        """
+        assert room.nbytes == extent.length, (room.nbytes, extent)
+        held, view = self.held(extent), room.data
+        for at in range(0, extent.length, PART_NBYTES):
+            part = view[at : at + PART_NBYTES]
+            if held is None:
+                self._file.read_into(extent.offset + at, part)
+            else:
+                np.copyto(room[at : at + PART_NBYTES], held[at : at + PART_NBYTES])
+            yield part
+
+
+@contextlib.contextmanager
+def open_segment(store: Store, name: str) -> Iterator[Reader]:
+    """Open a segment until the end of the block."""
+    if hasattr(store, "open"):  # `isinstance` of a protocol takes long
+        with cast(Opens, store).open(name) as file:
+            yield Reader(file)
+    else:
+        yield Reader(_Unopened(store, name))
+
+
+@dataclass(frozen=True, slots=True)
+class _Unopened:
+    """A file of a store that opens none."""
+
+    store: Store
+    name: str
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        self.store.read_into(self.name, offset, buffer)
+
+    def fetch(self, offset: int, length: int, room: Bytes) -> None:
+        """There is no faster way."""
 
 
 def data_nbytes(store: Store, name: str) -> int:

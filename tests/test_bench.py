@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import gpuckpt
-from bench import cases, codecs, coding, disturbance, small, write
+from bench import cases, codecs, coding, disturbance, read, small, write
 from bench.disk import drop_cache, read_through, write_and_sync
 from bench.gpu.scale import GIB, MIB, full
 from bench.timing import spread, spreads
@@ -80,6 +80,15 @@ def test_codecs_stand_beside_raw_and_beside_what_disk_and_cores_allow(tmp_path):
     assert is_spread(row["auto_over_raw"])
     assert row["raw_share"]["median"] == 1 > row["zstd_share"]["median"]
     assert row["kept"] == (row["auto_over_raw"]["median"] <= 1.05)
+
+
+@pytest.mark.parametrize("cache", ["cold", "warm"])
+def test_a_restore_stands_beside_plain_reads(tmp_path, monkeypatch, cache):
+    monkeypatch.setattr(read, "ROUNDS", 2)
+    row = read.read(tmp_path / "r", 3 << 20, 2, cache)
+    for codec in read.CODECS:
+        assert row[f"{codec}_over_plain"]["min"] > 0
+        assert row[f"{codec}_cpu_s"]["min"] > 0
 
 
 def test_a_stall_stands_beside_a_memcpy(tmp_path):

@@ -315,10 +315,11 @@ def check_coding(raw: Array, dtype: str, codec: str) -> int:
 
 def assert_decoded(coded: Array, encoded: Encoded, raw: Array) -> None:
     """Into one room for all, and into a room for each plane."""
-    out = np.full_like(raw, 0xAA)
-    turned = encoded.turned
-    decode(coded, encoded.planes, new_arena().take(), [out], "here", turned=turned)
+    out, noted, turned = np.full_like(raw, 0xAA), bytearray(), encoded.turned
+    slot = new_arena().take()
+    decode(coded, encoded.planes, slot, [out], "here", turned=turned, note=noted.extend)
     assert np.array_equal(out, raw)
+    assert noted == raw.tobytes()
     width = len(encoded.planes)
     planes = split(raw, width, np.empty_like(raw), turned=turned)
     rooms = [np.full(raw.size // width, 0xAA, np.uint8) for _ in range(width)]
@@ -583,8 +584,10 @@ def test_what_was_written_to_segments_is_read_with_their_own_index_alone(
         assert step == 7
         for entry in tensors:
             for chunk in entry.chunks:
-                room = bytearray(chunk.extent.length)
-                segments.read(store, chunk.extent, memoryview(room))
+                room = np.empty(chunk.extent.length, np.uint8)
+                with segments.open_segment(store, name) as reader:
+                    read = b"".join(map(bytes, reader.read(chunk.extent, room)))
+                assert read == room.tobytes()
                 assert chunk.extent.segment == name
                 found[entry.spec.name][chunk.start] = bytes(room)
     every = arrays_of(take_inventory(dict(enumerate(originals))))

@@ -117,8 +117,16 @@ class Upload(Protocol):
         """For each chunk where its planes belong, or one room for all its bytes."""
         ...
 
-    def start(self) -> Transfer[Sequence[Sequence[str]]]:
-        """Begin; in the end, for each chunk, the fingerprint of what each target now holds."""
+    @property
+    def wants_fingerprints(self) -> bool:
+        """Whether `start` wants those of the chunks' rooms, one each, and takes none itself."""
+        ...
+
+    def start(self, known: Sequence[str | None] = ()) -> Transfer[Sequence[Sequence[str]]]:
+        """Begin; in the end, for each chunk, the fingerprint of what each target now holds.
+
+        `known` are the rooms' fingerprints, if they are wanted and were taken.
+        """
         ...
 
 

@@ -113,6 +113,8 @@ class _CpuUpload:
     then it would hold a mixture before it was looked at.
     """
 
+    wants_fingerprints = True
+
     def __init__(self, pieces: Sequence[Piece], slot: Slot) -> None:
         self._pieces, self.rooms = pieces, []
         offset = 0
@@ -124,11 +126,12 @@ class _CpuUpload:
                 self.rooms.append([slot.raw[offset : offset + piece.nbytes]])
                 offset += aligned(piece.nbytes)
 
-    def start(self) -> Transfer[Sequence[Sequence[str]]]:
+    def start(self, known: Sequence[str | None] = ()) -> Transfer[Sequence[Sequence[str]]]:
         """Do it all."""
         found = []
-        for piece, (room,) in zip(self._pieces, self.rooms, strict=True):
-            found.append([fingerprint(room.data)])
+        for at, (piece, (room,)) in enumerate(zip(self._pieces, self.rooms, strict=True)):
+            taken = known[at] if known else None
+            found.append([taken or fingerprint(room.data)])
             for target in piece.targets[1:] if _is_filled_in_place(piece) else piece.targets:
                 scatter(room, target.array, piece.start)
         return Done(found)

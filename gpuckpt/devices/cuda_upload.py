@@ -26,6 +26,8 @@ class CudaUpload:
     one for all its strided targets, which are scattered into from there.
     """
 
+    wants_fingerprints = False
+
     def __init__(
         self, stream: OwnStream, scratch: Scratch, pieces: Sequence[Piece], slot: Slot
     ) -> None:
@@ -40,7 +42,7 @@ class CudaUpload:
             [slot.planes[place] for place in self._layout.planes(at)] for at in range(len(pieces))
         ]
 
-    def start(self) -> Transfer[Sequence[Sequence[str]]]:
+    def start(self, known: Sequence[str | None] = ()) -> Transfer[Sequence[Sequence[str]]]:  # noqa: ARG002
         """Upload, join, scatter, and take the digests of what was written."""
         table, counts = self._table()
         slot, stream, scratch = self._slot, self._stream, self._scratch

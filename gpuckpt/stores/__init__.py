@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 Buffer = memoryview | bytes
+Bytes = npt.NDArray[np.uint8]
 
 
 class Appender(Protocol):
@@ -97,6 +101,30 @@ class Store(Protocol):
 
         A holder that dies, however it dies, holds nothing.
         """
+        ...
+
+
+class File(Protocol):
+    """A file that is open for reading, by one thread.  Raises what a `Store` does."""
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` (uint8) from `offset` on; `CorruptError` if the file ends before."""
+        ...
+
+    def fetch(self, offset: int, length: int, room: Bytes) -> Bytes | None:
+        """Read some bytes, of at least one, in the fastest way for many; where in `room` they lie.
+
+        None if they are at hand anyway, if that way needs more room (for whole
+        pages, say), or if it fails: `read_into` reads them then, or says why not.
+        """
+        ...
+
+
+class Opens(Protocol):
+    """What a `Store` may do besides: keep a file open, and read large parts of it at once."""
+
+    def open(self, name: str) -> AbstractContextManager[File]:
+        """Open a file until the end of the block."""
         ...
 
 

@@ -11,12 +11,13 @@ import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gpuckpt.errors import CorruptError, LockedError, NotFoundError, StorageError
+from gpuckpt.errors import CheckpointError, CorruptError, LockedError, NotFoundError, StorageError
 from gpuckpt.layout import LOCK
-from gpuckpt.stores import Buffer
+from gpuckpt.stores import Buffer, Bytes
 from gpuckpt.stores.blocks import Blocks
 from gpuckpt.stores.cached import CachedFile
 from gpuckpt.stores.direct import DirectFile
+from gpuckpt.stores.reads import read_direct, read_some
 
 log = logging.getLogger("gpuckpt")
 
@@ -52,19 +53,19 @@ class LocalStore:
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset` on."""
+        with self.open(name) as file:
+            file.read_into(offset, buffer)
+
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[LocalFile]:
+        """Open a file until the end of the block."""
         path = self._path / name
         with _told(path, "read"):
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                done = 0
-                while done < buffer.nbytes:
-                    count = os.preadv(descriptor, [buffer[done:]], offset + done)
-                    if not count:
-                        wanted, found = offset + buffer.nbytes, offset + done
-                        raise CorruptError(str(path), f"ends at {found}, {wanted} bytes expected")
-                    done += count
-            finally:
-                os.close(descriptor)
+        try:
+            yield LocalFile(path, descriptor)
+        finally:
+            os.close(descriptor)
 
     def size(self, name: str) -> int:
         """Bytes in a file."""
@@ -134,6 +135,28 @@ class LocalStore:
             for path in reversed(missing):
                 path.mkdir(exist_ok=True)
                 _sync_directory(path.parent)
+
+
+class LocalFile:
+    """A file of a `LocalStore` that is open for reading."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        """`descriptor` stays the caller's, who closes it."""
+        self._path, self._descriptor = path, descriptor
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset` on, through the page cache."""
+        try:
+            found = read_some(self._descriptor, buffer, offset)
+        except OSError as error:
+            raise _translated(error, self._path, "read") from error
+        if found < buffer.nbytes:
+            wanted, end = offset + buffer.nbytes, offset + found
+            raise CorruptError(str(self._path), f"ends at {end}, {wanted} bytes expected")
+
+    def fetch(self, offset: int, length: int, room: Bytes) -> Bytes | None:
+        """Past the page cache, unless it holds the bytes."""
+        return read_direct(self._descriptor, offset, length, room)
 
 
 class _Held:
@@ -277,13 +300,16 @@ def _told(path: Path, verb: str) -> Iterator[None]:
         yield
     except StorageError:
         raise
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{path}: there is no such file") from error
     except OSError as error:
-        code = error.errno or 0
-        remedy = _REMEDIES.get(code)
-        reason = error.strerror or str(error)
-        message = f"can't {verb} {path}: {reason}" + (f"; {remedy}" if remedy else "")
-        told = StorageError(message)
-        told.errno = code
-        raise told from error
+        raise _translated(error, path, verb) from error
+
+
+def _translated(error: OSError, path: Path, verb: str) -> CheckpointError:
+    if isinstance(error, FileNotFoundError):
+        return NotFoundError(f"{path}: there is no such file")
+    code = error.errno or 0
+    remedy = _REMEDIES.get(code)
+    reason = error.strerror or str(error)
+    told = StorageError(f"can't {verb} {path}: {reason}" + (f"; {remedy}" if remedy else ""))
+    told.errno = code
+    return told
