@@ -188,7 +188,7 @@ def _encode_planes(
         entries.append(Plane("zstd", length) if length else Plane("raw", plane.size))
         parts.append(coded[:length].data if length else plane.data)
         coded = coded[length:]
-    return Encoded(tuple(entries), tuple(parts), turned and len(planes) > 1)
+    return Encoded(tuple(entries), tuple(parts), turned)
 
 
 def decode_planes(

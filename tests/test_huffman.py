@@ -105,6 +105,7 @@ def test_any_plane_comes_back_from_its_frame(plane, offset, spare):
 @example([1, 1], 0)
 @example([1, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4000], 0)
 @example([4000] * 128 + [1] * 128, 0)
+@example([1, 2, 4, 8, 18, 37, 77, 161, 332, 687, 1421, 2937, 3900, 3900, 2810], 0)
 def test_codes_of_any_counts_can_be_decoded(counts, seed):
     """Whether they are too long for the format, or all alike, or of the highest bytes alone."""
     rng = np.random.default_rng(seed)
@@ -135,6 +136,16 @@ def test_long_codes_are_shortened_where_that_costs_least():
     assert length < 0.905 * plane.size
 
 
+@pytest.mark.parametrize("size", [4000, BLOCK, 3 * BLOCK])
+def test_what_follows_noise_is_coded_all_the_same(size):
+    """After a block that gained nothing, the next ones are looked at more shortly."""
+    rng = np.random.default_rng(1)
+    noise = rng.integers(0, 256, 2 * BLOCK).astype(np.uint8)
+    plane = np.concatenate([noise, geometric(0.3, size, rng)])
+    length = loops().huffman(plane, np.zeros(plane.size + 64, np.uint8))
+    assert length < noise.size + 0.5 * size
+
+
 def test_runs_are_counted_where_pieces_begin():
     plane = np.arange(256 * 100 + 255).astype(np.uint8)
     assert loops().count_runs(plane) == 0
@@ -142,6 +153,7 @@ def test_runs_are_counted_where_pieces_begin():
         plane[at : at + 8] = 7
     assert loops().count_runs(plane) == 3
     assert loops().count_runs(np.zeros(0, np.uint8)) == 0
+    assert loops().count_runs(np.zeros(512, np.uint8)) == 2
 
 
 @pytest.mark.parametrize("kind", ["numbers", "rows of zeros"])

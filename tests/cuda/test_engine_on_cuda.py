@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import cupy as cp
@@ -19,6 +20,7 @@ from gpuckpt.arena import AREAS, FEWEST_SLOTS
 from gpuckpt.arrays import dlpack
 from gpuckpt.commit import open_step
 from gpuckpt.plan import area_nbytes
+from gpuckpt.stores.local import LocalStore
 from gpuckpt.stores.memory import MemoryStore
 from tests.cuda.gates import Gate
 from tests.views import VIEWS, bytes_of, cuts, numbers
@@ -109,6 +111,34 @@ def test_a_checkpoint_of_host_arrays_loads_onto_a_device(store, dtype):
     loaded = gpuckpt.load("", device="cuda", store=store)["w"]
     assert isinstance(loaded, cp.ndarray)
     assert_same(loaded, given)
+
+
+@pytest.mark.parametrize("snapshot", ["copy", "hold"])
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+def test_turned_planes_come_back_to_a_device_and_to_the_host(store, dtype, snapshot):
+    rng = np.random.default_rng(1)
+    weights = (rng.standard_normal(20_000, np.float32) * 0.02).view(dtype)
+    noise = rng.integers(0, 256, CHUNK, np.uint8).view(dtype)
+    state = {"weights": put(weights), "noise": put(noise)}
+    with checkpointer(store, codec="zstd", snapshot=snapshot) as ckpt:
+        ckpt.save(1, state).result()
+    rows = {entry.spec.name: entry.chunks for entry in open_step(store, 1).tensors}
+    assert all(chunk.turned and len(chunk.planes) == 4 for chunk in rows["weights"])
+    assert not any(chunk.turned or len(chunk.planes) > 1 for chunk in rows["noise"])
+    for device in ("cuda", "cpu"):
+        loaded = gpuckpt.load("", store=store, device=device)
+        assert_same(loaded["weights"], weights)
+        assert_same(loaded["noise"], noise)
+
+
+def test_planes_that_were_written_before_elements_were_turned_are_restored_on_a_device():
+    root = Path(__file__).parents[1] / "golden" / "v1" / "floats.zstd"
+    rows = {entry.spec.name: entry.chunks for entry in open_step(LocalStore(root)).tensors}
+    assert [(len(one.planes), one.turned) for one in rows["float32"]] == [(4, False)]
+    loaded, expected = gpuckpt.load(root, device="cuda"), gpuckpt.load(root)
+    assert isinstance(loaded["float32"], cp.ndarray)
+    for name, array in expected.items():
+        assert_same(loaded[name], array)
 
 
 @pytest.mark.parametrize("dtype", ["V16", "U5", "S3"])
