@@ -28,7 +28,7 @@ from bench.training.rivals import rivals
 from bench.training.runs import FULL, QUICK, Run, Scale, State, nbytes_of
 
 WHOLE = ("raw", "auto", "zstd")
-WHOLE_SAVES = 3
+WHOLE_SAVES = 2
 
 
 def main() -> None:
@@ -40,15 +40,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="next to nothing, for a test")
     options = parser.parse_args()
     scale = QUICK if options.quick else FULL
-    begun, runs = time.monotonic(), all_runs()
+    begun, wanted = time.monotonic(), options.only or list(CASES)
+    absent = {} if not missing() else {"fine-tuning": missing()}
+    done: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=options.directory) as name:
         where = machine(Path(name)) | {"packages": _packages()}
-        wanted = [run for run in runs if not options.only or run.name in options.only]
-        done = [measured(run, Path(name), scale) for run in wanted]
-    if options.out:
-        where["seconds"] = round(time.monotonic() - begun)
-        absent = {} if not missing() else {"fine-tuning": missing()}
-        write_report(options.out, {"machine": where, "not_measured": absent, "runs": done})
+        for run in (run for run in all_runs() if run.name in wanted):
+            done.append(measured(run, Path(name), scale))
+            if options.out:
+                where["seconds"] = round(time.monotonic() - begun)
+                write_report(options.out, {"machine": where, "not_measured": absent, "runs": done})
 
 
 def measured(run: Run, directory: Path, scale: Scale) -> dict[str, Any]:

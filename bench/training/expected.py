@@ -25,7 +25,7 @@ from gpuckpt.deltacoding import encode_delta
 CHUNK_NBYTES = 4 << 20
 # The state in the middle, and those so many steps before and after it.
 AT, APART = 100, (1, 10, 100)
-WARMUP = 100
+WARMUP = 60
 # Of each run: its parameters' names begin so, and how fast its second moments decay.
 RUNS = {"adam-f32": ("model.", 0.99), "tune": ("trained.encoder.layer.0.", 0.999)}
 MOMENTS = ("exp_avg.", "exp_avg_sq.")

@@ -54,6 +54,7 @@ def _train(name: str, facts: dict[str, Any], scale: Scale) -> Iterator[State]:
     from bench.training.minilm import loss_of, new_adapters
 
     torch.manual_seed(20)
+    torch.set_num_threads(1)  # two that wait for each other lose most beside other load
     package = importlib.util.find_spec(PACKAGE)
     assert package is not None
     assert package.origin is not None

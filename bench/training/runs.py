@@ -17,7 +17,7 @@ State = dict[str, Array]
 class Scale:
     """How large models are, and how many steps are taken: of a table, `table_nbytes`."""
 
-    warmup: int = 40  # steps before the first save
+    warmup: int = 30  # steps before the first save
     intervals: tuple[int, ...] = (1, 10, 100)
     saves: tuple[int, ...] = (8, 8, 3)  # at each of the intervals
     width: int = 256

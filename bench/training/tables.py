@@ -1,4 +1,4 @@
-"""`python -m bench.training.tables FILE`: docs/PERFORMANCE.md's tables of what was measured.
+"""`python -m bench.training.tables FILE...`: docs/PERFORMANCE.md's tables of what was measured.
 
 Least and most over the saves; ÷: bytes of the state over bytes written.
 """
@@ -24,12 +24,10 @@ Figure = Callable[[Row], float]
 def main() -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser("python -m bench.training.tables", description=__doc__)
-    parser.add_argument("file", type=Path)
-    report = json.loads(parser.parse_args().file.read_text("utf-8"))
-    for lines in (
-        *(_runs(report), _ratios(report), _times(report)),
-        [f"Not measured: {name}: {why}" for name, why in report["not_measured"].items()],
-    ):
+    parser.add_argument("files", nargs="+", type=Path)
+    reports = [json.loads(path.read_text("utf-8")) for path in parser.parse_args().files]
+    report = {"runs": [run for one in reports for run in one["runs"]]}
+    for lines in (_runs(report), _ratios(report), _times(report)):
         print("\n".join(lines), end="\n\n")
 
 
