@@ -61,7 +61,7 @@ def test_a_row_has_all_that_a_save_wrote_and_took(report):
         assert (row["written_nbytes"] > row["state_nbytes"]) == (row["codec"] == "raw")
         assert 0 < row["encode_cpu_s"] < 2 * row["cpu_s"] + 0.1
         if row["links"] == 0:
-            assert row["restore_s"] > 0
+            assert row["restore_cpu_s"] > 0
         for other in row.get("rivals", {}).values():
             assert 0 < other["nbytes"] <= row["state_nbytes"]
             assert other["cpu_s"] > 0

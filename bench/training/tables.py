@@ -87,10 +87,10 @@ def _time_row(case: str, interval: int, rows: Sequence[Row], deltas: Sequence[Ro
     rivals = [over(known, _cpu_of_rival(name)) for name in RIVALS[1:]]
     lane = [row for row in rows if row["codec"] == "delta" and row["interval"] == interval]
     restores = [
-        over([row for row in some if "restore_s" in row], _restore)
+        over([row for row in some if "restore_cpu_s" in row], _restore)
         for some in (lane[:1], [row for row in lane[1:] if row["links"]])
     ]
-    links = max((row["links"] for row in lane if "restore_s" in row), default=0)
+    links = max((row["links"] for row in lane if "restore_cpu_s" in row), default=0)
     encoding = (over(some, _encode) for some in (whole, deltas))
     return [case, str(interval), *encoding, *rivals, restores[0], f"{restores[1]} ({links})"]
 
@@ -128,7 +128,7 @@ def _encode(row: Row) -> float:
 
 
 def _restore(row: Row) -> float:
-    return float(GB * row["restore_s"] / row["state_nbytes"])
+    return float(GB * row["restore_cpu_s"] / row["state_nbytes"])
 
 
 def _of_rival(name: str) -> Figure:
