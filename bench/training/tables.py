@@ -140,8 +140,8 @@ def _of_rival(name: str) -> Figure:
 
 def _cpu_of_rival(name: str) -> Figure:
     def figure(row: Row) -> float:
-        there: dict[str, Any] = row["rivals"].get(name, {"cpu_s": float("nan")})
-        return float(GB * there["cpu_s"] / row["state_nbytes"])
+        there: dict[str, Any] = row["rivals"].get(name, {})
+        return float(GB * there.get("cpu_s", math.nan) / row["state_nbytes"])
 
     return figure
 
