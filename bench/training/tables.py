@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def _runs(report: Row) -> Iterator[str]:
-    head = ("state", "what", "MB", "loss, first", "of the last ten")
+    head = ("state", "what", "MB")
     return table(
         head,
         (
@@ -40,7 +40,6 @@ def _runs(report: Row) -> Iterator[str]:
                 case["name"],
                 case["what"],
                 f"{case['state_nbytes'] / 1e6:.1f}",
-                *(f"{run['facts'][name]:.3f}" for name in ("loss_first", "loss_last_10")),
             )
             for run in report["runs"]
             for case in run["cases"]
@@ -88,7 +87,7 @@ def _time_row(case: str, interval: int, rows: Sequence[Row], deltas: Sequence[Ro
     lane = [row for row in rows if row["codec"] == "delta" and row["interval"] == interval]
     restores = [
         over([row for row in some if "restore_cpu_s" in row], _restore)
-        for some in (lane[:1], [row for row in lane[1:] if row["links"]])
+        for some in (lane[:1], [row for row in lane[1:] if _refers(row)])
     ]
     links = max((row["links"] for row in lane if "restore_cpu_s" in row), default=0)
     encoding = (over(some, _encode) for some in (whole, deltas))
@@ -103,10 +102,13 @@ def _lanes(report: Row) -> Iterator[tuple[str, int, list[Row], list[Row]]]:
             for interval in dict.fromkeys(
                 row["interval"] for row in rows if row["codec"] == "delta"
             ):
-                deltas = [
-                    row for row in rows if row["interval"] == interval and row["delta_nbytes"]
-                ]
+                deltas = [row for row in rows if row["interval"] == interval and _refers(row)]
                 yield case["name"], interval, rows, deltas
+
+
+def _refers(row: Row) -> bool:
+    """Whether a save of a lane of deltas has some, or chunks that hadn't changed."""
+    return row["codec"] == "delta" and bool(row["delta_nbytes"] or row["unchanged_nbytes"])
 
 
 def over(rows: Iterable[Row], figure: Figure) -> str:
