@@ -112,7 +112,7 @@ def test_a_delta_that_is_smaller_than_what_says_where_it_is_goes_on_with_its_cha
     assert lengths == [1, 2, 3, 4]
 
 
-def test_a_chain_never_takes_much_more_than_the_state_itself_to_read():
+def test_a_chain_never_takes_much_more_than_twice_the_state_to_read():
     store, state = MemoryStore(), {"w": numbers(1)}
     rng = np.random.default_rng(5)
     with checkpoints(store, full_every=50) as ckpt:
@@ -123,7 +123,7 @@ def test_a_chain_never_takes_much_more_than_the_state_itself_to_read():
                 assert read <= 1.05 * CHAIN_SHARE * chunk.nbytes
             state["w"] *= (1 + rng.standard_normal(state["w"].size) * 1e-5).astype(np.float32)
     lengths = [len(chunks_of(store, step)[0].chain) for step in range(1, 12)]
-    assert 1 < max(lengths) < 4
+    assert 3 <= max(lengths) < 8
     assert lengths.count(1) > 1
 
 

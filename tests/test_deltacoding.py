@@ -82,6 +82,22 @@ def test_a_plane_that_is_mostly_zero_takes_less_than_a_bit_for_each_byte():
     assert coded.size * 10 < sum(len(part) for part in whole.parts)
 
 
+@pytest.mark.parametrize("share", [0.3, 0.4, 0.55])
+def test_a_plane_half_of_which_is_zero_takes_hardly_more_than_its_entropy(share):
+    raw, base = pair(1, 1 << 20, 1, share, 8)
+    planes, coded = encoded(raw, base, 1)
+    counts = np.bincount(delta_of(raw, base), minlength=256)
+    bound = counts[counts > 0] @ np.log2(raw.size / counts[counts > 0]) / 8
+    assert [plane.codec for plane in planes] == ["sparse"]
+    assert coded.size < 1.03 * bound
+
+
+def delta_of(raw: Bytes, base: Bytes) -> Bytes:
+    folded = np.empty_like(raw)
+    delta(raw, base, 1, folded)
+    return folded
+
+
 @pytest.mark.parametrize("width", [1, 2, 4, 8])
 def test_a_delta_pays_if_little_has_changed(width):
     raw, base = pair(1, 1 << 16, width, 0.1, 1)

@@ -193,6 +193,21 @@ def test_sparse_planes_are_packed_as_by_numpy(room, offset, spare):
     assert all(one.sound() for one in (room, bitmap, packed))
 
 
+@pytest.mark.parametrize("size", [64, 128, 192, 512])
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.5, 0.9])
+def test_planes_that_are_partly_zero_are_packed_and_unpacked_within_their_buffers(size, share):
+    rng = np.random.default_rng(size)
+    plane = np.where(rng.random(size) < share, rng.integers(1, 256, size), 0).astype(np.uint8)
+    wanted = plane[plane != 0]
+    for one in both():
+        bitmap, packed, out = Room(size // 8), Room(wanted.size), Room(size)
+        assert one.pack_sparse(plane, bitmap.array, packed.array) == wanted.size
+        assert np.array_equal(packed.array, wanted)
+        assert one.unpack_sparse(bitmap.array, packed.array, out.array)
+        assert np.array_equal(out.array, plane)
+        assert all(room.sound() for room in (bitmap, packed, out))
+
+
 @settings(deadline=None)
 @given(sparse_planes(), st.integers(0, 9), st.data())
 def test_what_does_not_fit_is_refused_as_by_numpy_and_nothing_outside_is_touched(

@@ -1,0 +1,1 @@
+"""What deltas and increments save in real training runs."""
