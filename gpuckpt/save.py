@@ -59,13 +59,15 @@ def save_snapshot(
     codec: str,
     previous: Manifest | None,
     stats: Stats,
+    workers: int | None = None,
     full_every: int = 1,
     segment_nbytes: int = layout.SEGMENT_NBYTES,
 ) -> Manifest:
     """Write a snapshot and commit it; on return it is durable.
 
     Chunks that are in `previous`, which is committed, aren't written again,
-    unless each is to be full.  Releases the snapshot as soon as nothing of it
+    unless each is to be full.  `workers` threads encode, or as many as
+    `resources` allow.  Releases the snapshot as soon as nothing of it
     is read any more, and in any case.  If it fails, what it wrote is deleted,
     and no checkpoint was made.
     """
@@ -75,6 +77,7 @@ def save_snapshot(
         lambda part: layout.segment_name(header.step, token, 0, part),
         segment_nbytes=segment_nbytes,
     )
+    stats.workers = workers or resources.workers
     try:
         before = Before.of(previous, snapshot.inventory.specs, store, full_every)
         rows = _write_chunks(snapshot, writer, resources, codec, before, stats)
@@ -131,19 +134,18 @@ def _write_chunks(  # noqa: PLR0917 - all that a save has
     """Bring every chunk of a snapshot to the disk."""
     arena = resources.arena(snapshot.plans, largest_nbytes(snapshot.plans))
     stats.host_nbytes = arena.nbytes + resources.bases.nbytes
-    stats.workers = resources.workers
     stats.copy_nbytes = sum(resources.devices[name].kept_nbytes for name in snapshot.plans)
     rows = Rows(snapshot.inventory.specs)
     reads = sum(len(plan.batches) for plan in snapshot.plans.values())
     reads += sum(len(snapshot.plans[name].rereads) for name in snapshot.live)
     bases = resources.bases if codec == DELTA else None
     arrived = countdown(reads, snapshot.release)
-    balance = Balance(resources.workers)
+    balance = Balance(stats.workers)
     choose = balanced(choice(codec), balance) if codec == AUTO else choice(codec)
     encoder = Encoder(choose, before, bases, arena, arrived)
     drop = partial(give_back, arena=arena)
     staged = stage(snapshot, arena)
-    line = ordered_map(encoder.work, staged, workers=resources.workers, drop=drop)
+    line = ordered_map(encoder.work, staged, workers=stats.workers, drop=drop)
     with contextlib.closing(line):
         for done in balance.watched(line):
             stats.add(done.lap, again=True)
