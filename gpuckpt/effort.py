@@ -7,6 +7,10 @@ from collections import deque
 from dataclasses import dataclass
 
 AUTO, RAW = "auto", "raw"
+# An encoder takes a core, and what a save does besides a part of one: else it takes the loop's.
+_ENOUGH_CORES = 1.25
+# Of a single core this share is enough.
+_ENOUGH_SHARE = 0.75
 # A few costs of each, of which the median counts: what disturbs one save isn't learnt.
 _REMEMBERED = 3
 # What is this much dearer than the best is as good, and the one with fewer bytes is taken.
@@ -37,16 +41,15 @@ def efforts_of(codec: str, workers: int) -> tuple[Effort, ...]:
 def fitting(codec: str, workers: int, left: float | None, *, pressed: bool) -> Effort:
     """What suits a loop that leaves over so many cores, if nothing is known of costs.
 
-    `auto` has a thread for each core that is left over; where none is, chunks
-    stay as they are, which takes the fewest CPU seconds, unless saves are
-    `pressed` for time: then fewer bytes are worth more.
+    `auto` has a thread for each core that is left over; with less than one and
+    a quarter, chunks stay as they are, which takes the fewest CPU seconds,
+    unless saves are `pressed` for time: then fewer bytes are worth more.
     """
     if codec != AUTO or left is None:
         return Effort(workers, codec)
-    cores = int(left + 0.5)
-    if cores or pressed:
-        return Effort(min(max(cores, 1), workers), codec)
-    return Effort(1, RAW)
+    if left < min(_ENOUGH_CORES, _ENOUGH_SHARE * workers) and not pressed:
+        return Effort(1, RAW)
+    return Effort(min(max(round(left), 1), workers), codec)
 
 
 class Efforts:

@@ -108,8 +108,9 @@ def test_idle_time_is_read_for_the_cores_of_this_process(tmp_path, monkeypatch):
         ("auto", 3.8, False, 4, "auto"),
         ("auto", 2.2, False, 2, "auto"),
         ("auto", 9.0, False, 4, "auto"),
-        ("auto", 0.6, False, 1, "auto"),
-        ("auto", 0.4, False, 1, "raw"),
+        ("auto", 1.3, False, 1, "auto"),
+        ("auto", 1.2, False, 1, "raw"),
+        ("auto", 0.0, False, 1, "raw"),
         ("auto", 0.0, True, 1, "auto"),
         ("zstd", 0.0, False, 4, "zstd"),
         ("delta", 0.0, False, 4, "delta"),
@@ -118,6 +119,11 @@ def test_idle_time_is_read_for_the_cores_of_this_process(tmp_path, monkeypatch):
 )
 def test_a_save_takes_the_cores_that_are_left_over(codec, left, pressed, workers, chosen):
     assert fitting(codec, 4, left, pressed=pressed) == Effort(workers, chosen)
+
+
+@pytest.mark.parametrize(("left", "chosen"), [(1.0, "auto"), (0.8, "auto"), (0.7, "raw")])
+def test_a_single_core_that_is_mostly_idle_is_left_over(left, chosen):
+    assert fitting("auto", 1, left, pressed=False) == Effort(1, chosen)
 
 
 @given(st.sampled_from(["auto", "raw", "zstd", "delta"]), st.integers(1, 8))
