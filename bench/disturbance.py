@@ -119,7 +119,7 @@ def _measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def _as_set(ckpt: gpuckpt.Checkpointer, setting: str) -> Iterator[None]:
     """Let saves run as a setting says."""
     milliseconds, priority, workers, *codec = setting.split("/")
-    governor = ckpt._governor
+    governor, codec = ckpt._governor, codec or [ckpt._options.codec]
 
     @contextlib.contextmanager
     def beside() -> Iterator[None]:
@@ -131,14 +131,14 @@ def _as_set(ckpt: gpuckpt.Checkpointer, setting: str) -> Iterator[None]:
         with switching.switching_often():
             yield
 
-    def effort(*, waits: bool) -> Effort:
-        """What the setting says."""
-        if workers == "governed":
-            return Governor.effort(governor, waits=waits)
-        return Effort(int(workers), *codec or [ckpt._options.codec])
+    def begin() -> None:
+        """Choose what the setting says."""
+        Governor.begin(governor)
+        if workers != "governed":
+            governor.effort = Effort(int(workers), *codec)
 
     with (
-        mock.patch.object(governor, "effort", effort),
+        mock.patch.object(governor, "begin", begin),
         mock.patch.object(switching, "SWITCH_SECONDS", float(milliseconds) / 1000),
         mock.patch.object(background, "switching_often", beside),
     ):
@@ -163,11 +163,11 @@ def step_of(loop: str) -> Step:
 
 def one_round(ckpt: gpuckpt.Checkpointer, state: dict[str, Any], step: Step) -> dict[str, float]:
     """A save alone, the loop alone, and both."""
-    ckpt.wait()
-    time.sleep(QUIET_SECONDS)  # so that what the loop leaves is known to be all
+    cores = ckpt._governor._cores
+    known = cores._left
     alone = _save(ckpt, state)
     alone.result()
-    ckpt.wait()  # so that what the loop uses is measured from here on
+    cores._left = known  # a run's saves are all beside its loop
     quiet = list(_steps(step))
     beside = _save(ckpt, state)
     begun, steps, longest = time.perf_counter(), 0, 0.0

@@ -13,7 +13,6 @@ from gpuckpt import layout
 from gpuckpt.background import BackgroundSave
 from gpuckpt.census import Census
 from gpuckpt.commit import open_step, steps, writing
-from gpuckpt.effort import Effort
 from gpuckpt.errors import CheckpointError, ClosedError
 from gpuckpt.governor import Governor
 from gpuckpt.inventory import Inventory, Snapshot
@@ -273,13 +272,12 @@ class Checkpointer:
         stats.mode = snapshot.mode
         if snapshot.mode == "copy":
             snapshot.order_update()  # before it can become a checkpoint
-        effort = self._governor.effort(waits=snapshot.mode == "hold" and "cpu" in plans)
         pending = Pending(stats, snapshot.staged)
         self._save = BackgroundSave(
             *(
                 snapshot,
                 pending,
-                lambda: self._write(snapshot, header, stats, effort),
+                lambda: self._write(snapshot, header, stats),
                 self._store.root,
             ),
             beside=True,
@@ -296,15 +294,17 @@ class Checkpointer:
         self._governor.saved()
         return pending
 
-    def _write(self, snapshot: Snapshot, header: Header, stats: Stats, effort: Effort) -> Manifest:
-        manifest = save_snapshot(
-            *(snapshot, header, self._store, self._resources),
-            codec=effort.codec,
-            workers=effort.workers,
-            previous=self._previous,
-            full_every=self._options.full_every,
-            stats=stats,
-        )
+    def _write(self, snapshot: Snapshot, header: Header, stats: Stats) -> Manifest:
+        effort = self._governor.effort
+        with self._governor.beside(stats):
+            manifest = save_snapshot(
+                *(snapshot, header, self._store, self._resources),
+                codec=effort.codec,
+                workers=effort.workers,
+                previous=self._previous,
+                full_every=self._options.full_every,
+                stats=stats,
+            )
         # Here, so that the loop needn't take the one before apart.
         before, self._previous = self._previous, manifest
         stats.remarks = remarks_on(manifest, before)

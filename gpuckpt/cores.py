@@ -1,23 +1,24 @@
-"""How many cores a training loop leaves over, while no save goes on."""
+"""How many cores are left over for a save, by what was left for those before."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# Linux counts idle time by the hundredth of a second.
-_LEAST_SECONDS = 0.1
+# Linux counts idle time by the hundredth of a second, core by core.
+_LEAST_SECONDS = 0.2
 _TICK = os.sysconf("SC_CLK_TCK")
 _IDLE = slice(4, 6)  # of the words of a core's line: `idle`, and `iowait`, when it would have run
 
 
 class Cores:
-    """Watches, between saves, which of the cores that this process may use are idle.
+    """Watches, while saves go on, which of the cores that this process may use others use.
 
-    Counts what the loop's own threads use, and what other processes do: a
-    core that feeds the loop with data isn't left over either.
+    These are the loop's own threads, and other processes: a core that feeds
+    the loop with data isn't left over either.
     """
 
     def __init__(
@@ -30,25 +31,33 @@ class Cores:
         self._count = len(os.sched_getaffinity(0))
         self._clock, self._used, self._idle = clock, used, idle or idle_seconds
         self._left: float | None = None
-        self.restart()
-
-    def restart(self) -> None:
-        """From here on no save goes on."""
-        self._since = self._clock(), self._used(), self._idle()
+        self._seconds = self._free = 0.0  # of saves since `left` was known last
 
     def left(self) -> float | None:
-        """Cores that were idle since then, on average; None as long as that isn't known.
-
-        If that was only a moment ago, as it was the last time.
-        """
-        begun, used, idle = self._since
-        seconds, idle_now = self._clock() - begun, self._idle()
-        if seconds >= _LEAST_SECONDS:
-            left = self._count - (self._used() - used) / seconds
-            if idle is not None and idle_now is not None:
-                left = min(left, (idle_now - idle) / seconds)
-            self._left = max(left, 0.0)
+        """Cores that nobody but the last saves used, on average; None before that is known."""
         return self._left
+
+    @contextlib.contextmanager
+    def watched(self, own: Callable[[], float]) -> Iterator[None]:
+        """A save goes on inside; `own()` are the CPU seconds that it has used so far."""
+        begun, used, idle, mine = self._clock(), self._used(), self._idle(), own()
+        try:
+            yield
+        finally:
+            seconds, idle_now = self._clock() - begun, self._idle()
+            mine = own() - mine
+            beside = self._used() - used - mine
+            free = self._count * seconds - beside
+            if idle is not None and idle_now is not None:
+                free = min(free, idle_now - idle + mine)
+            self._add(seconds, free)
+
+    def _add(self, seconds: float, free: float) -> None:
+        self._seconds += seconds
+        self._free += free
+        if self._seconds >= _LEAST_SECONDS:
+            self._left = max(self._free / self._seconds, 0.0)
+            self._seconds = self._free = 0.0
 
 
 def idle_seconds(path: Path = Path("/proc/stat")) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 
@@ -37,11 +38,10 @@ class Governor:
         self._efforts: Efforts | None = None
         if every is not None and every.overhead is not None:
             self._efforts = Efforts(efforts_of(codec, workers), every.overhead)
-        self._left: float | None = None
         self._begun: float | None = None
         self._pressed = False
         self._interval = float("inf")
-        self._effort = Effort(workers, codec)
+        self.effort = Effort(workers, codec)  # what the save that began last may take
         self._ended: Stats | None = None  # the save whose cost isn't known yet
         self._failed = False
 
@@ -52,7 +52,6 @@ class Governor:
 
     def resumed(self, step: int, epoch: int | None) -> None:
         """The run goes on from here."""
-        self._cores.restart()
         if self._schedule is not None:
             self._schedule.begin(step, epoch)
 
@@ -67,18 +66,19 @@ class Governor:
         return self._schedule is not None and self._schedule.is_due(step, epoch)
 
     def begin(self) -> None:
-        """A save begins, none is in flight: from here on what is used is the save's, too."""
+        """A save begins; none is in flight."""
         self._settle()
-        self._left, now = self._cores.left(), self._clock()
+        now = self._clock()
         self._interval = float("inf") if self._begun is None else now - self._begun
         self._begun = now
 
-    def effort(self, *, waits: bool) -> Effort:
-        """What the save that has begun may take; `waits`: the loop does, until it was read."""
-        left = None if waits else self._left
+        left = self._cores.left()
         fits = fitting(self._codec, self._workers, left, pressed=self._pressed)
-        self._effort = self._efforts.choose(fits) if self._efforts is not None else fits
-        return self._effort
+        self.effort = self._efforts.choose(fits) if self._efforts is not None else fits
+
+    def beside(self, stats: Stats) -> contextlib.AbstractContextManager[None]:
+        """Inside, in a thread of its own, a save goes on; it counts its CPU seconds in `stats`."""
+        return self._cores.watched(lambda: stats.cpu_seconds + time.thread_time())
 
     def saved(self) -> None:
         """The caller goes on, with the save beside it."""
@@ -93,7 +93,6 @@ class Governor:
         """
         self._ended, self._failed = stats, failed
         self._pressed = stats.stall_seconds + stats.background_seconds > _PRESSED * self._interval
-        self._cores.restart()
         if self._meter.knows:
             self._settle()
 
@@ -107,4 +106,4 @@ class Governor:
             self._schedule.cost(cost)
         if self._efforts is not None and not self._failed:
             seconds = stats.stall_seconds + stats.background_seconds
-            self._efforts.ended(self._effort, cost, seconds)
+            self._efforts.ended(self.effort, cost, seconds)

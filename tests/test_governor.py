@@ -47,42 +47,60 @@ class Machine:
         cores._count = 2
         return cores
 
-    def run(self, seconds: float, own: float, others: float = 0.0) -> None:
-        self.clock.now += seconds
-        self.own += own * seconds
-        if self.nobody is not None:
-            self.nobody += max(2 - own - others, 0) * seconds
+    def save(self, cores: Cores, seconds: float, loop: float, others: float = 0.0) -> None:
+        """A save that uses half a core, beside a loop and others that use so many."""
+        mine = 0.0
+        with cores.watched(lambda: mine):
+            mine += 0.5 * seconds
+            self.clock.now += seconds
+            self.own += (loop + 0.5) * seconds
+            if self.nobody is not None:
+                self.nobody += max(1.5 - loop - others, 0) * seconds
 
 
 @pytest.mark.parametrize(
-    ("own", "others", "left"), [(0, 0, 2), (1, 0, 1), (2, 0, 0), (1, 1, 0), (0.5, 0, 1.5)]
+    ("loop", "others", "left"), [(0, 0, 2), (1, 0, 1), (1.5, 0, 0.5), (1, 0.5, 0.5), (0.5, 0, 1.5)]
 )
-def test_the_cores_left_over_are_those_that_neither_the_loop_nor_others_use(own, others, left):
+def test_the_cores_left_over_are_those_that_only_the_save_uses(loop, others, left):
     machine = Machine()
     cores = machine.cores()
-    machine.run(3, own, others)
+    machine.save(cores, 3, loop, others)
     assert cores.left() == pytest.approx(left)
 
 
-def test_a_moment_says_nothing_and_what_was_known_stays():
+def test_short_saves_say_something_together_and_what_was_known_stays():
     machine = Machine()
     cores = machine.cores()
-    machine.run(0.01, 2)
+    machine.save(cores, 0.12, 0)
     assert cores.left() is None
-    machine.run(1, 2)
-    assert cores.left() == pytest.approx(0, abs=0.01)
-    cores.restart()
-    machine.run(0.01, 0)
-    assert cores.left() == pytest.approx(0, abs=0.01)
-    machine.run(1, 0)
-    assert cores.left() == pytest.approx(2)
+    machine.save(cores, 0.12, 1)
+    assert cores.left() == pytest.approx(1.5)
+    machine.save(cores, 0.01, 0)
+    assert cores.left() == pytest.approx(1.5)
+    machine.save(cores, 1, 1)
+    assert cores.left() == pytest.approx(1, abs=0.02)
 
 
 def test_where_the_system_does_not_count_idle_time_the_loops_own_counts():
     machine = Machine(nobody=None)
     cores = machine.cores()
-    machine.run(1, 1)
+    machine.save(cores, 1, 1)
     assert cores.left() == pytest.approx(1)
+
+
+def test_a_save_that_fails_was_beside_the_loop_too():
+    machine = Machine()
+    cores = machine.cores()
+
+    @cores.watched(lambda: 0.0)
+    def save() -> None:
+        machine.clock.now += 1
+        machine.own += 2
+        raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        save()
+    assert cores.left() == 0
 
 
 def test_idle_time_is_read_for_the_cores_of_this_process(tmp_path, monkeypatch):
@@ -157,14 +175,18 @@ def test_auto_leaves_chunks_as_they_are_beside_a_loop_that_uses_every_core(
     assert (gpuckpt.load("", store=store)["w"] == state["w"]).all()
 
 
-def test_a_loop_that_waits_for_a_hold_leaves_all_its_cores(monkeypatch):
-    monkeypatch.setattr("gpuckpt.governor.Cores", NoneLeft)
+def test_what_was_left_beside_a_save_is_known_after_it():
     rng = np.random.default_rng(1)
     state = {"w": rng.standard_normal(1 << 16, np.float32)}
-    with gpuckpt.Checkpointer("", store=MemoryStore(), snapshot="hold") as ckpt:
-        stats = ckpt.save(1, state).stats
-        ckpt.wait()
-    assert stats.encoded_nbytes < stats.raw_nbytes
+    with gpuckpt.Checkpointer("", store=MemoryStore()) as ckpt:
+        cores = ckpt._governor._cores
+        for step in range(1, 500):
+            ckpt.save(step, state).result()
+            if cores.left() is not None:
+                break
+        left = cores.left()
+        assert left is not None
+        assert 0 <= left <= cores._count + 0.5
 
 
 def test_a_save_that_takes_most_of_the_time_between_saves_is_compressed_all_the_same():
@@ -173,13 +195,13 @@ def test_a_save_that_takes_most_of_the_time_between_saves_is_compressed_all_the_
     chosen = []
     for seconds in (6.0, 4.0, 6.0):  # of 10 from save to save
         governor.begin()
-        chosen.append(governor.effort(waits=False).codec)
+        chosen.append(governor.effort.codec)
         governor.saved()
         clock.now += seconds
         governor.ended(Stats(1, background_seconds=seconds), failed=False)
         clock.now += 10 - seconds
     governor.begin()
-    chosen.append(governor.effort(waits=False).codec)
+    chosen.append(governor.effort.codec)
     # Nothing is known of the time between saves before there were two.
     assert chosen == ["raw", "raw", "raw", "auto"]
 
@@ -263,7 +285,7 @@ class Run:
         self.begun.append(self.clock.now)
         self.spent_before.append(self.spent)
         self.governor.begin()
-        self.efforts.append(self.governor.effort(waits=False))
+        self.efforts.append(self.governor.effort)
         stall = self.stalls[self.efforts[-1]]
         self.clock.now += stall
         self.spent += stall
@@ -310,7 +332,7 @@ def test_a_save_that_fails_teaches_nothing_but_counts():
     governor = Governor(Every(overhead=0.1), "auto", 2, clock, NoneLeft())
     for _ in range(2):
         governor.begin()
-        assert governor.effort(waits=False) == Effort(1, "raw")
+        assert governor.effort == Effort(1, "raw")
         governor.saved()
         governor.ended(Stats(1, stall_seconds=1.0), failed=True)
     governor.step(busy=False)
@@ -358,7 +380,6 @@ def test_the_first_saves_slow_down_is_known_once_a_step_without_a_save_was_seen(
     governor.step(busy=False)
     assert governor.is_due(1, None)
     governor.begin()
-    governor.effort(waits=False)
     governor.saved()
     clock.now += 3
     governor.step(busy=True)
