@@ -163,11 +163,13 @@ def step_of(loop: str) -> Step:
 
 def one_round(ckpt: gpuckpt.Checkpointer, state: dict[str, Any], step: Step) -> dict[str, float]:
     """A save alone, the loop alone, and both."""
-    cores = ckpt._governor._cores
-    known = cores._left
+    governor = ckpt._governor
+    known = governor._cores._left
     alone = _save(ckpt, state)
     alone.result()
-    cores._left = known  # a run's saves are all beside its loop
+    ckpt.wait()
+    # A run's saves are all beside its loop, and come less often.
+    governor._cores._left, governor._pressed = known, False
     quiet = list(_steps(step))
     beside = _save(ckpt, state)
     begun, steps, longest = time.perf_counter(), 0, 0.0
