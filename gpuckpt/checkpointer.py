@@ -44,9 +44,9 @@ class Checkpointer:
 
     One save is in flight at a time.  `codec` is `auto` (planes that a sample
     shows to be worth it are compressed, as long as that doesn't make the disk
-    wait), `delta` (all of these, and what a chunk differs by
-    from the save before, where that is less and `memory` has room for that
-    one's bytes), `zstd` (all planes) or `raw` (none).
+    wait, nor takes a core from the loop), `delta` (all of these, and what a
+    chunk differs by from the save before, where that is less and `memory` has
+    room for that one's bytes), `zstd` (all planes) or `raw` (none).
     `snapshot` is `copy` (the state is copied on its device before `save`
     returns or, on a GPU, before its stream goes on), `hold` (it is read where
     it is; `update` makes the next update wait; a loop that doesn't use
