@@ -3,7 +3,9 @@
 Each loop runs in a process of its own.  In every round each setting has its
 turn: a save alone, the loop alone, the loop beside a save.  A setting is a
 switch interval of the interpreter in ms while a save goes on, a niceness of the
-save's threads (0 is what gpuckpt uses), and a number of workers.
+save's threads or a scheduling policy (0 is what gpuckpt uses, `batch` and
+`idle` are Linux's), and a number of workers with, perhaps, a codec; or
+`governed`, where gpuckpt chooses these two by the cores that the loop leaves.
 `lost_s` is the time of the window from the save's start to its commit, less
 its steps' time at the pace of the loop alone, before and after it.
 """
@@ -31,12 +33,18 @@ from bench.cases import state_of
 from bench.machine import machine
 from bench.timing import show, spreads, write_report
 from gpuckpt import background, switching
+from gpuckpt.effort import Effort
+from gpuckpt.governor import Governor
 
 MIB = 1 << 20
 QUIET_SECONDS = 0.3  # before, and after
 # Each with the threads that numpy's matrix products use.
 LOOPS = {"gil": 1, "matmul-1": 1, "matmul-2": 2}
-SETTINGS = ("5/0/2", "0.5/0/2", "0.1/0/2", "0.05/0/2", "0.1/5/2", "0.1/10/2", "0.1/19/2", "0.1/0/1")
+SETTINGS = (
+    *("0.1/0/2/auto", "0.1/0/1/auto", "0.1/0/2/raw", "0.1/0/1/raw", "0.1/0/governed"),
+    *("5/0/2/auto", "0.1/19/2/auto", "0.1/batch/2/auto", "0.1/idle/2/auto"),
+)
+POLICIES = {"batch": os.SCHED_BATCH, "idle": os.SCHED_IDLE}
 
 Step = Callable[[], object]
 
@@ -47,7 +55,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="write JSON here")
     parser.add_argument("--directory", type=Path, help="a directory on the disk to measure")
     parser.add_argument("--loops", nargs="+", choices=LOOPS, default=list(LOOPS))
-    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), help="ms/niceness/workers")
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), help="ms/priority/workers")
     parser.add_argument("--mib", type=int, default=256, help="the state's size")
     parser.add_argument("--codec", default="auto")
     parser.add_argument("--rounds", type=int, default=7)
@@ -110,17 +118,27 @@ def _measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 @contextlib.contextmanager
 def _as_set(ckpt: gpuckpt.Checkpointer, setting: str) -> Iterator[None]:
     """Let saves run as a setting says."""
-    milliseconds, niceness, workers = setting.split("/")
+    milliseconds, priority, workers, *codec = setting.split("/")
+    governor, codec = ckpt._governor, codec or [ckpt._options.codec]
 
     @contextlib.contextmanager
     def beside() -> Iterator[None]:
         """The save's thread is in here; those that it starts are as nice as it is."""
-        os.setpriority(os.PRIO_PROCESS, 0, int(niceness))
+        if priority in POLICIES:
+            os.sched_setscheduler(0, POLICIES[priority], os.sched_param(0))
+        else:
+            os.setpriority(os.PRIO_PROCESS, 0, int(priority))
         with switching.switching_often():
             yield
 
-    ckpt._resources.workers = int(workers)
+    def begin() -> None:
+        """Choose what the setting says."""
+        Governor.begin(governor)
+        if workers != "governed":
+            governor.effort = Effort(int(workers), *codec)
+
     with (
+        mock.patch.object(governor, "begin", begin),
         mock.patch.object(switching, "SWITCH_SECONDS", float(milliseconds) / 1000),
         mock.patch.object(background, "switching_often", beside),
     ):
@@ -145,8 +163,13 @@ def step_of(loop: str) -> Step:
 
 def one_round(ckpt: gpuckpt.Checkpointer, state: dict[str, Any], step: Step) -> dict[str, float]:
     """A save alone, the loop alone, and both."""
+    governor = ckpt._governor
+    known = governor._cores._left
     alone = _save(ckpt, state)
     alone.result()
+    ckpt.wait()
+    # A run's saves are all beside its loop, and come less often.
+    governor._cores._left, governor._pressed = known, False
     quiet = list(_steps(step))
     beside = _save(ckpt, state)
     begun, steps, longest = time.perf_counter(), 0, 0.0
@@ -162,6 +185,8 @@ def one_round(ckpt: gpuckpt.Checkpointer, state: dict[str, Any], step: Step) -> 
     return {
         "save_alone_s": usual,
         "save_beside_s": seconds,
+        "save_beside_cpu_s": beside.stats.cpu_seconds,
+        "written_share": beside.stats.written_nbytes / beside.stats.raw_nbytes,
         "beside_over_alone": seconds / usual,
         "lost_s": window - steps * pace,
         "lost_share": 1 - steps * pace / window,

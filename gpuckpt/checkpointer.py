@@ -15,12 +15,12 @@ from gpuckpt.background import BackgroundSave
 from gpuckpt.census import Census
 from gpuckpt.commit import open_step, steps, writing
 from gpuckpt.errors import CheckpointError, ClosedError
+from gpuckpt.governor import Governor
 from gpuckpt.inventory import Inventory, Snapshot
 from gpuckpt.journal import Log, open_journal
 from gpuckpt.loading import restore_state
 from gpuckpt.manifest import Manifest
 from gpuckpt.matching import Rename
-from gpuckpt.meter import Meter
 from gpuckpt.options import FULL_EVERY, Options, make_header
 from gpuckpt.pending import Checkpoint, Pending, checkpoint_of
 from gpuckpt.plan import Plan, largest_nbytes
@@ -28,7 +28,7 @@ from gpuckpt.remarks import conclude, remarks_on
 from gpuckpt.resources import Resources
 from gpuckpt.retention import Keep, prune_quietly
 from gpuckpt.save import DELTA, Header, save_snapshot
-from gpuckpt.schedule import Every, Schedule
+from gpuckpt.schedule import Every
 from gpuckpt.snapshot import Planner, capture, reserve, room_beside_copy
 from gpuckpt.spans import Lap, Spans
 from gpuckpt.stats import Fastest, Stats
@@ -45,9 +45,9 @@ class Checkpointer:
 
     One save is in flight at a time.  `codec` is `auto` (planes that a sample
     shows to be worth it are compressed, as long as that doesn't make the disk
-    wait), `delta` (all of these, and what a chunk differs by
-    from the save before, where that is less and `memory` has room for that
-    one's bytes), `zstd` (all planes) or `raw` (none).
+    wait, nor takes a core from the loop), `delta` (all of these, and what a
+    chunk differs by from the save before, where that is less and `memory` has
+    room for that one's bytes), `zstd` (all planes) or `raw` (none).
     `snapshot` is `copy` (the state is copied on its device before `save`
     returns or, on a GPU, before its stream goes on), `hold` (it is read where
     it is; `update` makes the next update wait; a loop that doesn't use
@@ -93,12 +93,11 @@ class Checkpointer:
         self._planner = Planner(chunk_nbytes, split=codec != "raw")
         self._store = store if store is not None else LocalStore(root)
         self._journal, self._trace, self._fastest = open_journal(log, self._store), trace, Fastest()
-        self._schedule = Schedule(every) if every is not None else None
+        self._governor = Governor(every, codec, self._resources.workers)
         self._keep = keep
         self._save: BackgroundSave | None = None
         self._previous: Manifest | None = None
         self._updates_seen = False
-        self._meter = Meter()
         self._process = os.getpid()
         self._open = contextlib.ExitStack()
         self._open.enter_context(writing(self._store))
@@ -133,9 +132,9 @@ class Checkpointer:
         """
         self._check_open()
         step = layout.check_step(step)
-        self._meter.step(busy=self._save is not None)
+        self._governor.step(busy=self._save is not None)
         self._reap(wait=False)
-        if self._schedule is None or not self._schedule.is_due(step, epoch):
+        if not self._governor.is_due(step, epoch):
             return None
         if self._save is not None and self._options.when_busy == "skip":
             log.info("step %d isn't saved: step %d still is", step, self._save.pending.step)
@@ -216,8 +215,7 @@ class Checkpointer:
         for name in [*found.missing, *found.mismatched]:
             log.warning("%s keeps its value: step %d doesn't fit it", name, manifest.step)
         self._previous = manifest
-        if self._schedule is not None:
-            self._schedule.begin(manifest.step, manifest.epoch)
+        self._governor.resumed(manifest.step, manifest.epoch)
         return manifest.step
 
     def steps(self) -> list[int]:
@@ -260,6 +258,7 @@ class Checkpointer:
         header = make_header(step, epoch, metrics)
         stats = Stats(step, codec=self._options.codec, spans=Spans() if self._trace else None)
         self._reap(wait=True)
+        self._governor.begin()
         lap.mark("wait")
         inventory = self._census.take(state)
         plans = self._planned(inventory)
@@ -289,21 +288,22 @@ class Checkpointer:
             # A loop that announces no updates would change what is being read.
             snapshot.staged.wait_out()
         self._updates_seen = False
-        if self._schedule is not None:
-            self._schedule.saved()
         lap.mark("held")
         stats.add(lap)
-        self._meter.restart()
+        self._governor.saved()
         return pending
 
     def _write(self, snapshot: Snapshot, header: Header, stats: Stats) -> Manifest:
-        manifest = save_snapshot(
-            *(snapshot, header, self._store, self._resources),
-            codec=self._options.codec,
-            previous=self._previous,
-            full_every=self._options.full_every,
-            stats=stats,
-        )
+        effort = self._governor.effort
+        with self._governor.beside(stats):
+            manifest = save_snapshot(
+                *(snapshot, header, self._store, self._resources),
+                codec=effort.codec,
+                workers=effort.workers,
+                previous=self._previous,
+                full_every=self._options.full_every,
+                stats=stats,
+            )
         # Here, so that the loop needn't take the one before apart.
         before, self._previous = self._previous, manifest
         stats.remarks = remarks_on(manifest, before)
@@ -320,10 +320,7 @@ class Checkpointer:
             return
         save.join()
         self._save = None
-        stats = save.pending.stats
-        stats.slowdown_seconds = self._meter.slowdown_seconds()
-        if self._schedule is not None:
-            self._schedule.cost(stats.stall_seconds + stats.slowdown_seconds)
+        self._governor.ended(save.pending.stats, failed=save.pending.failure is not None)
         conclude(save.pending, self._options.on_error, stacklevel=5)
 
     def _planned(self, inventory: Inventory) -> Mapping[str, Plan]:
@@ -337,7 +334,7 @@ class Checkpointer:
         return plans
 
     def _reserve(self, state: Any) -> None:
-        if self._schedule is not None:
+        if self._governor.plans_saves:
             plans = self._planned(self._census.take(state))
             reserve(
                 *(plans, self._resources.devices, self._options.snapshot),

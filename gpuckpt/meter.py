@@ -33,13 +33,19 @@ class Meter:
         """The caller goes on only now: what was before is no step's time."""
         self._last = self._clock()
 
-    def slowdown_seconds(self) -> float:
-        """What the steps beside the save took more than others do; forgets them.
+    @property
+    def knows(self) -> bool:
+        """Whether a step without a save was seen."""
+        return bool(self._undisturbed)
 
-        0 as long as no step without a save was seen.
+    def slowdown_seconds(self) -> float:
+        """What the steps beside the save took more than others do, in all; forgets them.
+
+        0 if no step without a save was seen.
         """
         beside, self._beside = self._beside, []
         if not self._undisturbed:
             return 0.0
         usual = statistics.median(self._undisturbed)
-        return sum(max(seconds - usual, 0.0) for seconds in beside)
+        # In all: by chance some steps take longer, and others less.
+        return max(sum(beside) - usual * len(beside), 0.0)

@@ -61,13 +61,15 @@ def save_snapshot(
     codec: str,
     previous: Manifest | None,
     stats: Stats,
+    workers: int | None = None,
     full_every: int = 1,
     segment_nbytes: int = layout.SEGMENT_NBYTES,
 ) -> Manifest:
     """Write a snapshot and commit it; on return it is durable.
 
     Chunks that are in `previous`, which is committed, aren't written again,
-    unless each is to be full.  Releases the snapshot as soon as nothing of it
+    unless each is to be full.  `workers` threads encode, or as many as
+    `resources` allow.  Releases the snapshot as soon as nothing of it
     is read any more, and in any case.  If it fails, what it wrote is deleted,
     and no checkpoint was made.
     """
@@ -77,10 +79,11 @@ def save_snapshot(
         lambda part: layout.segment_name(header.step, token, 0, part),
         segment_nbytes=segment_nbytes,
     )
+    stats.workers = workers or resources.workers
     try:
         before = Before.of(previous, snapshot.inventory.specs, store, full_every)
         balance = Balance(
-            resources.workers, lambda: writer.waiting_nbytes, free_seconds=resources.free_seconds
+            stats.workers, lambda: writer.waiting_nbytes, free_seconds=resources.free_seconds
         )
         rows = _write_chunks(snapshot, writer, resources, codec, before, previous, balance, stats)
         tensors = rows.entries(header.step, previous)
@@ -139,14 +142,13 @@ def _write_chunks(  # noqa: PLR0917 - all that a save has
     """Bring every chunk of a snapshot to the disk."""
     arena = resources.arena(snapshot.plans, largest_nbytes(snapshot.plans))
     stats.host_nbytes = arena.nbytes + resources.bases.nbytes
-    stats.workers = resources.workers
     stats.copy_nbytes = sum(resources.devices[name].kept_nbytes for name in snapshot.plans)
     rows = Rows(snapshot.inventory.specs)
     reads = sum(len(plan.batches) for plan in snapshot.plans.values())
     reads += sum(len(snapshot.plans[name].rereads) for name in snapshot.live)
     bases = resources.bases if codec == DELTA else None
     arrived = countdown(reads, snapshot.release)
-    balance.keeps_at_most((arena.count - resources.workers) * arena.chunk_nbytes)
+    balance.keeps_at_most((arena.count - stats.workers) * arena.chunk_nbytes)
     choose = balanced(choice(codec), balance) if codec == AUTO else choice(codec)
     derivation = pair(snapshot.plans, snapshot.frozen, previous, arena)
     encoder = Encoder(choose, before, bases, derivation, arena, arrived)
@@ -160,7 +162,7 @@ def _write_chunks(  # noqa: PLR0917 - all that a save has
         return done
 
     guarded = derivation.guarded(work)
-    line = ordered_map(guarded, staged, workers=resources.workers, drop=drop)
+    line = ordered_map(guarded, staged, workers=stats.workers, drop=drop)
     with contextlib.closing(line), derivation.ended():
         for done in balance.watched(line):
             stats.add(done.lap, again=True)

@@ -21,7 +21,9 @@ class Every:
     `epoch_interval`).  `seconds` is a time on the clock since the last save, a
     number or a text like `"10 min"`.  `overhead=0.01` saves as often as keeps
     the measured cost of saving (the stall, and the slow-down of the
-    steps beside the save) under that share of the time.  A loop that
+    steps beside the save) under that share of the time: what a save has cost
+    is made up for before the next.  Saves also take as many threads, and with
+    `codec="auto"` compress as much, as lets them come most often.  A loop that
     counts in strides saves at the first step at or past one that is due.
     """
 
@@ -54,7 +56,7 @@ class Schedule:
         self._step: int | None = None
         self._epoch: int | None = None
         self._saved_at = clock()
-        self._cost_seconds: float | None = None
+        self._debt: float | None = None  # cost that no time has made up for yet, in seconds
         self._measuring = False
 
     def begin(self, step: int, epoch: int | None) -> None:
@@ -70,11 +72,15 @@ class Schedule:
 
     def saved(self) -> None:
         """Note that a save begins."""
-        self._saved_at, self._measuring = self._clock(), True
+        now = self._clock()
+        if self._debt is not None:
+            paid = (self._every.overhead or 1.0) * (now - self._saved_at)
+            self._debt = max(self._debt - paid, 0.0)
+        self._saved_at, self._measuring = now, True
 
     def cost(self, seconds: float) -> None:
         """Note what that save, which has ended, cost the run."""
-        self._cost_seconds, self._measuring = seconds, False
+        self._debt, self._measuring = (self._debt or 0.0) + seconds, False
 
     def _steps_due(self, step: int) -> bool:
         if self._every.steps is None:
@@ -99,5 +105,4 @@ class Schedule:
         if self._every.overhead is None or self._measuring:
             return False
         # Nothing is known before the first save, so that comes at once.
-        cost = self._cost_seconds
-        return cost is None or cost <= self._every.overhead * elapsed
+        return self._debt is None or self._debt <= self._every.overhead * elapsed

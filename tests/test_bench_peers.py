@@ -191,6 +191,18 @@ def test_a_save_beside_a_loop_says_what_it_took(state, tmp_path, name):
     assert figures["steps"] >= 1
 
 
+def test_a_process_saves_several_times_beside_a_loop_and_each_save_counts(state, tmp_path):
+    figures = measure(description_of("numpy_savez"), state, tmp_path / "files", "matmul1", saves=3)
+
+    written = [np.load(tmp_path / "files" / f"step-{step}.npz") for step in (2, 3, 4)]
+    assert len(figures["saves"]) == 3
+    assert figures["lost_s"] == sorted(one["lost_s"] for one in figures["saves"])[1]
+    for name in state.load(BEFORE):
+        assert np.array_equal(written[0][name], written[2][name])
+    changed = [name for name in written[0].files if (written[0][name] != written[1][name]).any()]
+    assert changed
+
+
 class Broken(Savez):
     """Has nothing to show for its save."""
 
@@ -395,11 +407,22 @@ def test_the_command_reports_machine_versions_and_every_row(out):
     assert not list(out.parent.glob("peers-*"))
 
 
+def test_beside_a_loop_every_save_of_a_process_counts():
+    def saves(*lost: float) -> dict[str, Any]:
+        return {"lost_s": lost[1], "saves": [{"lost_s": one} for one in lost]}
+
+    rows = [row_of("a", at) | {"loop": "gil", "figures": saves(3, 4 + at, 9)} for at in range(2)]
+    found = figure(select(rows, "w", "a", "gil"), "lost_s")
+    assert found is not None
+    assert (found["min"], found["median"], found["max"]) == (3, 4.5, 9)
+
+
 def test_tables_hold_every_peer_every_failure_and_the_ratios(out, tmp_path, capsys, monkeypatch):
     made = json.loads(out.read_text("utf-8"))
     made["rows"][0]["quiet"] = False
     made["rows"].append(row_of("zipnn", 0, failure="ModuleNotFoundError: no zipnn"))
-    beside_loop: Any = {"lost_s": 0.5, "in_flight_s": 1.0, "longest_over_step": 3.0, "step_s": 0.01}
+    one: Any = {"lost_s": 0.5, "in_flight_s": 1.0, "longest_over_step": 3.0, "step_s": 0.01}
+    beside_loop: Any = one | {"saves": [one, one | {"lost_s": 0.7}]}
     made["rows"].append(
         row_of("gpuckpt_raw_hold", 0, **beside_loop) | {"loop": "gil", "workload": "embedding"}
     )
@@ -416,12 +439,12 @@ def test_tables_hold_every_peer_every_failure_and_the_ratios(out, tmp_path, caps
         assert "\n| clone_thread_numpy |" in table
         assert "1.00 (1.00..1.00)" in table
         assert "\n| gpuckpt_raw_hold |" in table
-    assert text.count("| gpuckpt_raw_hold | 2 |") == 2
+    assert text.count("| gpuckpt_raw_hold | 2 |") == 3  # two rounds of a save and of restores
     assert "- zipnn on w: ModuleNotFoundError: no zipnn" in text
     assert "Beside a GIL-bound loop:" in text
-    assert "| gpuckpt_raw_hold | 1 | 0.5 s (0.5..0.5) |" in text
+    assert "| gpuckpt_raw_hold | 2 | 0.6 s (0.5..0.7) |" in text
     (line,) = (line for line in short.splitlines() if line.startswith("| gpuckpt_raw_hold"))
-    assert line.split(" | ")[-2:] == ["0.5 s (0.5..0.5)", ".. |"]
+    assert line.split(" | ")[-2:] == ["0.6 s (0.5..0.7)", ".. |"]
     assert made["machine"]["command"] in text
     loud = sum(not row["quiet"] for row in made["rows"])
     assert f"during {loud} of {len(made['rows'])} rows" in text

@@ -26,6 +26,8 @@ from bench.peers.spawn import Spawner
 from bench.peers.workloads import NAMES, workload
 from bench.timing import write_report
 
+_SETTINGS = ("rounds", "size", "quiet_share", "repeats", "saves")
+
 
 def main() -> int:
     """Measure, and write after each row, so that nothing is lost."""
@@ -46,7 +48,7 @@ def main() -> int:
         report["workloads"] = {one: about(state) for one, state in states.items()}
         rows: list[Row] = []
         report["rows"] = rows
-        for row in rotation.rows(Spawner(states, Path(name), options.timeout)):
+        for row in rotation.rows(Spawner(states, Path(name), options.timeout, options.saves)):
             rows.append(row)
             show(row)
             if options.out:
@@ -64,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--only", nargs="+", choices=names, default=[], help="these peers alone")
     made.add_argument("--loops", action="store_true", help="saves beside training loops, too")
     made.add_argument("--loops-only", action="store_true", help="nothing but these")
+    made.add_argument("--saves", type=int, default=3, help="of one process, beside a loop")
     made.add_argument("--out", type=Path, help="write JSON here")
     made.add_argument("--cache", type=Path, default=Path("build/bench-cache"), help="of the states")
     made.add_argument("--directory", type=Path, default=Path(), help="on the disk to measure")
@@ -104,7 +107,7 @@ def facts(directory: Path, described: list[Description], options: dict[str, Any]
     packages = sorted({package for one in described for package in one.packages})
     return {
         "machine": machine(directory) | {"packages": {one: version_of(one) for one in packages}},
-        "settings": {name: options[name] for name in ("rounds", "size", "quiet_share", "repeats")},
+        "settings": {name: options[name] for name in _SETTINGS},
         "peers": {one.name: {"how": one.how, "syncs": one.syncs} for one in described},
     }
 

@@ -1,8 +1,8 @@
 """`python -m bench.peers.child TASK`: one measurement in a process of its own.
 
 TASK is JSON: `peer` (a name, or `limits`), `workload` (a directory of the
-cache), `directory` (to be made, on the disk to measure), `loop` (or nothing)
-and `out`, a file for the figures as JSON.
+cache), `directory` (to be made, on the disk to measure), `loop` (or nothing),
+`saves` (so many beside it) and `out`, a file for the figures as JSON.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
         with OthersWatch() as others:
             figures = limits(workload, directory)
         return {**figures, "others_share": others.share}
-    return measure(description_of(task["peer"]), workload, directory, task["loop"])
+    peer = description_of(task["peer"])
+    return measure(peer, workload, directory, task["loop"], task["saves"])
 
 
 if __name__ == "__main__":

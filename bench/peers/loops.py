@@ -3,14 +3,16 @@
 lost = wall time of the window - steps in it x the time of an undisturbed step.
 The window goes from the moment that the save is asked for until it is durable,
 to the end of the step then in progress; undisturbed steps are timed right
-before and right after.
+before and right after, since a machine's pace drifts.  A process measures some
+saves, each with its own undisturbed steps: their medians are its figures.
 """
 
 from __future__ import annotations
 
+import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,7 @@ import numpy as np
 from bench.peers.peer import Peer
 
 Step = Callable[[], None]
+Figures = dict[str, Any]
 
 THREADS = {"gil": 1, "matmul1": 1, "matmul2": 2}  # of BLAS, set before numpy is imported
 
@@ -78,11 +81,12 @@ def for_seconds(seconds: float) -> Callable[[], bool]:
 
 
 def beside(
-    peer: Peer, loop: str, at_step: int, settle: Callable[[], None], undisturbed: float = 1.0
-) -> dict[str, Any]:
+    peer: Peer, loop: str, at_step: int, settle: Callable[[], None], undisturbed: float = 0.5
+) -> Figures:
     """Save `at_step` beside a loop; what that took from the loop.
 
-    `settle` makes durable what the peer has finished.
+    `settle` makes durable what the peer has finished.  Undisturbed steps are
+    run for so many seconds before, and as many after.
     """
     step = step_of(loop)
     run_until(for_seconds(undisturbed / 4), peer, step)
@@ -120,4 +124,12 @@ def beside(
         "steps": window.steps,
         "longest_over_step": window.longest / undisturbed_step,
         "after_over_before": after.mean / before.mean,
+    }
+
+
+def middle(saves: Iterable[Figures]) -> Figures:
+    """The median of each figure, and in `saves` those of every save."""
+    saves = list(saves)
+    return {name: statistics.median(one[name] for one in saves) for name in saves[0]} | {
+        "saves": saves
     }

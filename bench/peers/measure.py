@@ -2,13 +2,14 @@
 
 The first save is of checkpoint k, so that memory that a peer keeps is there and
 warm; then the state becomes k+1, in place, and that is saved and measured.
+Beside a loop more are: of k, k+1, k, and so on.
 """
 
 from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from bench.peers.cache import AFTER, BEFORE, Arrays, Workload, octets
 from bench.peers.files import forget, nbytes_below, read_all, sync_tree
-from bench.peers.loops import beside
+from bench.peers.loops import Figures, beside, middle
 from bench.peers.peer import Description, Peer
 from bench.peers.process import (
     OthersWatch,
@@ -28,9 +29,9 @@ from bench.peers.process import (
 
 
 def measure(
-    description: Description, workload: Workload, directory: Path, loop: str = ""
-) -> dict[str, Any]:
-    """All figures of a save and a restore, or, with `loop`, of a save beside it.
+    description: Description, workload: Workload, directory: Path, loop: str = "", saves: int = 1
+) -> Figures:
+    """All figures of a save and a restore, or, with `loop`, of so many saves beside it.
 
     Raises:
         ValueError: what came back isn't bit for bit what was saved.
@@ -50,15 +51,25 @@ def measure(
     try:
         first = _first_save(peer, workload)
         if loop:
-            with OthersWatch() as others:
-                figures = beside(peer, loop, 2, settle)
-            return figures | {"others_share": others.share}
+            return middle(_saves_beside(peer, workload, loop, settle, saves))
         with OthersWatch() as others:
             figures = _save(peer, resident, settle)
             figures |= _restore(peer, workload)
         return figures | {"first_blocked_s": first, "others_share": others.share}
     finally:
         peer.close()
+
+
+def _saves_beside(
+    peer: Peer, workload: Workload, loop: str, settle: Callable[[], None], saves: int
+) -> Iterator[Figures]:
+    """The state is the other one at each save, so that every byte is written."""
+    for at in range(saves):
+        if at:
+            _change(peer, workload, BEFORE if at % 2 else AFTER)
+        with OthersWatch() as others:
+            figures = beside(peer, loop, 2 + at, settle)
+        yield figures | {"others_share": others.share}
 
 
 def _first_save(peer: Peer, workload: Workload) -> float:
@@ -69,12 +80,17 @@ def _first_save(peer: Peer, workload: Workload) -> float:
     peer.begin(1)
     blocked = time.perf_counter() - begun
     peer.finish()
+    _change(peer, workload, AFTER)
+    return blocked
+
+
+def _change(peer: Peer, workload: Workload, which: str) -> None:
+    """Leave nothing to write of the save before, and let the state be another."""
     sync_tree(peer.directory)
     forget(peer.directory)
     with peer.update():
-        workload.fill(peer.arrays, AFTER)
+        workload.fill(peer.arrays, which)
     peer.changed()
-    return blocked
 
 
 def _save(peer: Peer, resident: int, settle: Callable[[], None]) -> dict[str, Any]:

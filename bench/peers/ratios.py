@@ -9,17 +9,21 @@ from bench.peers.limits import LIMITS
 from bench.peers.rotation import Row
 from bench.timing import Spread, spread
 
-Figures = dict[str, float]
+Figures = dict[str, Any]
 Rounds = dict[Any, Figures]  # by the round's number, or what else tells one from another
 
 
 def select(rows: Iterable[Row], workload: str, peer: str, loop: str = "") -> Rounds:
-    """The figures of one peer by round, without those that failed."""
+    """The figures of one peer by round, without those that failed.
+
+    Beside a loop, those of each save that a round's process made.
+    """
     wanted = (workload, peer, loop)
     return {
-        row["round"]: row["figures"]
+        (row["round"], at) if loop else row["round"]: figures
         for row in rows
         if (row["workload"], row["peer"], row["loop"]) == wanted and not row["failure"]
+        for at, figures in enumerate(row["figures"].get("saves", [row["figures"]]))
     }
 
 

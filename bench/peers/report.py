@@ -92,8 +92,10 @@ def _with_losses(reports: Sequence[dict[str, Any]], workload: str) -> list[Row]:
     rows = list(reports[0]["rows"])
     for row in (one for report in reports for one in report["rows"]):
         if row["loop"] and row["workload"] == workload and not row["failure"]:
-            figures = {f"lost_{row['loop']}_s": row["figures"]["lost_s"]}
-            rows.append(row | {"loop": "", "round": (row["loop"], len(rows)), "figures": figures})
+            for save in row["figures"].get("saves", [row["figures"]]):
+                figures = {f"lost_{row['loop']}_s": save["lost_s"]}
+                at = (row["loop"], len(rows))
+                rows.append(row | {"loop": "", "round": at, "figures": figures})
     return rows
 
 
@@ -179,7 +181,7 @@ def _restores(rows: Sequence[Row], workload: str) -> Columns:
 
 def _beside() -> Columns:
     return {
-        "rounds": lambda one: str(len(one)),
+        "saves": lambda one: str(len(one)),
         "lost": lambda one: seconds(figure(one, "lost_s")),
         "in flight": lambda one: seconds(figure(one, "in_flight_s")),
         "longest step, in steps": lambda one: ratio(figure(one, "longest_over_step")),

@@ -27,13 +27,13 @@ class Task:
 class Outcome:
     """Its figures, or why there are none."""
 
-    figures: dict[str, float] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
     failure: str = ""
 
     @property
     def others_share(self) -> float:
         """Of the machine's CPU time, what others used meanwhile."""
-        return self.figures.get("others_share", 0.0)
+        return float(self.figures.get("others_share", 0.0))
 
 
 Runner = Callable[[Task], Outcome]

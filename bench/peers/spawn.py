@@ -22,11 +22,15 @@ BLAS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 
 @dataclass(frozen=True, slots=True)
 class Spawner:
-    """A `Runner`: `workloads` by name, files below `directory`, at most `timeout` seconds each."""
+    """A `Runner`: `workloads` by name, files below `directory`, at most `timeout` seconds each.
+
+    Beside a loop a process saves `saves` times.
+    """
 
     workloads: Mapping[str, Workload]
     directory: Path
     timeout: float
+    saves: int = 1
 
     def __call__(self, task: Task) -> Outcome:
         """Wait for the figures."""
@@ -39,6 +43,7 @@ class Spawner:
         words = {
             "peer": task.peer,
             "loop": task.loop,
+            "saves": self.saves,
             "workload": str(self.workloads[task.workload].directory.absolute()),
             "directory": str((place / "files").absolute()),
             "out": str(out.absolute()),
