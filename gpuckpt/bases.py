@@ -67,9 +67,13 @@ class Bases:
             return None
         return self._room(chunk)
 
+    def lacks(self, chunk: Chunk, known: str) -> bool:
+        """Whether there is room for a chunk, and something else in it than what is `known`."""
+        return chunk in self._places and self._fingerprints.get(chunk) != known
+
     def put(self, chunk: Chunk, planes: Sequence[Bytes], known: str) -> None:
         """Keep a chunk, given as it is or by its planes, unless it isn't what is `known`."""
-        if chunk not in self._places or self._fingerprints.get(chunk) == known:
+        if not self.lacks(chunk, known):
             return
         room = self._room(chunk)
         self._fingerprints.pop(chunk, None)

@@ -15,6 +15,7 @@ from gpuckpt.bases import Bases
 from gpuckpt.coding import Choice, encode
 from gpuckpt.deltacoding import delta_pays, encode_delta
 from gpuckpt.devices import Arrived
+from gpuckpt.errors import TornError
 from gpuckpt.fingerprint import checksum, fingerprint
 from gpuckpt.increments import Before, is_short
 from gpuckpt.planes import join
@@ -35,6 +36,7 @@ class Coded:
     staged: Staged
     chunks: tuple[CodedChunk, ...]
     lap: Lap
+    brought_nbytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,12 @@ class Encoder:
         self._choose, self._before, self._bases = choose, before, bases
         self._arena, self._arrived = arena, arrived
 
+    def wants(self, chunk: Chunk, fingerprint: str) -> bool:
+        """Whether a chunk's bytes are needed: if it isn't on the disk, or its base must be kept."""
+        if self._before.same(chunk, fingerprint) is None:
+            return True
+        return self._bases is not None and self._bases.lacks(chunk, fingerprint)
+
     def work(self, batch: Staged | Reread) -> Coded | Again:
         """Wait for a batch, and encode it, or take note of what it was when it was read again."""
         lap = Lap()
@@ -71,7 +79,8 @@ class Encoder:
             return again
         arrived = batch.transfer.wait()
         nbytes = sum(chunk.nbytes for chunk in batch.chunks)
-        lap.mark("copy", nbytes)
+        brought = sum(plane.nbytes for one in arrived for plane in one.planes)
+        lap.mark("copy", brought)
         self._arrived()
         specs = [batch.plan.specs[chunk.tensor] for chunk in batch.chunks]
         known = list(map(_known, arrived, specs))
@@ -79,24 +88,23 @@ class Encoder:
         each = zip(batch.chunks, arrived, specs, batch.parts, known, strict=True)
         chunks = tuple(starmap(self._one, each))
         lap.mark("encode", nbytes)
-        return Coded(batch, chunks, lap)
+        return Coded(batch, chunks, lap, brought if arrived[0].fingerprint else 0)
 
     def _one(
         self, chunk: Chunk, arrived: Arrived, spec: Spec, part: Slot, known: _Known
     ) -> CodedChunk:
         print_, statistics = known
-        coded = self._coded(chunk, arrived.planes, spec.width, part, print_)
-        if self._bases is not None:
+        coded: Fresh | ChunkEntry | None = self._before.same(chunk, print_)
+        if coded is None:
+            if not arrived.planes:
+                raise TornError(spec.name)  # when it was looked at, it was the one before
+            coded = self._coded(chunk, arrived.planes, spec.width, part)
+        if arrived.planes and self._bases is not None:
             self._bases.put(chunk, arrived.planes, print_)
         return CodedChunk(chunk, print_, statistics, coded)
 
-    def _coded(
-        self, chunk: Chunk, planes: Sequence[Bytes], width: int, part: Slot, known: str
-    ) -> Fresh | ChunkEntry:
-        """The chunk encoded, or its entry if it is on the disk already."""
-        same = self._before.same(chunk, known)
-        if same is not None:
-            return same
+    def _coded(self, chunk: Chunk, planes: Sequence[Bytes], width: int, part: Slot) -> Fresh:
+        """The chunk encoded."""
         delta = self._delta(chunk, planes, width, part)
         if delta is not None:
             return delta

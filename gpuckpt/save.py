@@ -142,7 +142,7 @@ def _write_chunks(  # noqa: PLR0917 - all that a save has
     choose = balanced(choice(codec), balance) if codec == AUTO else choice(codec)
     encoder = Encoder(choose, before, bases, arena, arrived)
     drop = partial(give_back, arena=arena)
-    staged = stage(snapshot, arena)
+    staged = stage(snapshot, arena, None if before.is_empty else encoder)
     line = ordered_map(encoder.work, staged, workers=resources.workers, drop=drop)
     with contextlib.closing(line):
         for done in balance.watched(line):
@@ -153,6 +153,7 @@ def _write_chunks(  # noqa: PLR0917 - all that a save has
                     rows.compare(done.staged.chunks, done.fingerprints)
                     continue
                 balance.encoded(done.lap.seconds_of("filter", "encode"))
+                stats.brought_nbytes += done.brought_nbytes
                 _write(done.chunks, writer, rows, stats)
             finally:
                 arena.give(done.staged.slot)

@@ -40,7 +40,8 @@ class Stats:
     the CPU seconds of all of them.
 
     `raw_nbytes` is the state in memory, `unchanged_nbytes` of which weren't
-    written again and `delta_nbytes` as what they differ by; `filter_nbytes` what the host
+    written again and `delta_nbytes` as what they differ by; `brought_nbytes` what of its
+    chunks came from GPUs to the host; `filter_nbytes` what the host
     fingerprinted, `encode_nbytes` what was given to the encoder,
     `encoded_nbytes` its chunks on disk, `written_nbytes` those written now,
     `host_nbytes` the arena and bases, `copy_nbytes` what the devices keep for copies and
@@ -76,6 +77,7 @@ class Stats:
     raw_nbytes: int = 0
     unchanged_nbytes: int = 0
     delta_nbytes: int = 0
+    brought_nbytes: int = 0
     filter_nbytes: int = 0
     encode_nbytes: int = 0
     encoded_nbytes: int = 0

@@ -13,6 +13,7 @@ from gpuckpt.arena import Slot
 from gpuckpt.arrays import Tensor
 from gpuckpt.errors import InvalidError, NotFoundError
 from gpuckpt.plan import Plan
+from gpuckpt.spec import Chunk
 from gpuckpt.statistics import Statistics
 
 Bytes = npt.NDArray[np.uint8]
@@ -25,7 +26,8 @@ T_co = TypeVar("T_co", covariant=True)
 class Arrived:
     """A chunk on the host, in one piece or in planes, with what its device says of it.
 
-    `planes` has one for each byte of an element, or only one: the chunk as it is.
+    `planes` has one for each byte of an element, or only one: the chunk as it
+    is.  There are none of a chunk that wasn't brought since nobody wants it.
     """
 
     planes: tuple[Bytes, ...]
@@ -56,6 +58,14 @@ class Transfer(Protocol[T_co]):
         ...
 
 
+class Wants(Protocol):
+    """Which chunks of a snapshot must come to the host, once it is known what they are."""
+
+    def wants(self, chunk: Chunk, fingerprint: str) -> bool:
+        """Whether a chunk's bytes are wanted, given their fingerprint; of any thread."""
+        ...
+
+
 class Frozen(Protocol):
     """Tensors of one device as they were at one moment, until `release`."""
 
@@ -64,11 +74,14 @@ class Frozen(Protocol):
         """Whether it is the caller's own memory that is read, so that it must be read again."""
         ...
 
-    def download(self, batch: int, slot: Slot) -> Transfer[Sequence[Arrived]]:
-        """Begin to bring a batch of the plan to the host.
+    def download(
+        self, batch: int, slot: Slot, wants: Wants | None = None
+    ) -> Transfer[Sequence[Arrived]]:
+        """Begin to bring a batch of the plan to the host, all of it or what is wanted.
 
         They arrive in the slot or, where they are host memory already, stay
-        where they are.
+        where they are.  The first call may wait until the device knows what
+        the snapshot's chunks are.
         """
         ...
 

@@ -107,14 +107,15 @@ class CudaDevice:
         if copy:
             tables = self._tables(plan)
             self.reserve(copy_nbytes(tables))
-            if self._rows.size < tables.rows_nbytes:
-                self._rows = self.host_memory(tables.rows_nbytes)
+            if self._rows.size < tables.host_nbytes:
+                self._rows = self.host_memory(tables.host_nbytes)
             with self._stream.used("take a snapshot"):
                 self._stream.follow_callers()
-            rows = self._rows[: tables.rows_nbytes]
             assert self._shadow is not None, "reserved"
             self._copy = CudaCopy(
-                *(self._stream, tables, self._shadow, rows), addresses=addresses, owners=owners
+                *(self._stream, tables, self._shadow, self._rows),
+                addresses=addresses,
+                owners=owners,
             )
             self._copy.begin()
             return self._copy

@@ -14,12 +14,14 @@ from typing import Any, TypeVar
 
 from gpuckpt.apart import Flag
 from gpuckpt.arena import Slot
-from gpuckpt.devices import Arrived, Bytes, Transfer, kernels
+from gpuckpt.devices import Arrived, Bytes, Transfer, Wants, kernels
 from gpuckpt.devices.driver import Semaphore
+from gpuckpt.devices.merging import Span, merged
 from gpuckpt.devices.room import Scratch, Shadow, gather
 from gpuckpt.devices.stream import OwnStream
-from gpuckpt.devices.tables import Addresses, Tables, fingerprints
+from gpuckpt.devices.tables import Addresses, Summaries, Tables, fingerprints
 from gpuckpt.errors import DeviceError
+from gpuckpt.spec import Chunk
 
 R = TypeVar("R")
 
@@ -71,12 +73,13 @@ class CudaCopy:
         addresses: Addresses,
         owners: Sequence[object],
     ) -> None:
-        """`shadow` has `copy_nbytes`, `rows` is page-locked and has `rows_nbytes` bytes."""
+        """`shadow` has `copy_nbytes`, `rows` is page-locked and has `host_nbytes` bytes."""
         self._stream, self._tables, self._owners = stream, tables, owners
         self._shadow: Shadow | None = shadow
         self._rows, self._addresses = rows, addresses
         self._staged = shadow.staged(tables)
         self._made: Any = None
+        self._found: tuple[Summaries, list[str]] | None = None
 
     def begin(self) -> None:
         """Give the device its work; until it has been done, this must not be let go of."""
@@ -90,16 +93,37 @@ class CudaCopy:
             )
             self._made = stream.mark()
 
-    def download(self, batch: int, slot: Slot) -> Transfer[Sequence[Arrived]]:
-        """Two copies: the summaries of the chunks, and their planes."""
-        summaries, planes = self._tables.spans(batch)
-        room = slot.planes[: summaries.nbytes + planes.nbytes]
+    def download(
+        self, batch: int, slot: Slot, wants: Wants | None = None
+    ) -> Transfer[Sequence[Arrived]]:
+        """A few copies: the planes of the chunks that are wanted."""
+        tables = self._tables
+        summaries, prints = self._look()
+        known = [prints[at] for at in tables.positions(batch)]
+        wanted = _wanted(tables.chunks(batch), known, wants)
+        planes = tables.spans(batch)[1]
+        room = slot.planes[: planes.nbytes]
         with self._stream.steps("copy to the host"):
-            self._stream.to_host(room[: summaries.nbytes], self._staged + summaries.start)
-            self._stream.to_host(room[summaries.nbytes :], self._staged + planes.start)
+            for part in tables.parts(batch, wanted):
+                place = room[part.start : part.start + part.nbytes]
+                self._stream.to_host(place, self._staged + planes.start + part.start)
             return CudaTransfer(
-                self._stream, lambda: self._tables.arrived(batch, room), self._shadow
+                self._stream,
+                lambda: tables.arrived(batch, tables.own(batch, summaries), room, wanted),
+                self._shadow,
             )
+
+    def _look(self) -> tuple[Summaries, list[str]]:
+        """What the device says of all chunks, and their fingerprints; the first call waits."""
+        if self._found is None:
+            room = self._rows[: self._tables.summaries_nbytes]
+            with self._stream.steps("look at a snapshot"):
+                self._stream.to_host(room, self._staged)
+                event = self._stream.mark()
+            self._stream.synchronize(event)
+            summaries = room.view(kernels.SUMMARY)
+            self._found = summaries, self._tables.fingerprints(summaries)
+        return self._found
 
     def reread(self, at: int, slot: Slot) -> Transfer[Sequence[str]]:
         """Nobody changes copies."""
@@ -155,23 +179,47 @@ class CudaHold:
         (self._tables, self._rereads), self._owners = tables, owners
         self._semaphore, self._ended = semaphore, Flag()
         self._given, self._arrived = 0, 0
+        self._prints: dict[Chunk, str] | None = None
         self._lost_patience, self._watched, self._released = False, False, False
         self._begun = self._last = stream.mark()
 
-    def download(self, batch: int, slot: Slot) -> Transfer[Sequence[Arrived]]:
-        """Split the chunks in the device's scratch memory, and copy that."""
-        self._given += 1
+    def download(
+        self, batch: int, slot: Slot, wants: Wants | None = None
+    ) -> Transfer[Sequence[Arrived]]:
+        """Split the chunks in the device's scratch memory, and copy what is wanted of that."""
         tables, scratch, stream = self._tables, self._scratch, self._stream
+        wanted = self._wanted(batch, slot, wants)
+        self._given += 1
         summaries, planes = tables.spans(batch)
-        room = slot.planes[: summaries.nbytes + planes.nbytes]
+        end = summaries.nbytes
+        room = slot.planes[: end + planes.nbytes]
+        parts = merged([Span(0, end), *(part.after(end) for part in tables.parts(batch, wanted))])
         table = tables.group(batch, self._addresses, scratch.packed)
         with stream.turn, stream.steps("copy to the host", self._open):
             scratch.gather(table, slot.raw, stream)
             kernels.filter_chunks(
                 scratch.table, len(table.rows), table.leaves, scratch.staged, stream.stream
             )
-            stream.to_host(room, scratch.staged)
-            return self._transfer(lambda: tables.arrived(batch, room))
+            for part in parts:
+                place = room[part.start : part.start + part.nbytes]
+                stream.to_host(place, scratch.staged + part.start)
+            found = room[:end].view(kernels.SUMMARY)
+            return self._transfer(lambda: tables.arrived(batch, found, room[end:], wanted))
+
+    def _wanted(self, batch: int, slot: Slot, wants: Wants | None) -> list[bool]:
+        """Which chunks are wanted, by their digests, which the first call waits for.
+
+        What changes between this look and the second one is found out by either.
+        """
+        chunks = self._tables.chunks(batch)
+        if wants is None:
+            return [True] * len(chunks)
+        if self._prints is None:
+            self._prints = {}
+            for at in range(self._rereads.groups):
+                found = self.reread(at, slot).wait()
+                self._prints.update(zip(self._rereads.chunks(at), found, strict=True))
+        return _wanted(chunks, [self._prints[chunk] for chunk in chunks], wants)
 
     def reread(self, at: int, slot: Slot) -> Transfer[Sequence[str]]:
         """Take the digests of what is there now, and copy these."""
@@ -276,3 +324,9 @@ class CudaHold:
                     self._lost_patience = True
                     semaphore.open_now(broken=True)
                 time.sleep(_LOOK_SECONDS)
+
+
+def _wanted(chunks: Sequence[Chunk], prints: Sequence[str], wants: Wants | None) -> list[bool]:
+    if wants is None:
+        return [True] * len(chunks)
+    return [wants.wants(chunk, known) for chunk, known in zip(chunks, prints, strict=True)]

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from gpuckpt.devices import Arrived, Bytes, kernels
 from gpuckpt.devices.gathered import Gathered
+from gpuckpt.devices.merging import Span, merged
 from gpuckpt.devices.strided import RUN, Runs
 from gpuckpt.fingerprint import root
 from gpuckpt.plan import PLANE_ALIGNMENT, RUN_NBYTES, SUMMARY_NBYTES, Plan, aligned
@@ -27,6 +28,7 @@ assert kernels.SUMMARY.itemsize == SUMMARY_NBYTES >= kernels.CHUNK.itemsize
 assert RUN.itemsize <= RUN_NBYTES
 
 Rows = npt.NDArray[Any]  # of kernels.CHUNK
+Summaries = npt.NDArray[Any]  # of kernels.SUMMARY
 Addresses = npt.NDArray[np.uint64]
 
 
@@ -55,14 +57,6 @@ class Table:
         return room[: self.nbytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Where a group's results lie among those of all groups: some bytes from `start` on."""
-
-    start: int
-    nbytes: int
-
-
 class Tables:
     """Everything about chunks, in groups, that doesn't depend on addresses.
 
@@ -81,7 +75,7 @@ class Tables:
         together: bool,
     ) -> None:
         """`values` gives the address of a one-byte float type's values, or 0."""
-        self._plan = plan
+        self._plan, self._groups = plan, groups
         chunks = [chunk for group in groups for chunk in group]
         widths = [plan.width(chunk) for chunk in chunks]
         self.layout = kernels.lay_out([chunk.nbytes for chunk in chunks], widths)
@@ -100,6 +94,29 @@ class Tables:
     def rows_nbytes(self) -> int:
         """Room for the rows and runs of all groups."""
         return aligned(self.layout.rows.nbytes) + aligned(self._strided.runs.nbytes)
+
+    @property
+    def summaries_nbytes(self) -> int:
+        """Room for the summaries of all groups, which lie one after the other."""
+        return self.layout.leaves * SUMMARY_NBYTES
+
+    @property
+    def host_nbytes(self) -> int:
+        """Page-locked memory for rows and runs on their way there, then for summaries back."""
+        return max(self.rows_nbytes, self.summaries_nbytes)
+
+    @property
+    def groups(self) -> int:
+        """How many groups there are."""
+        return len(self._groups)
+
+    def chunks(self, group: int) -> Sequence[Chunk]:
+        """The chunks of a group."""
+        return self._groups[group]
+
+    def positions(self, group: int) -> range:
+        """Where a group's chunks are among those of all groups."""
+        return range(self._ends[group], self._ends[group + 1])
 
     @property
     def packed_nbytes(self) -> int:
@@ -127,19 +144,41 @@ class Tables:
         table.rows["planes"] -= np.uint64(planes.start - summaries.nbytes)
         return table
 
-    def arrived(self, group: int, data: Bytes) -> list[Arrived]:
-        """A group's chunks, from what the kernels wrote: `data` is uint8, summaries first."""
-        summaries, planes = self.spans(group)
-        found = data[: summaries.nbytes].view(kernels.SUMMARY)
+    def own(self, group: int, summaries: Summaries) -> Summaries:
+        """A group's summaries among those of all groups."""
+        return summaries[self._edges[group][0] : self._edges[group + 1][0]]
+
+    def fingerprints(self, summaries: Summaries) -> list[str]:
+        """Of the chunks of all groups, from the summaries of all."""
+        rows = self.layout.rows
+        digests = summaries["digest"].tobytes()
+        return fingerprints(digests, rows["first_leaf"].tolist(), rows["nbytes"].tolist())
+
+    def parts(self, group: int, wanted: Sequence[bool]) -> list[Span]:
+        """Where the planes of the chunks that are wanted lie among those of a group; a few spans.
+
+        What lies between may be among them.
+        """
+        rows = self.layout.rows[self._ends[group] : self._ends[group + 1]]
+        starts = (rows["planes"].astype(np.intp) - self.spans(group)[1].start).tolist()
+        sizes = (rows["stride"] * rows["width"]).tolist()
+        return merged(
+            Span(start, size) for start, size, one in zip(starts, sizes, wanted, strict=True) if one
+        )
+
+    def arrived(
+        self, group: int, found: Summaries, data: Bytes, wanted: Sequence[bool]
+    ) -> list[Arrived]:
+        """A group's chunks, from its summaries and what there is of its planes: `data`, uint8."""
         rows = self.layout.rows[self._ends[group] : self._ends[group + 1]]
         firsts = (rows["first_leaf"] - np.uint64(self._edges[group][0])).astype(np.intp)
         prints = fingerprints(found["digest"].tobytes(), firsts.tolist(), rows["nbytes"].tolist())
         counts = _statistics(found, firsts, (rows["kind"] > 0).tolist())
-        offsets = (rows["planes"].astype(np.intp) - planes.start + summaries.nbytes).tolist()
+        offsets = (rows["planes"].astype(np.intp) - self.spans(group)[1].start).tolist()
         return [
-            Arrived(_planes(data, *place), one, counted)
-            for one, counted, *place in zip(
-                *(prints, counts, offsets),
+            Arrived(_planes(data, *place) if there else (), one, counted)
+            for there, one, counted, *place in zip(
+                *(wanted, prints, counts, offsets),
                 *(rows[name].tolist() for name in ("stride", "width", "nbytes")),
                 strict=True,
             )
@@ -162,7 +201,7 @@ class Tables:
 
 def fingerprints(digests: bytes, firsts: Sequence[int], nbytes: Sequence[int]) -> list[str]:
     """Of chunks, from the digests of all their leaves, the first of each at `firsts`."""
-    ends = [*firsts[1:], len(digests) // kernels.DIGEST_NBYTES]
+    ends = [*firsts, len(digests) // kernels.DIGEST_NBYTES][1:]
     return [
         root(digests[first * kernels.DIGEST_NBYTES : end * kernels.DIGEST_NBYTES], length)
         for first, end, length in zip(firsts, ends, nbytes, strict=True)

@@ -76,6 +76,7 @@ NOTICED = {
     f"{COPY}.download: self._stream.steps('copy to the host')": By(
         "slot reused after a refused download"
     ),
+    f"{COPY}._look: self._stream.synchronize(event)": By("update after a copy"),
     f"{COPY}.order_update: self._stream.lead_callers(self._made)": By("update after a copy"),
     f"{COPY}.settle: self._stream.synchronize(self._made or self._stream.stream)": By(
         "update once a copy is staged"
@@ -204,6 +205,9 @@ EQUIVALENT = {
     f"{TRANSFER}.wait: self._keep = None": "transfers live hardly longer",
     f"{COPY}.begin: stream.steps('take a snapshot')": DROPPED,
     f"{COPY}.download: CudaTransfer keeps self._shadow": ITS_OWN,
+    f"{COPY}._look: self._stream.steps('look at a snapshot')": (
+        "the save has failed, and nobody reads the summaries that come too late"
+    ),
     f"{COPY}.release: self.settle()": DROPPED,
     f"{COPY}.release: self._owners, self._shadow = ((), None)": "snapshots live hardly longer",
     f"{HOLD}.download: with stream.turn": ONE_DRAWS,
