@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuckpt.fingerprint import fingerprint
-from gpuckpt.plan import Plan, aligned
+from gpuckpt.plan import BASED_NBYTES, Plan, aligned
 from gpuckpt.planes import join
 from gpuckpt.spec import Chunk
 
@@ -17,8 +17,7 @@ log = logging.getLogger("gpuckpt")
 
 Bytes = npt.NDArray[np.uint8]
 
-# A smaller chunk's row in a manifest would grow by more than a delta saves.
-FEWEST_NBYTES = 64 << 10
+FEWEST_NBYTES = BASED_NBYTES
 
 
 class Bases:

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuckpt.arena import Arena, Slot
-from gpuckpt.bases import Bases
+from gpuckpt.bases import FEWEST_NBYTES, Bases
 from gpuckpt.coding import Choice, encode
-from gpuckpt.deltacoding import delta_pays, encode_delta
-from gpuckpt.devices import Arrived
+from gpuckpt.deltacoding import delta_pays, encode_delta, encode_folded, histograms_pay
+from gpuckpt.devices import Arrived, Histograms
 from gpuckpt.errors import TornError
 from gpuckpt.fingerprint import checksum, fingerprint
 from gpuckpt.increments import Before, is_short
@@ -69,6 +69,18 @@ class Encoder:
             return True
         return self._bases is not None and self._bases.lacks(chunk, fingerprint)
 
+    def base(self, chunk: Chunk) -> str | None:
+        """The fingerprint of the chunk before, from which a device may take a difference."""
+        before = self._before.base(chunk)
+        if before is None or self._bases is None or chunk.nbytes < FEWEST_NBYTES:
+            return None
+        return before.fingerprint
+
+    def pays(self, chunk: Chunk, histograms: Histograms) -> bool:
+        """Whether a chunk's difference takes clearly less, and leaves its chain quick to read."""
+        before, (pays, share) = self._before.base(chunk), histograms_pay(histograms)
+        return before is not None and pays and is_short(before, share)
+
     def work(self, batch: Staged | Reread) -> Coded | Again:
         """Wait for a batch, and encode it, or take note of what it was when it was read again."""
         lap = Lap()
@@ -79,7 +91,7 @@ class Encoder:
             return again
         arrived = batch.transfer.wait()
         nbytes = sum(chunk.nbytes for chunk in batch.chunks)
-        brought = sum(plane.nbytes for one in arrived for plane in one.planes)
+        brought = sum(one.nbytes for one in arrived)
         lap.mark("copy", brought)
         self._arrived()
         specs = [batch.plan.specs[chunk.tensor] for chunk in batch.chunks]
@@ -95,7 +107,10 @@ class Encoder:
     ) -> CodedChunk:
         print_, statistics = known
         coded: Fresh | ChunkEntry | None = self._before.same(chunk, print_)
-        if coded is None:
+        if coded is None and arrived.delta:
+            encoded = encode_folded(arrived.delta, part)
+            coded = Fresh(encoded, checksum(encoded.parts), self._before.base(chunk))
+        elif coded is None:
             if not arrived.planes:
                 raise TornError(spec.name)  # when it was looked at, it was the one before
             coded = self._coded(chunk, arrived.planes, spec.width, part)

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from gpuckpt.arrays import host_view
 from gpuckpt.census import take_inventory
 from gpuckpt.devices import Arrived, kernels
+from gpuckpt.devices.merging import moved
 from gpuckpt.devices.strided import RUN
 from gpuckpt.devices.tables import Table, Tables, fingerprints
 from gpuckpt.fingerprint import fingerprint, leaf_digests
@@ -169,13 +170,11 @@ def check(case: Case, chunks: Sequence[Chunk], arrived: Sequence[Arrived]) -> No
             assert found.squares == pytest.approx(expected.squares, rel=3e-6)
 
 
-def arrive(
-    tables: Tables, group: int, data: Any, wanted: Sequence[bool] | None = None
-) -> list[Arrived]:
+def arrive(tables: Tables, group: int, data: Any) -> list[Arrived]:
     """A group's chunks out of its summaries, and its planes after them."""
     end = tables.spans(group)[0].nbytes
-    wanted = wanted or [True] * len(tables.chunks(group))
-    return tables.arrived(group, data[:end].view(kernels.SUMMARY), data[end:], wanted)
+    found = data[:end].view(kernels.SUMMARY)
+    return tables.arrived(group, found, data[end:], tables.starts(group))
 
 
 def dtypes_of(case: Case, chunks: Sequence[Chunk]) -> list[str]:
@@ -237,11 +236,15 @@ def test_what_is_wanted_of_a_batch_arrives_from_the_parts_that_have_it(case: Cas
     for at, chunks in enumerate(plan.batches):
         wanted = [bool(drawn >> place % 32 & 1) for place in tables.positions(at)]
         planes = tables.spans(at)[1]
-        data = room_for(planes.nbytes)
-        for part in tables.parts(at, wanted):
-            source = staged[planes.start + part.start :][: part.nbytes]
-            data[part.start :][: part.nbytes] = source
-        arrived = tables.arrived(at, tables.own(at, found), data, wanted)
+        parts = tables.parts(at, wanted)
+        data = np.concatenate(
+            [room_for(0), *(staged[planes.start + part.start :][: part.nbytes] for part in parts)]
+        )
+        places = [
+            moved(start, parts) if one else None
+            for start, one in zip(tables.starts(at), wanted, strict=True)
+        ]
+        arrived = tables.arrived(at, tables.own(at, found), data, places)
         pairs = list(zip(chunks, arrived, strict=True))
         there = [pair for pair, one in zip(pairs, wanted, strict=True) if one]
         check(case, [chunk for chunk, _ in there], [one for _, one in there])

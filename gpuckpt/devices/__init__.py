@@ -17,6 +17,10 @@ from gpuckpt.spec import Chunk
 from gpuckpt.statistics import Statistics
 
 Bytes = npt.NDArray[np.uint8]
+# A plane of differences (`deltas`): as it is, or packed (`sparse`): a bitmap, and other bytes.
+Folded = Bytes | tuple[Bytes, Bytes]
+# uint16[2, width, 256]: of sampled elements' bytes, as they are and of their differences.
+Histograms = npt.NDArray[np.uint16]
 
 
 T_co = TypeVar("T_co", covariant=True)
@@ -27,12 +31,20 @@ class Arrived:
     """A chunk on the host, in one piece or in planes, with what its device says of it.
 
     `planes` has one for each byte of an element, or only one: the chunk as it
-    is.  There are none of a chunk that wasn't brought since nobody wants it.
+    is.  There are none of a chunk that wasn't brought since nobody wants it, or
+    of which the planes of its difference from its base have come: `delta`.
     """
 
     planes: tuple[Bytes, ...]
     fingerprint: str | None = None
     statistics: Statistics | None = None
+    delta: tuple[Folded, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that have come."""
+        parts = [part for plane in self.delta for part in _parts(plane)]
+        return sum(part.nbytes for part in (*self.planes, *parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +71,18 @@ class Transfer(Protocol[T_co]):
 
 
 class Wants(Protocol):
-    """Which chunks of a snapshot must come to the host, once it is known what they are."""
+    """Which chunks of a snapshot must come to the host, and how, once it is known what they are."""
 
     def wants(self, chunk: Chunk, fingerprint: str) -> bool:
-        """Whether a chunk's bytes are wanted, given their fingerprint; of any thread."""
+        """Whether a chunk's bytes are wanted, given their fingerprint."""
+        ...
+
+    def base(self, chunk: Chunk) -> str | None:
+        """The fingerprint of the bytes that a chunk's difference may be taken from, if it may."""
+        ...
+
+    def pays(self, chunk: Chunk, histograms: Histograms) -> bool:
+        """Whether the difference is wanted in place of the chunk."""
         ...
 
 
@@ -81,7 +101,7 @@ class Frozen(Protocol):
 
         They arrive in the slot or, where they are host memory already, stay
         where they are.  The first call may wait until the device knows what
-        the snapshot's chunks are.
+        the snapshot's chunks are; what it wants is for all calls.
         """
         ...
 
@@ -161,6 +181,13 @@ class Device(Protocol):
         """Have memory for a copy that takes `nbytes`, ready for use; it is kept."""
         ...
 
+    def keep_bases(self, plan: Plan) -> bool:
+        """Keep two copies of a plan's tensors in turn, so that one is the base of the next.
+
+        If there is room; whether it does.  Call it while nothing is frozen.
+        """
+        ...
+
     def freeze(
         self,
         plan: Plan,
@@ -193,6 +220,10 @@ class Device(Protocol):
     def finish_uploads(self) -> None:
         """Order the caller's stream after all uploads so far."""
         ...
+
+
+def _parts(plane: Folded) -> tuple[Bytes, ...]:
+    return plane if isinstance(plane, tuple) else (plane,)
 
 
 class Done(Generic[T_co]):

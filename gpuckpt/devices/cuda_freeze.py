@@ -1,4 +1,4 @@
-"""A GPU's tensors at one moment: copied on the device, or held where they are.
+"""A GPU's tensors at one moment, held where they are; `cuda_copy` has those that are copied.
 
 Either way chunks are split into planes, and their digests taken, by kernels on
 gpuckpt's own stream; what is left for the host is to copy them out.
@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 
 from gpuckpt.apart import Flag
 from gpuckpt.arena import Slot
-from gpuckpt.devices import Arrived, Bytes, Transfer, Wants, kernels
+from gpuckpt.devices import Arrived, Transfer, Wants, kernels
 from gpuckpt.devices.driver import Semaphore
 from gpuckpt.devices.merging import Span, merged
-from gpuckpt.devices.room import Scratch, Shadow, gather
+from gpuckpt.devices.room import Scratch
 from gpuckpt.devices.stream import OwnStream
-from gpuckpt.devices.tables import Addresses, Summaries, Tables, fingerprints
+from gpuckpt.devices.tables import Addresses, Tables, fingerprints
 from gpuckpt.errors import DeviceError
 from gpuckpt.spec import Chunk
 
@@ -52,103 +52,6 @@ class CudaTransfer(Transfer[R]):
         self._synchronize(self._event)
         self._keep = None
         return self._read()
-
-
-class CudaCopy:
-    """Copies on the device, made as soon as the caller's streams have come this far.
-
-    One launch over all chunks makes them, split into planes already: what is
-    left are plain copies to the host, which leave the device's cores alone.
-    """
-
-    live = False
-
-    def __init__(
-        self,
-        stream: OwnStream,
-        tables: Tables,
-        shadow: Shadow,
-        rows: Bytes,
-        *,
-        addresses: Addresses,
-        owners: Sequence[object],
-    ) -> None:
-        """`shadow` has `copy_nbytes`, `rows` is page-locked and has `host_nbytes` bytes."""
-        self._stream, self._tables, self._owners = stream, tables, owners
-        self._shadow: Shadow | None = shadow
-        self._rows, self._addresses = rows, addresses
-        self._staged = shadow.staged(tables)
-        self._made: Any = None
-        self._found: tuple[Summaries, list[str]] | None = None
-
-    def begin(self) -> None:
-        """Give the device its work; until it has been done, this must not be let go of."""
-        stream, shadow = self._stream, self._shadow
-        assert shadow is not None, "released"
-        with stream.steps("take a snapshot"):
-            table = shadow.table(self._tables, self._addresses, self._rows, stream)
-            gather(table, shadow.start, stream)
-            kernels.filter_chunks(
-                shadow.start, len(table.rows), table.leaves, self._staged, stream.stream
-            )
-            self._made = stream.mark()
-
-    def download(
-        self, batch: int, slot: Slot, wants: Wants | None = None
-    ) -> Transfer[Sequence[Arrived]]:
-        """A few copies: the planes of the chunks that are wanted."""
-        tables = self._tables
-        summaries, prints = self._look()
-        known = [prints[at] for at in tables.positions(batch)]
-        wanted = _wanted(tables.chunks(batch), known, wants)
-        planes = tables.spans(batch)[1]
-        room = slot.planes[: planes.nbytes]
-        with self._stream.steps("copy to the host"):
-            for part in tables.parts(batch, wanted):
-                place = room[part.start : part.start + part.nbytes]
-                self._stream.to_host(place, self._staged + planes.start + part.start)
-            return CudaTransfer(
-                self._stream,
-                lambda: tables.arrived(batch, tables.own(batch, summaries), room, wanted),
-                self._shadow,
-            )
-
-    def _look(self) -> tuple[Summaries, list[str]]:
-        """What the device says of all chunks, and their fingerprints; the first call waits."""
-        if self._found is None:
-            room = self._rows[: self._tables.summaries_nbytes]
-            with self._stream.steps("look at a snapshot"):
-                self._stream.to_host(room, self._staged)
-                event = self._stream.mark()
-            self._stream.synchronize(event)
-            summaries = room.view(kernels.SUMMARY)
-            self._found = summaries, self._tables.fingerprints(summaries)
-        return self._found
-
-    def reread(self, at: int, slot: Slot) -> Transfer[Sequence[str]]:
-        """Nobody changes copies."""
-        raise AssertionError(at, slot)
-
-    def order_update(self) -> None:
-        """Let the caller's streams wait for the copies; the host doesn't."""
-        with self._stream.used("order an update"):
-            self._stream.lead_callers(self._made)
-
-    def settle(self) -> None:
-        """Wait for the copies; only then may the sources' memory be used again."""
-        if self._owners:
-            # No event: an interrupt came before it was made, but not before the rest.
-            self._stream.synchronize(self._made or self._stream.stream)
-            self._owners = ()
-
-    def end_downloads(self) -> None:
-        """Nothing: downloads read the copies."""
-
-    def release(self) -> None:
-        """Let go of the copies, whose memory the device keeps."""
-        with contextlib.suppress(DeviceError):  # a lost device copies nothing any more
-            self.settle()
-        self._owners, self._shadow = (), None
 
 
 class CudaHold:
@@ -204,7 +107,8 @@ class CudaHold:
                 place = room[part.start : part.start + part.nbytes]
                 stream.to_host(place, scratch.staged + part.start)
             found = room[:end].view(kernels.SUMMARY)
-            return self._transfer(lambda: tables.arrived(batch, found, room[end:], wanted))
+            places = _where(tables.starts(batch), wanted)
+            return self._transfer(lambda: tables.arrived(batch, found, room[end:], places))
 
     def _wanted(self, batch: int, slot: Slot, wants: Wants | None) -> list[bool]:
         """Which chunks are wanted, by their digests, which the first call waits for.
@@ -219,7 +123,7 @@ class CudaHold:
             for at in range(self._rereads.groups):
                 found = self.reread(at, slot).wait()
                 self._prints.update(zip(self._rereads.chunks(at), found, strict=True))
-        return _wanted(chunks, [self._prints[chunk] for chunk in chunks], wants)
+        return [wants.wants(chunk, self._prints[chunk]) for chunk in chunks]
 
     def reread(self, at: int, slot: Slot) -> Transfer[Sequence[str]]:
         """Take the digests of what is there now, and copy these."""
@@ -326,7 +230,5 @@ class CudaHold:
                 time.sleep(_LOOK_SECONDS)
 
 
-def _wanted(chunks: Sequence[Chunk], prints: Sequence[str], wants: Wants | None) -> list[bool]:
-    if wants is None:
-        return [True] * len(chunks)
-    return [wants.wants(chunk, known) for chunk, known in zip(chunks, prints, strict=True)]
+def _where(starts: Sequence[int], wanted: Sequence[bool]) -> list[int | None]:
+    return [start if one else None for start, one in zip(starts, wanted, strict=True)]

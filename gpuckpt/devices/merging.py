@@ -30,6 +30,20 @@ class Span:
         return Span(self.start + nbytes, self.nbytes)
 
 
+def moved(start: int, parts: Iterable[Span]) -> int:
+    """Where a byte of one of these spans lies once they follow each other.
+
+    Raises:
+        ValueError: it is in none of them.
+    """
+    before = 0
+    for part in parts:
+        if part.start <= start < part.end:
+            return before + start - part.start
+        before += part.nbytes
+    raise ValueError(f"byte {start} isn't among those that were copied")
+
+
 def merged(spans: Iterable[Span]) -> list[Span]:
     """A few spans, in order, that have all bytes of these, which ascend.
 

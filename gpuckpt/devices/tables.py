@@ -76,7 +76,7 @@ class Tables:
     ) -> None:
         """`values` gives the address of a one-byte float type's values, or 0."""
         self._plan, self._groups = plan, groups
-        chunks = [chunk for group in groups for chunk in group]
+        self._chunks = chunks = [chunk for group in groups for chunk in group]
         widths = [plan.width(chunk) for chunk in chunks]
         self.layout = kernels.lay_out([chunk.nbytes for chunk in chunks], widths)
         dtypes = [plan.specs[chunk.tensor].dtype for chunk in chunks]
@@ -113,6 +113,11 @@ class Tables:
     def chunks(self, group: int) -> Sequence[Chunk]:
         """The chunks of a group."""
         return self._groups[group]
+
+    @property
+    def every_chunk(self) -> Sequence[Chunk]:
+        """The chunks of all groups."""
+        return self._chunks
 
     def positions(self, group: int) -> range:
         """Where a group's chunks are among those of all groups."""
@@ -160,25 +165,31 @@ class Tables:
         What lies between may be among them.
         """
         rows = self.layout.rows[self._ends[group] : self._ends[group + 1]]
-        starts = (rows["planes"].astype(np.intp) - self.spans(group)[1].start).tolist()
         sizes = (rows["stride"] * rows["width"]).tolist()
-        return merged(
-            Span(start, size) for start, size, one in zip(starts, sizes, wanted, strict=True) if one
-        )
+        each = zip(self.starts(group), sizes, wanted, strict=True)
+        return merged(Span(start, size) for start, size, one in each if one)
+
+    def starts(self, group: int) -> list[int]:
+        """Where each chunk's planes begin among those of a group."""
+        rows = self.layout.rows[self._ends[group] : self._ends[group + 1]]
+        starts: list[int] = (rows["planes"].astype(np.intp) - self.spans(group)[1].start).tolist()
+        return starts
 
     def arrived(
-        self, group: int, found: Summaries, data: Bytes, wanted: Sequence[bool]
+        self, group: int, found: Summaries, data: Bytes, places: Sequence[int | None]
     ) -> list[Arrived]:
-        """A group's chunks, from its summaries and what there is of its planes: `data`, uint8."""
+        """A group's chunks, from its summaries and what has come of its planes: `data`, uint8.
+
+        `places` says where in it each chunk's planes begin, None: they aren't there.
+        """
         rows = self.layout.rows[self._ends[group] : self._ends[group + 1]]
         firsts = (rows["first_leaf"] - np.uint64(self._edges[group][0])).astype(np.intp)
         prints = fingerprints(found["digest"].tobytes(), firsts.tolist(), rows["nbytes"].tolist())
         counts = _statistics(found, firsts, (rows["kind"] > 0).tolist())
-        offsets = (rows["planes"].astype(np.intp) - self.spans(group)[1].start).tolist()
         return [
-            Arrived(_planes(data, *place) if there else (), one, counted)
-            for there, one, counted, *place in zip(
-                *(wanted, prints, counts, offsets),
+            Arrived(() if start is None else _planes(data, start, *shape), one, counted)
+            for start, one, counted, *shape in zip(
+                *(places, prints, counts),
                 *(rows[name].tolist() for name in ("stride", "width", "nbytes")),
                 strict=True,
             )

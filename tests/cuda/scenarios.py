@@ -72,6 +72,7 @@ SCENARIOS: dict[str, Scenario] = {
         ends.update_goes_on_though_one_before_is_let_go_late
     ),
     "host goes on without threads": Scenario(ends.save_goes_on_without_threads_and_semaphores),
+    "differences of copies": Scenario(saves.differences_of_copies),
     "a copy that nobody saves": Scenario(ends.a_copy_that_nobody_saves),
     "a driver without setting": Scenario(
         partial(ends.a_driver_without, "cuStreamWriteValue32"), "faults"

@@ -37,7 +37,8 @@ class By(NamedTuple):
     hangs: bool = False
 
 
-COPY, HOLD, TRANSFER = (f"devices/cuda_freeze: Cuda{name}" for name in ("Copy", "Hold", "Transfer"))
+HOLD, TRANSFER = (f"devices/cuda_freeze: Cuda{name}" for name in ("Hold", "Transfer"))
+COPY, DELTAS = "devices/cuda_copy: CudaCopy", "devices/cuda_deltas: Deltas"
 CPU, DEVICE, DRIVER = "devices/cpu_freeze: CpuHold", "devices/cuda: CudaDevice", "devices/driver"
 STREAM, UPLOAD = "devices/stream: OwnStream", "devices/cuda_upload: CudaUpload.start"
 
@@ -77,6 +78,7 @@ NOTICED = {
         "slot reused after a refused download"
     ),
     f"{COPY}._look: self._stream.synchronize(event)": By("update after a copy"),
+    f"{DELTAS}.survey: self._stream.synchronize(event)": By("differences of copies"),
     f"{COPY}.order_update: self._stream.lead_callers(self._made)": By("update after a copy"),
     f"{COPY}.settle: self._stream.synchronize(self._made or self._stream.stream)": By(
         "update once a copy is staged"
@@ -209,7 +211,12 @@ EQUIVALENT = {
         "the save has failed, and nobody reads the summaries that come too late"
     ),
     f"{COPY}.release: self.settle()": DROPPED,
-    f"{COPY}.release: self._owners, self._shadow = ((), None)": "snapshots live hardly longer",
+    f"{DELTAS}.survey: self._stream.steps('look for differences')": (
+        "the save has failed, and nobody reads what comes too late"
+    ),
+    f"{COPY}.release: self._owners, self._shadow, self._deltas = ((), None, None)": (
+        "snapshots live hardly longer"
+    ),
     f"{HOLD}.download: with stream.turn": ONE_DRAWS,
     f"{HOLD}.reread: with stream.turn": ONE_DRAWS,
     f"{HOLD}.reread: self._given += 1": "the downloads before it are counted, and alike",
