@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import cupy
@@ -157,7 +158,7 @@ def test_a_copy_that_nobody_looked_at_is_no_base(monkeypatch):
         save(ckpt, 1, state)
         save(ckpt, 2, state)
         with monkeypatch.context() as patched:
-            patched.setattr("gpuckpt.save.stage", refuse)
+            patched.setattr(import_module("gpuckpt.save"), "stage", refuse)
             nudge(state, 1, 0.01, cupy)
             with pytest.raises(gpuckpt.StorageError):
                 save(ckpt, 3, state)
