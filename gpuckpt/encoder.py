@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import starmap
 
 import numpy as np
 import numpy.typing as npt
@@ -97,8 +96,11 @@ class Encoder:
         specs = [batch.plan.specs[chunk.tensor] for chunk in batch.chunks]
         known = list(map(_known, arrived, specs))
         lap.mark("filter", 0 if arrived[0].fingerprint else nbytes)
-        each = zip(batch.chunks, arrived, specs, batch.parts, known, strict=True)
-        chunks = tuple(starmap(self._one, each))
+        each = list(zip(batch.chunks, arrived, specs, batch.parts, known, strict=True))
+        # Differences first: they lie where other chunks may be joined.
+        order = sorted(range(len(each)), key=lambda at: not arrived[at].delta)
+        coded = {at: self._one(*each[at]) for at in order}
+        chunks = tuple(coded[at] for at in range(len(each)))
         lap.mark("encode", nbytes)
         return Coded(batch, chunks, lap, brought if arrived[0].fingerprint else 0)
 

@@ -33,6 +33,7 @@ class Arrived:
     `planes` has one for each byte of an element, or only one: the chunk as it
     is.  There are none of a chunk that wasn't brought since nobody wants it, or
     of which the planes of its difference from its base have come: `delta`.
+    These may lie in any part of the slot's `raw`, planes in its `planes`.
     """
 
     planes: tuple[Bytes, ...]

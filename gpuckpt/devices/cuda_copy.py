@@ -76,7 +76,7 @@ class CudaCopy:
     ) -> Transfer[Sequence[Arrived]]:
         """A few copies: planes of chunks, and what chunks differ from the copy before by.
 
-        What comes lies side by side in the slot.
+        Planes lie side by side in the slot's `planes`, differences in its `raw`.
         """
         tables, planes = self._tables, self._tables.spans(batch)[1]
         summaries, ways = self._chosen(wants)
@@ -92,7 +92,7 @@ class CudaCopy:
                 room = slot.planes[end : end + part.nbytes]
                 self._stream.to_host(room, self._staged + planes.start + part.start)
                 end += part.nbytes
-            deltas = self._packed([at for at, way in mine if way == _DELTA], slot, end)
+            deltas = self._packed([at for at, way in mine if way == _DELTA], slot)
 
             def read() -> list[Arrived]:
                 found = tables.own(batch, summaries)
@@ -124,11 +124,11 @@ class CudaCopy:
         found = self._deltas.survey([at for at in wanted if is_base(at, wants.base(chunks[at]))])
         return [at for at, seen in found.items() if wants.pays(chunks[at], seen)]
 
-    def _packed(self, chunks: Sequence[int], slot: Slot, end: int) -> dict[int, tuple[Folded, ...]]:
-        """Begin to bring chunks' differences to a slot's planes from `end` on."""
+    def _packed(self, chunks: Sequence[int], slot: Slot) -> dict[int, tuple[Folded, ...]]:
+        """Begin to bring chunks' differences to a slot."""
         if self._deltas is None or not chunks:
             return {}
-        return self._deltas.pack(chunks, slot, end)
+        return self._deltas.pack(chunks, slot)
 
     def _look(self) -> tuple[Summaries, list[str]]:
         """What the device says of all chunks, and their fingerprints; the first call waits."""

@@ -81,11 +81,8 @@ class Deltas:
         self._stream.synchronize(event)
         return {at: survey.histograms(self._found, row) for at, row in self._rows.items()}
 
-    def pack(self, chunks: Sequence[int], slot: Slot, end: int) -> dict[int, tuple[Folded, ...]]:
-        """Begin to bring chunks' differences to a slot's planes, from `end` on.
-
-        Of the slot's `raw` the beginning is used until they have come.
-        """
+    def pack(self, chunks: Sequence[int], slot: Slot) -> dict[int, tuple[Folded, ...]]:
+        """Begin to bring chunks' differences to a slot's `raw`, one after the other."""
         survey, room = self._survey, self._room
         assert survey is not None, "survey comes first"
         picked = [self._rows[at] for at in chunks]
@@ -93,7 +90,8 @@ class Deltas:
         packing = lay_out_packing(survey, picked, counts, room.packing, room.out)
         table = slot.raw[: packing.data.size]
         table[:] = packing.data
-        data = slot.planes[end : end + packing.nbytes]
+        # By way of the same place: on one stream the table has gone before they come.
+        data = slot.raw[: packing.nbytes]
         assert data.size == packing.nbytes, "differences take no more than their chunks"
         self._stream.to_device(room.packing, table)
         kernels.pack_deltas(room.packing, packing.count, packing.pieces, self._stream.stream)

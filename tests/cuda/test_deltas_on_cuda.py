@@ -120,6 +120,22 @@ def test_little_crosses_of_what_differs_little():
     assert verify_step(store, 4, Resources("8 MiB", chunk_nbytes=CHUNK)) == []
 
 
+def test_chunks_that_share_a_slot_come_each_in_their_own_way():
+    """Those that don't compress are joined in the slot, where differences have come to."""
+    rng = np.random.default_rng(1)
+    store = MemoryStore()
+    state = {f"{at:02}.w": cupy.asarray(numbers(at, "f4", CHUNK + 64 * at)) for at in range(32)}
+    with checkpoints(store, memory="64 MiB", chunk_nbytes=1 << 20) as ckpt:
+        for step in range(1, 5):
+            stats = save(ckpt, step, state)
+            assert loaded(store) == known(state)
+            nudge(state, step, 0.02, cupy)
+            for at in range(step % 2, 32, 2 + step % 3):
+                noise = rng.integers(0, 256, state[f"{at:02}.w"].nbytes, np.uint8)
+                state[f"{at:02}.w"].view(np.uint8).set(noise)
+    assert 0 < stats.delta_nbytes < stats.raw_nbytes - stats.unchanged_nbytes
+
+
 def test_after_so_many_a_chunk_is_whole_again_and_then_a_base():
     store, state = MemoryStore(), {"w": cupy.asarray(numbers(1, "f4"))}
     with checkpoints(store, full_every=3) as ckpt:
