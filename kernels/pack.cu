@@ -5,11 +5,12 @@
 //   rows    how many, at least 1
 //   pieces  of all rows: the sum of count / 32768, each rounded up
 //
-// Plane k of a row's differences goes to out[k]: as it is, or if bit k of `sparse` is set, as
-// gpuckpt/sparse.py has it: first the bitmap, of count / 8 bytes, rounded up; at the next multiple
-// of 16 the bytes that aren't zero, where found[s * width + k] says how many come before those of
-// segment s.  The bitmap's last word and the plane's are filled up with zeros, so that up to 3
-// bytes behind them are written; nothing else is.  What is written overlaps nothing.
+// Plane k of a row's differences goes to out[k]: as it is, or if bit k of `sparse` is set, as the
+// bitmap and the bytes of gpuckpt/sparse.py.  Then found[2 * (s * width + k)] says where in out[k]
+// the bytes of segment s begin, and the number after it where its 512 bytes of bitmap do: for a
+// segment without such bytes 2^32 - 1, and nothing is written.  The last word of a bitmap and of a
+// plane is filled up with zeros, so that up to 3 bytes behind them are written; nothing else is.
+// What is written overlaps nothing.
 // Launch: 256 threads a block, any grid; best is a block a piece.
 // Reference: delta_split in gpuckpt/deltas.py, pack_sparse in gpuckpt/sparse.py.
 //
@@ -23,6 +24,8 @@
 #include "chunks.cuh"
 #include "delta.cuh"
 #include "pairs.cuh"
+
+constexpr u32 NONE = ~0u;
 
 // Writes a word's bytes that aren't zero behind those of lower lanes; how many the warp has.
 __device__ __forceinline__ u32 pack_bytes(u32 word, u32 set, u8 *to) {
@@ -53,14 +56,14 @@ struct Pack {
   template <u32 WIDTH>
   __device__ __forceinline__ static void segment(const Pair &pair, u64 segment) {
     const u32 lane = threadIdx.x % 32;
-    const u32 *found = reinterpret_cast<const u32 *>(pair.found) + segment * WIDTH;
-    const u64 end = (segment + 1) * SEGMENT, packed = ((pair.count + 7) / 8 + 15) / 16 * 16;
+    const u32 *found = reinterpret_cast<const u32 *>(pair.found) + segment * WIDTH * 2;
+    const u64 begin = segment * SEGMENT;
     u32 starts[WIDTH];
 #pragma unroll
-    for (u32 k = 0; k < WIDTH; ++k) starts[k] = __ldcs(found + k);
+    for (u32 k = 0; k < WIDTH; ++k) starts[k] = __ldcs(found + 2 * k);
 #pragma unroll 1
-    for (u64 first = segment * SEGMENT; first < end && first < pair.count; first += STEP) {
-      const u64 at = first + lane * 4;
+    for (u32 in = 0; in < SEGMENT && begin + in < pair.count; in += STEP) {
+      const u64 first = begin + in, at = first + lane * 4;
       Words<WIDTH> d = {};
       if (at < pair.count) d = differences<WIDTH>(pair, at);
       __syncwarp(ALL);
@@ -68,9 +71,10 @@ struct Pack {
       for (u32 k = 0; k < WIDTH; ++k) {
         const u64 out = pair.out[k];
         if (pair.sparse >> k & 1) {
-          const u32 set = set_bits(d.w[k]);
-          write_bitmap(set, pair.count - first, reinterpret_cast<u32 *>(out) + first / 32);
-          starts[k] += pack_bytes(d.w[k], set, reinterpret_cast<u8 *>(out + packed) + starts[k]);
+          const u32 bitmap = __ldg(found + 2 * k + 1), set = set_bits(d.w[k]);
+          if (bitmap == NONE) continue;
+          write_bitmap(set, pair.count - first, reinterpret_cast<u32 *>(out + bitmap) + in / 32);
+          starts[k] += pack_bytes(d.w[k], set, reinterpret_cast<u8 *>(out) + starts[k]);
         } else if (at < pair.count) {
           __stcs(reinterpret_cast<u32 *>(out + at), d.w[k]);
         }

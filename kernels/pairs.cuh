@@ -15,7 +15,7 @@ struct Pair {
   u64 count;        //  16  elements, and so bytes of each plane: at least 1
   u64 stride;       //  24  from a plane to the next, in both: a multiple of 16, at least count
   u64 first_piece;  //  32  pieces of all rows before
-  u64 found;        //  40  address of a u32 for each segment and plane: what is said of it
+  u64 found;        //  40  address of what is said of each segment and plane: 8-aligned
   u64 histograms;   //  48  address of a u16 for each side, plane and value
   u32 width;        //  56  bytes of an element, and so planes: 1, 2, 4 or 8
   u32 every;        //  60  a sample's distance, in elements

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuckpt.devices import kernels
+from gpuckpt.devices.merging import Span
 from gpuckpt.devices.pairs import (
     PAIR,
     PIECE,
@@ -19,7 +20,7 @@ from gpuckpt.devices.pairs import (
     survey_nbytes,
 )
 from gpuckpt.plan import BASED_NBYTES, area_nbytes
-from gpuckpt.sparse import bitmap_nbytes, is_sparse
+from gpuckpt.sparse import is_sparse
 
 TABLE, OUT = 1 << 20, 1 << 30
 EDGES = (16, 512, SEGMENT, PIECE, 5 * PIECE, 1 << 19)
@@ -87,21 +88,25 @@ def test_planes_are_packed_where_few_bytes_are_set_side_by_side(drawn, seed, dat
     end = 0
     for row, at, places in zip(rows, picked, packing.places, strict=True):
         count, width = drawn[at]
-        starts = packing.data[row["found"] - TABLE :][: counts[at].nbytes]
-        sums = np.cumsum(counts[at], axis=0)
-        assert np.array_equal(starts.view(np.uint32).reshape(-1, width), sums - counts[at])
-        for k, (place, number) in enumerate(zip(places, sums[-1].tolist(), strict=True)):
-            assert place.start == end
-            assert row["out"][k] == OUT + end
+        given_ = packing.data[row["found"] - TABLE :][: 2 * counts[at].nbytes]
+        begins = given_.view(np.uint32).reshape(-1, width, 2)
+        for k, (place, counted) in enumerate(zip(places, counts[at].T, strict=True)):
+            number, there = int(counted.sum()), counted > 0
+            assert (place.start, place.count) == (end, count)
             assert end % 16 == 0
             assert bool(row["sparse"] >> k & 1) == is_sparse(number, count)
             if place.packed is None:
-                assert place.nbytes == count
+                assert row["out"][k] == OUT + end
                 end += -(-count // 16) * 16
-            else:
-                assert (place.nbytes, place.packed.nbytes) == (bitmap_nbytes(count), number)
-                assert place.packed.start == end + -(-place.nbytes // 16) * 16
-                end = -(-place.packed.end // 16) * 16
+                continue
+            assert row["out"][k] == OUT
+            bitmaps = end + 512 * np.arange(there.sum())
+            assert begins[there, k, 1].tolist() == bitmaps.tolist()
+            assert (begins[~there, k, 1] == 2**32 - 1).all()
+            assert place.packed == Span(end + 512 * int(there.sum()), number)
+            first = place.packed.start + np.cumsum(counted) - counted
+            assert begins[:, k, 0].tolist() == first.tolist()
+            end = -(-place.packed.end // 16) * 16
     assert packing.nbytes == end
 
 

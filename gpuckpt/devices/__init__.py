@@ -40,12 +40,12 @@ class Arrived:
     fingerprint: str | None = None
     statistics: Statistics | None = None
     delta: tuple[Folded, ...] = ()
+    delta_nbytes: int = 0
 
     @property
     def nbytes(self) -> int:
-        """Bytes that have come."""
-        parts = [part for plane in self.delta for part in _parts(plane)]
-        return sum(part.nbytes for part in (*self.planes, *parts))
+        """Bytes that have come, `delta_nbytes` of them for a difference."""
+        return self.delta_nbytes + sum(plane.nbytes for plane in self.planes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,10 +221,6 @@ class Device(Protocol):
     def finish_uploads(self) -> None:
         """Order the caller's stream after all uploads so far."""
         ...
-
-
-def _parts(plane: Folded) -> tuple[Bytes, ...]:
-    return plane if isinstance(plane, tuple) else (plane,)
 
 
 class Done(Generic[T_co]):

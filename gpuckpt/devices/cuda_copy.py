@@ -7,13 +7,13 @@ hasn't changed not at all.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from gpuckpt.arena import Slot
-from gpuckpt.devices import Arrived, Bytes, Folded, Transfer, Wants, kernels
-from gpuckpt.devices.cuda_deltas import Deltas
+from gpuckpt.devices import Arrived, Bytes, Transfer, Wants, kernels
+from gpuckpt.devices.cuda_deltas import Deltas, Difference
 from gpuckpt.devices.cuda_freeze import CudaTransfer
 from gpuckpt.devices.merging import moved
 from gpuckpt.devices.room import Shadow, gather
@@ -92,13 +92,15 @@ class CudaCopy:
                 room = slot.planes[end : end + part.nbytes]
                 self._stream.to_host(room, self._staged + planes.start + part.start)
                 end += part.nbytes
-            deltas = self._packed([at for at, way in mine if way == _DELTA], slot)
+            packed = self._packed([at for at, way in mine if way == _DELTA], slot)
 
             def read() -> list[Arrived]:
                 found = tables.own(batch, summaries)
                 arrived = tables.arrived(batch, found, slot.planes, places)
-                each = zip(tables.positions(batch), arrived, strict=True)
-                return [replace(one, delta=deltas.get(at, ())) for at, one in each]
+                for at, (delta, nbytes) in packed().items():
+                    one = at - tables.positions(batch).start
+                    arrived[one] = replace(arrived[one], delta=delta, delta_nbytes=nbytes)
+                return arrived
 
             return CudaTransfer(self._stream, read, self._shadow)
 
@@ -124,10 +126,10 @@ class CudaCopy:
         found = self._deltas.survey([at for at in wanted if is_base(at, wants.base(chunks[at]))])
         return [at for at, seen in found.items() if wants.pays(chunks[at], seen)]
 
-    def _packed(self, chunks: Sequence[int], slot: Slot) -> dict[int, tuple[Folded, ...]]:
+    def _packed(self, chunks: Sequence[int], slot: Slot) -> Callable[[], dict[int, Difference]]:
         """Begin to bring chunks' differences to a slot."""
         if self._deltas is None or not chunks:
-            return {}
+            return dict
         return self._deltas.pack(chunks, slot)
 
     def _look(self) -> tuple[Summaries, list[str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from gpuckpt.arena import Slot
 from gpuckpt.devices import Bytes, Folded, Histograms, kernels
 from gpuckpt.devices.pairs import (
+    Place,
     Survey,
     lay_out_packing,
     lay_out_survey,
@@ -20,6 +21,9 @@ from gpuckpt.devices.room import Shadow
 from gpuckpt.devices.stream import OwnStream
 from gpuckpt.devices.tables import Tables
 from gpuckpt.plan import BASED_NBYTES, aligned, area_nbytes
+
+# A chunk's planes of differences, and the bytes that have come of them.
+Difference = tuple[tuple[Folded, ...], int]
 
 
 class DeltaRoom:
@@ -81,8 +85,8 @@ class Deltas:
         self._stream.synchronize(event)
         return {at: survey.histograms(self._found, row) for at, row in self._rows.items()}
 
-    def pack(self, chunks: Sequence[int], slot: Slot) -> dict[int, tuple[Folded, ...]]:
-        """Begin to bring chunks' differences to a slot's `raw`, one after the other."""
+    def pack(self, chunks: Sequence[int], slot: Slot) -> Callable[[], dict[int, Difference]]:
+        """Begin to bring chunks' differences to a slot's `raw`; what gives them once they came."""
         survey, room = self._survey, self._room
         assert survey is not None, "survey comes first"
         picked = [self._rows[at] for at in chunks]
@@ -96,11 +100,16 @@ class Deltas:
         self._stream.to_device(room.packing, table)
         kernels.pack_deltas(room.packing, packing.count, packing.pieces, self._stream.stream)
         self._stream.to_host(data, room.out)
-        each = zip(chunks, packing.places, strict=True)
-        return {at: tuple(place.of(data) for place in places) for at, places in each}
+        each = list(zip(chunks, packing.places, strict=True))
+        return lambda: {at: _read(places, data) for at, places in each}
 
     @property
     def _found(self) -> Bytes:
         """What the survey says."""
         assert self._survey is not None, "survey comes first"
         return self._room.host[self._survey.rows.nbytes : self._survey.nbytes]
+
+
+def _read(places: Sequence[Place], data: Bytes) -> Difference:
+    planes = tuple(place.of(data) for place in places)
+    return planes, sum(place.nbytes for place in places)

@@ -36,6 +36,9 @@ PAIR = np.dtype(
 # Elements of a chunk that are looked at to see whether its delta pays; as many or nearly twice.
 SAMPLE = 4096
 _VALUES = 256
+# Of a segment's bitmap; and in its place, if there is none.
+_BITMAP_NBYTES = SEGMENT // 8
+_NONE = 2**32 - 1
 
 Counts = npt.NDArray[np.uint32]
 
@@ -91,18 +94,33 @@ class Packing:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A plane of differences in the output: from `start` on its bytes, or a bitmap and others."""
+    """A plane of differences in the output: `count` bytes from `start` on, or a packed plane's.
+
+    Of that the bytes that aren't zero are `packed`; `start` is where parts of
+    its bitmap begin: those of the segments that are `there`, bool[segments].
+    """
 
     start: int
-    nbytes: int
+    count: int
     packed: Span | None = None
+    there: npt.NDArray[np.bool_] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the device has written of it."""
+        if self.packed is None or self.there is None:
+            return self.count
+        return self.packed.end - self.start
 
     def of(self, data: Bytes) -> Folded:
-        """The plane, or its bitmap and its bytes that aren't zero."""
-        first = data[self.start : self.start + self.nbytes]
-        if self.packed is None:
-            return first
-        return first, data[self.packed.start : self.packed.end]
+        """The plane, or its bitmap (new memory) and its bytes that aren't zero."""
+        if self.packed is None or self.there is None:
+            return data[self.start : self.start + self.count]
+        bitmap = np.zeros((self.there.size, _BITMAP_NBYTES), np.uint8)
+        parts = data[self.start :][: int(self.there.sum()) * _BITMAP_NBYTES]
+        bitmap[self.there] = parts.reshape(-1, _BITMAP_NBYTES)
+        whole = bitmap.reshape(-1)[: bitmap_nbytes(self.count)]
+        return whole, data[self.packed.start : self.packed.end]
 
 
 def survey_nbytes(chunks: Rows) -> int:
@@ -138,13 +156,17 @@ def lay_out_packing(
     rows = survey.rows[np.array(picked, np.intp)]
     starts, places, at, end = [], [], rows.nbytes, 0
     for row, counted in zip(rows, counts, strict=True):
-        sums = np.cumsum(counted, axis=0, dtype=np.uint32)
-        starts.append(sums - counted)
-        row["found"], at = table + at, at + counted.nbytes
-        planes, end = _placed(int(row["count"]), sums[-1].tolist(), end)
+        begins = np.empty((*counted.shape, 2), np.uint32)
+        row["found"], at = table + at, at + begins.nbytes
+        row["out"], row["sparse"] = out, 0
+        planes = []
+        for k, each in enumerate(counted.T):
+            plane, end = _placed(int(row["count"]), each, end, begins[:, k])
+            row["sparse"] |= np.uint64((plane.packed is not None) << k)
+            row["out"][k] = out if plane.packed is not None else out + plane.start
+            planes.append(plane)
+        starts.append(begins)
         places.append(planes)
-        row["out"][: len(planes)] = [out + plane.start for plane in planes]
-        row["sparse"] = sum((plane.packed is not None) << k for k, plane in enumerate(planes))
     pieces = _number(rows)
     data = b"".join((rows.tobytes(), *(one.tobytes() for one in starts)))
     return Packing(np.frombuffer(data, np.uint8), len(rows), pieces, places, end)
@@ -152,22 +174,26 @@ def lay_out_packing(
 
 def packing_nbytes(area_nbytes: int) -> int:
     """Room for a packing's rows and starts, of chunks that share a slot with such areas."""
-    return area_nbytes // 64
+    return area_nbytes // 64  # a chunk of 64 KiB takes 272 bytes at most, larger ones less
 
 
-def _placed(count: int, set_counts: Sequence[int], at: int) -> tuple[list[Place], int]:
-    """Where a chunk's planes go from `at` on, and where they end."""
-    planes = []
-    for number in set_counts:
-        if is_sparse(number, count):
-            bitmap = bitmap_nbytes(count)
-            packed = Span(at + _up(bitmap), number)
-            planes.append(Place(at, bitmap, packed))
-            at = _up(packed.end)
-        else:
-            planes.append(Place(at, count))
-            at = _up(at + count)
-    return planes, at
+def _placed(
+    count: int, counted: Counts, at: int, begins: npt.NDArray[np.uint32]
+) -> tuple[Place, int]:
+    """Where a plane goes from `at` on, and where it ends, given the counts of its segments.
+
+    Of a packed one `begins`, uint32[segments, 2], becomes where each segment's
+    bytes and its part of the bitmap begin.
+    """
+    begins[:] = _NONE
+    number = int(counted.sum())
+    if not is_sparse(number, count):
+        return Place(at, count), _up(at + count)
+    there = counted > 0
+    end = at + int(there.sum()) * _BITMAP_NBYTES
+    begins[:, 0] = end + np.cumsum(counted) - counted
+    begins[there, 1] = np.arange(at, end, _BITMAP_NBYTES)
+    return Place(at, count, Span(end, number), there), _up(end + number)
 
 
 def _number(rows: Rows) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpuckpt.devices import kernels
-from gpuckpt.devices.pairs import Packing, Survey, lay_out_packing, lay_out_survey
+from gpuckpt.devices.pairs import Packing, Place, Survey, lay_out_packing, lay_out_survey
 from gpuckpt.planes import split
 from gpuckpt.sparse import pack_sparse
 from tests.cuda_on_cpu.emulator import cuemu
@@ -126,7 +126,7 @@ class Copies:
                 self._check_plane(plane, place.of(out))
                 for start, end in _covered(place):
                     assert not written[start:end].any()
-                    written[start : -(-end // 4) * 4] = True
+                    written[start:end] = True
         assert (out[~written] == FILL).all()
         assert untouched_around(table)
         assert untouched_around(out)
@@ -147,9 +147,7 @@ class Copies:
     ) -> None:
         if hasattr(library.dll, "cuemu_regions"):
             places = [place for planes in packing.places for place in planes]
-            ours = [
-                out[start : -(-end // 4) * 4] for place in places for start, end in _covered(place)
-            ]
+            ours = [out[start:end] for place in places for start, end in _covered(place)]
             library.regions(*ours, readonly=[table, *self._planes()])
         arguments = [table, packing.count, packing.pieces]
         library.launch("pack_deltas", grid or packing.pieces, 256, arguments)
@@ -178,11 +176,16 @@ class Copies:
         assert np.array_equal(self.old, self._staged(self.before, 0x55))
 
 
-def _covered(place: Any) -> list[tuple[int, int]]:
-    found = [(place.start, place.start + place.nbytes)]
-    if place.packed is not None and place.packed.nbytes:
-        found.append((place.packed.start, place.packed.end))
-    return found
+def _covered(place: Place) -> list[tuple[int, int]]:
+    """What is written of a plane: words of it and of its bitmap's parts, and single bytes."""
+    if place.packed is None or place.there is None:
+        return [(place.start, place.start + -(-place.count // 4) * 4)]
+    found, at = [(place.packed.start, place.packed.end)], place.start
+    for segment in np.flatnonzero(place.there).tolist():
+        bits = min(place.count - segment * 4096, 4096)
+        found.append((at, at + -(-bits // 32) * 4))
+        at += 512
+    return [(start, end) for start, end in found if start < end]
 
 
 def _changed(before: Any, chunk: Copy, rng: np.random.Generator) -> Any:
