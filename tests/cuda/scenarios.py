@@ -54,7 +54,7 @@ SCENARIOS: dict[str, Scenario] = {
         partial(ends.slots_come_back_if_refused, "copy", "cuMemcpyAsync", 1), "faults"
     ),
     "slots after a refused second look": Scenario(
-        partial(ends.slots_come_back_if_refused, "hold", "cuLaunchKernel", 4), "faults"
+        partial(ends.slots_come_back_if_refused, "hold", "cuLaunchKernel", 5), "faults"
     ),
     "update goes on if it can't be opened": Scenario(
         ends.update_goes_on_if_it_cannot_be_opened, "faults and queues"
@@ -95,13 +95,13 @@ SCENARIOS: dict[str, Scenario] = {
     "slot reused after its upload": Scenario(restores.restore_many_chunks),
     "slot reused after a failed save": Scenario(restores.restore_after_a_failed_save),
     "slot reused after a refused download": Scenario(
-        partial(restores.restore_after_a_refusal, "copy", 2), "faults"
+        partial(restores.restore_after_a_refusal, "copy", 3), "faults"
     ),
     "slot reused after a refused read": Scenario(
-        partial(restores.restore_after_a_refusal, "hold", 2), "faults"
+        partial(restores.restore_after_a_refusal, "hold", 3), "faults"
     ),
     "slot reused after a refused second look": Scenario(
-        partial(restores.restore_after_a_refusal, "hold", 6), "faults"
+        partial(restores.restore_after_a_refusal, "hold", 7), "faults"
     ),
     "dropped after a refused upload": Scenario(restores.restore_after_a_refused_upload, "faults"),
     "dropped after a failed restore": Scenario(restores.drop_behind_a_failed_restore),
