@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuckpt.fingerprint import fingerprint
-from gpuckpt.plan import Plan, aligned
+from gpuckpt.plan import BASED_NBYTES, Plan, aligned
 from gpuckpt.planes import join
 from gpuckpt.spec import Chunk
 
@@ -17,8 +17,7 @@ log = logging.getLogger("gpuckpt")
 
 Bytes = npt.NDArray[np.uint8]
 
-# A smaller chunk's row in a manifest would grow by more than a delta saves.
-FEWEST_NBYTES = 64 << 10
+FEWEST_NBYTES = BASED_NBYTES
 
 
 class Bases:
@@ -67,6 +66,10 @@ class Bases:
             return None
         return self._room(chunk)
 
+    def lacks(self, chunk: Chunk, known: str) -> bool:
+        """Whether there is room for a chunk, and something else in it than what is `known`."""
+        return chunk in self._places and self._fingerprints.get(chunk) != known
+
     def put(
         self, chunk: Chunk, planes: Sequence[Bytes], known: str, *, turned: bool = False
     ) -> None:
@@ -74,7 +77,7 @@ class Bases:
 
         `turned` says whether planes are of elements that are.
         """
-        if chunk not in self._places or self._fingerprints.get(chunk) == known:
+        if not self.lacks(chunk, known):
             return
         room = self._room(chunk)
         self._fingerprints.pop(chunk, None)

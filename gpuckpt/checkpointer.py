@@ -29,7 +29,7 @@ from gpuckpt.resources import Resources
 from gpuckpt.retention import Keep, prune_quietly
 from gpuckpt.save import DELTA, Header, save_snapshot
 from gpuckpt.schedule import Every
-from gpuckpt.snapshot import Planner, capture, reserve, room_beside_copy
+from gpuckpt.snapshot import Planner, capture, reserve
 from gpuckpt.spans import Lap, Spans
 from gpuckpt.stats import Fastest, Stats
 from gpuckpt.stores import Store
@@ -327,10 +327,8 @@ class Checkpointer:
         """Plans for the state, and the slots that its chunks will need."""
         plans = self._planner.plans(inventory.roster)
         self._resources.arena(plans, largest_nbytes(plans))
-        if self._options.codec == DELTA:
-            room, mode = self._resources.host_room_nbytes, self._options.snapshot
-            room = room_beside_copy(plans, self._resources.devices, mode, host_room_nbytes=room)
-            self._resources.bases.prepare(plans, room)
+        if self._options.codec == DELTA and self._options.full_every > 1:
+            self._resources.prepare_bases(plans, self._options.snapshot)
         return plans
 
     def _reserve(self, state: Any) -> None:

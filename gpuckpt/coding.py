@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -158,10 +159,16 @@ def sample_entropy(plane: Bytes) -> float:
     With Miller and Madow's correction for a sample's bias ("Note on the bias
     of information estimates", 1955), which at 4,096 of 256 symbols is 0.04 bits.
     """
-    sample = plane[:: max(plane.size // SAMPLE, 1)]
-    count = sample.size
-    counts = np.bincount(sample, minlength=256)
-    counts = counts[counts > 0]
+    return entropy(np.bincount(plane[:: max(plane.size // SAMPLE, 1)], minlength=256))
+
+
+def entropy(counts: npt.NDArray[np.integer[Any]]) -> float:
+    """Bits per byte of a sample which has so many of each value, corrected for its bias.
+
+    By Miller and Madow, as `sample_entropy` says.
+    """
+    counts = counts[counts > 0].astype(np.int64)
+    count = int(counts.sum())
     bits = np.log2(count) - float(counts @ np.log2(counts)) / count
     return float(bits + (len(counts) - 1) / (2 * count) * np.log2(np.e))
 

@@ -21,25 +21,21 @@ from gpuckpt.coding import (
     columns,
     compress,
     decode_planes,
+    entropy,
     sample_entropy,
 )
 from gpuckpt.deltas import delta, delta_split, join_undelta
+from gpuckpt.devices import Folded, Histograms
 from gpuckpt.entries import SPARSE
 from gpuckpt.errors import CorruptError
 from gpuckpt.planes import join
-from gpuckpt.sparse import bitmap_nbytes, count_nonzero, pack_sparse, unpack_sparse
+from gpuckpt.sparse import bitmap_nbytes, count_nonzero, is_sparse, pack_sparse, unpack_sparse
 from gpuckpt.spec import Plane
 
 Bytes = npt.NDArray[np.uint8]
 
 # A delta is taken if a sample promises less than this share of what the chunk itself takes.
 DELTA_WORTHWHILE = 0.95
-# Huffman spends a bit on each byte at least, and zstd's search finds runs of zeros that it codes
-# worse than Huffman would: a plane of which no more than this share isn't zero is packed first.
-# Above, that gains nothing (ADR 0030).
-SPARSE_SHARE = 0.6
-# Below this two frames' headers and the calls cost more than is saved.
-FEWEST_NBYTES = 512
 
 
 def encode_delta(raw: Bytes, base: Bytes, width: int, slot: Slot, spare: Slot) -> Encoded:
@@ -48,13 +44,39 @@ def encode_delta(raw: Bytes, base: Bytes, width: int, slot: Slot, spare: Slot) -
     Both are its raw bytes; `spare` is used up meanwhile.
     """
     planes = delta_split(raw, base, width, spare.planes[: raw.size])
+    return _encode_each(planes, slot, spare.raw)
+
+
+def encode_folded(planes: Sequence[Folded], slot: Slot) -> Encoded:
+    """As `encode_delta`, of planes of differences that a device took, some packed already."""
+    return _encode_each(planes, slot, None)
+
+
+def _encode_each(planes: Sequence[Folded], slot: Slot, scratch: Bytes | None) -> Encoded:
     coded, entries = slot.coded, []
     for plane in planes:
-        entry = _encode_plane(plane, coded, slot.compressor, spare.raw)
+        packed = plane if isinstance(plane, tuple) else _packed(plane, scratch)
+        if isinstance(packed, tuple):
+            entry = _encode_packed(packed, coded, slot.compressor)
+        else:
+            entry = _encode_plane(packed, coded, slot.compressor)
         entries.append(entry)
         coded = coded[entry.length :]
     whole = slot.coded[: sum(entry.length for entry in entries)]
     return Encoded(tuple(entries), (whole.data,))
+
+
+def _packed(plane: Bytes, scratch: Bytes | None) -> Folded:
+    """A plane's bitmap and its bytes that aren't zero, if few aren't, in `scratch`."""
+    if scratch is None:
+        return plane
+    count = count_nonzero(plane)
+    if not is_sparse(count, plane.size):
+        return plane
+    end = bitmap_nbytes(plane.size)
+    bitmap, packed = scratch[:end], scratch[end : end + count]
+    pack_sparse(plane, bitmap, packed)
+    return bitmap, packed
 
 
 def decode_delta(
@@ -101,18 +123,24 @@ def delta_pays(raw: Bytes, base: Bytes, width: int) -> tuple[bool, float]:
     folded = np.empty_like(own)
     delta(own, other, width, folded)
     full, less = (
-        sum(min(sample_entropy(column), 8.0) for column in columns(data, width)) / (8 * width)
+        _share([sample_entropy(column) for column in columns(data, width)])
         for data in (own, folded)
     )
     return less < DELTA_WORTHWHILE * full, less
 
 
-def _encode_plane(
-    plane: Bytes, room: Bytes, compressor: zstandard.ZstdCompressor, scratch: Bytes
-) -> Plane:
+def histograms_pay(histograms: Histograms) -> tuple[bool, float]:
+    """As `delta_pays`, from the histograms that a device took of the same sample."""
+    full, less = (_share([entropy(counts) for counts in side]) for side in histograms)
+    return less < DELTA_WORTHWHILE * full, less
+
+
+def _share(entropies: Sequence[float]) -> float:
+    return sum(min(bits, 8.0) for bits in entropies) / (8 * len(entropies))
+
+
+def _encode_plane(plane: Bytes, room: Bytes, compressor: zstandard.ZstdCompressor) -> Plane:
     """Write a plane to `room`, in the way that promises the fewest bytes."""
-    if (sparse := _encode_sparse(plane, room, compressor, scratch)) is not None:
-        return sparse
     length = 0
     if sample_entropy(plane) < 8 * WORTHWHILE:
         length = compress(plane, room, compressor)
@@ -122,18 +150,12 @@ def _encode_plane(
     return Plane("raw", plane.size)
 
 
-def _encode_sparse(
-    plane: Bytes, room: Bytes, compressor: zstandard.ZstdCompressor, scratch: Bytes
-) -> Plane | None:
-    """Write a plane's bitmap and its bytes that aren't zero, if few aren't."""
-    count = count_nonzero(plane)
-    if plane.size < FEWEST_NBYTES or count > SPARSE_SHARE * plane.size:
-        return None
-    end = bitmap_nbytes(plane.size)
-    bitmap, packed = scratch[:end], scratch[end : end + count]
-    pack_sparse(plane, bitmap, packed)
+def _encode_packed(
+    packed: tuple[Bytes, Bytes], room: Bytes, compressor: zstandard.ZstdCompressor
+) -> Plane:
+    """Write a plane's bitmap and its bytes that aren't zero."""
     parts = []
-    for part in (bitmap, packed):
+    for part in packed:
         length = compress(part, room, compressor)
         if not length:
             np.copyto(room[: part.size], part)

@@ -67,20 +67,21 @@ class Derivation:
             for chunk in (chunk for batch in plan.batches for chunk in batch):
                 if chunk.tensor in self._kinds:
                     self._chunks.setdefault(chunk.tensor, []).append(chunk)
-        self._digests: dict[tuple[Chunk, str], bytes] = {}
+        # None: the chunk wasn't brought.
+        self._digests: dict[tuple[Chunk, str], bytes | None] = {}
         self._changed, self._ended = threading.Condition(), False
 
+    def is_master(self, chunk: Chunk) -> bool:
+        """Whether the chunk is a master's, which `take` rounds."""
+        return chunk.tensor in self._kinds
+
     def take(self, chunk: Chunk, planes: Sequence[Bytes], arena: Arena) -> None:
-        """If the chunk is a master's, round it, and let those who wait for it go on."""
+        """If the chunk is a master's, round it, and let those who wait for it go on.
+
+        Without `planes` it wasn't brought, and nothing is derived from it.
+        """
         for dtype in self._kinds.get(chunk.tensor, ()):
-            with arena.spare() as spare:
-                raw = planes[0]
-                if len(planes) > 1:
-                    raw = spare.raw[: chunk.nbytes]
-                    join(planes, raw, turned=is_turned(MASTER))
-                narrow = spare.planes[: chunk.nbytes * _NARROW_ITEM // _ITEM]
-                round_to(dtype, raw, narrow)
-                digests = leaf_digests(narrow.data)
+            digests = _rounded_digests(chunk, planes, dtype, arena) if planes else None
             with self._changed:
                 self._digests[chunk, dtype] = digests
                 self._changed.notify_all()
@@ -99,8 +100,11 @@ class Derivation:
             self._changed.wait_for(lambda: self._ended or all(key in self._digests for key in keys))
             if self._ended:
                 return None
-            digests = b"".join(self._digests[key] for key in keys)
-        return found if root(digests, chunk.nbytes) == fingerprint else None
+            digests = [self._digests[key] for key in keys]
+        known = [one for one in digests if one is not None]
+        if len(known) < len(digests):
+            return None
+        return found if root(b"".join(known), chunk.nbytes) == fingerprint else None
 
     def guarded(self, work: Callable[[T], R]) -> Callable[[T], R]:
         """The same, but if it fails, nobody waits any more for what it would have taken."""
@@ -135,6 +139,18 @@ class Derivation:
         found = chunks[derived.start // longest : -(-end // longest)]
         whole = derived.start == found[0].start and end == found[-1].start + found[-1].nbytes
         return found if whole else None
+
+
+def _rounded_digests(chunk: Chunk, planes: Sequence[Bytes], dtype: str, arena: Arena) -> bytes:
+    """The digests of the leaves of a master's chunk, rounded."""
+    with arena.spare() as spare:
+        raw = planes[0]
+        if len(planes) > 1:
+            raw = spare.raw[: chunk.nbytes]
+            join(planes, raw, turned=is_turned(MASTER))
+        narrow = spare.planes[: chunk.nbytes * _NARROW_ITEM // _ITEM]
+        round_to(dtype, raw, narrow)
+        return leaf_digests(narrow.data)
 
 
 def pair(

@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuckpt.arena import Arena, Slot
-from gpuckpt.bases import Bases
+from gpuckpt.bases import FEWEST_NBYTES, Bases
 from gpuckpt.coding import Choice, encode, encode_chosen, samples
-from gpuckpt.deltacoding import delta_pays, encode_delta
-from gpuckpt.derived import Derivation
-from gpuckpt.devices import Arrived
+from gpuckpt.deltacoding import delta_pays, encode_delta, encode_folded, histograms_pay
+from gpuckpt.derived import Derivation, Derived
+from gpuckpt.devices import Arrived, Histograms
+from gpuckpt.errors import TornError
 from gpuckpt.fingerprint import checksum
 from gpuckpt.increments import Before, is_short
 from gpuckpt.look import Look, look
@@ -37,6 +38,7 @@ class Coded:
     staged: Staged
     chunks: tuple[CodedChunk, ...]
     lap: Lap
+    brought_nbytes: int
 
     @property
     def nbytes(self) -> int:
@@ -69,6 +71,28 @@ class Encoder:
         self._choose, self._before, self._bases = choose, before, bases
         self._derivation, self._arena, self._arrived = derivation, arena, arrived
 
+    def wants(self, chunk: Chunk, fingerprint: str) -> bool:
+        """Whether a chunk's bytes are needed: if it isn't on the disk, or its base must be kept."""
+        if self._before.same(chunk, fingerprint) is None:
+            return True
+        return self._bases is not None and self._bases.lacks(chunk, fingerprint)
+
+    def base(self, chunk: Chunk) -> str | None:
+        """The fingerprint of the chunk before, from which a device may take a difference."""
+        before = self._before.base(chunk)
+        if before is None or self._bases is None or chunk.nbytes < FEWEST_NBYTES:
+            return None
+        return before.fingerprint
+
+    def pays(self, chunk: Chunk, histograms: Histograms) -> bool:
+        """Whether a chunk's difference takes clearly less, and leaves its chain quick to read."""
+        before, (pays, share) = self._before.base(chunk), histograms_pay(histograms)
+        return before is not None and pays and is_short(before, share)
+
+    def rounds(self, chunk: Chunk) -> bool:
+        """Whether a chunk is rounded here, to see whether a copy is derived from it."""
+        return self._derivation.is_master(chunk)
+
     def work(self, batch: Staged | Reread) -> Coded | Again:
         """Wait for a batch, and encode it, or take note of what it was when it was read again."""
         lap = Lap()
@@ -79,15 +103,22 @@ class Encoder:
             return again
         arrived = batch.transfer.wait()
         nbytes = sum(chunk.nbytes for chunk in batch.chunks)
-        lap.mark("copy", nbytes)
+        brought = sum(one.nbytes for one in arrived)
+        lap.mark("copy", brought)
         self._arrived()
         specs = [batch.plan.specs[chunk.tensor] for chunk in batch.chunks]
         each = list(zip(batch.chunks, arrived, specs, batch.parts, strict=True))
         known = list(starmap(self._known, each))
         lap.mark("filter", 0 if arrived[0].fingerprint else nbytes)
-        chunks = tuple(self._one(*one, seen) for one, seen in zip(each, known, strict=True))
+        # Before any copy's chunk waits for its master's.
+        for chunk, one in zip(batch.chunks, arrived, strict=True):
+            self._derivation.take(chunk, one.planes, self._arena)
+        # Differences first: they lie where other chunks may be joined.
+        order = sorted(range(len(each)), key=lambda at: not arrived[at].delta)
+        coded = {at: self._one(*each[at], known[at]) for at in order}
+        chunks = tuple(coded[at] for at in range(len(each)))
         lap.mark("encode", nbytes)
-        return Coded(batch, chunks, lap)
+        return Coded(batch, chunks, lap, brought if arrived[0].fingerprint else 0)
 
     def _known(self, chunk: Chunk, arrived: Arrived, spec: Spec, part: Slot) -> _Known:
         """What there is to see of a chunk: its device has said it, or it is looked at here.
@@ -108,23 +139,46 @@ class Encoder:
         self, chunk: Chunk, arrived: Arrived, spec: Spec, part: Slot, known: _Known
     ) -> CodedChunk:
         seen, _ = known
-        self._derivation.take(chunk, arrived.planes, self._arena)
+        coded: Fresh | ChunkEntry | Derived
+        if arrived.delta or not arrived.planes:
+            coded = self._decided(chunk, arrived, spec, part)
+        else:
+            coded = self._of_planes(chunk, arrived.planes, spec, part, known)
+        return CodedChunk(chunk, seen.fingerprint, seen.statistics, coded)
+
+    def _decided(
+        self, chunk: Chunk, arrived: Arrived, spec: Spec, part: Slot
+    ) -> Fresh | ChunkEntry:
+        """The difference that a device took, or the entry of what is on the disk already."""
+        if arrived.delta:
+            encoded = encode_folded(arrived.delta, part)
+            return Fresh(encoded, checksum(encoded.parts), self._before.base(chunk))
+        assert arrived.fingerprint is not None, "only devices that say it leave planes behind"
+        same = self._before.same(chunk, arrived.fingerprint)
+        if same is None:
+            raise TornError(spec.name)  # when it was looked at, it was the one before
+        return same
+
+    def _of_planes(
+        self, chunk: Chunk, planes: Sequence[Bytes], spec: Spec, part: Slot, known: _Known
+    ) -> Fresh | ChunkEntry | Derived:
+        """What the chunk is derived from, its entry if it is on the disk already, or it encoded."""
+        seen, _ = known
         derived = self._derivation.find(chunk, spec, seen.fingerprint)
         if derived is not None:
-            return CodedChunk(chunk, seen.fingerprint, seen.statistics, derived)
-        coded = self._coded(chunk, arrived.planes, spec, part, known)
+            return derived
+        coded = self._before.same(chunk, seen.fingerprint) or self._coded(
+            chunk, planes, spec, part, known
+        )
         if self._bases is not None:
-            self._bases.put(chunk, arrived.planes, seen.fingerprint, turned=spec.turned)
-        return CodedChunk(chunk, seen.fingerprint, seen.statistics, coded)
+            self._bases.put(chunk, planes, seen.fingerprint, turned=spec.turned)
+        return coded
 
     def _coded(
         self, chunk: Chunk, planes: Sequence[Bytes], spec: Spec, part: Slot, known: _Known
-    ) -> Fresh | ChunkEntry:
-        """The chunk encoded, or its entry if it is on the disk already."""
+    ) -> Fresh:
+        """The chunk encoded."""
         seen, tries = known
-        same = self._before.same(chunk, seen.fingerprint)
-        if same is not None:
-            return same
         delta = self._delta(chunk, planes, spec, part)
         if delta is not None:
             return delta

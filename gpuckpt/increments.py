@@ -46,6 +46,11 @@ class Before:
         chunks = [_chunks(entries.get(spec.name), spec, usable) for spec in specs]
         return cls(chunks, full_every)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are none."""
+        return not any(self._chunks)
+
     def same(self, chunk: Chunk, fingerprint: str) -> ChunkEntry | None:
         """The entry of a chunk that has not changed."""
         entry = self._chunks[chunk.tensor].get(chunk.start)

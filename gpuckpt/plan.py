@@ -16,6 +16,8 @@ ALIGNMENT = 64
 PLANE_ALIGNMENT = 16
 SUMMARY_NBYTES = 80
 RUN_NBYTES = 640
+# A smaller chunk's row in a manifest would grow by more than a difference from its base saves.
+BASED_NBYTES = 64 << 10
 _WIDTH_MAX = 8
 _DIGEST_NBYTES = 16
 # To look at a smaller copy takes as long as to save it; all of them are little of a model.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from gpuckpt.arena import Arena, arena_nbytes
 from gpuckpt.bases import Bases
 from gpuckpt.devices import Devices
 from gpuckpt.errors import InvalidError
 from gpuckpt.layout import CHUNK_NBYTES, CHUNK_NBYTES_MAX
+from gpuckpt.plan import Plan
 from gpuckpt.sizes import parse_nbytes
+from gpuckpt.snapshot import room_beside_copy
 
 _WORKERS_MAX = 8
 
@@ -40,6 +42,17 @@ class Resources:
     def host_room_nbytes(self) -> int:
         """What the budget leaves beside the arena and the bases."""
         return max(self.budget_nbytes - self._arena_nbytes - self.bases.nbytes, 0)
+
+    def prepare_bases(self, plans: Mapping[str, Plan], mode: str) -> None:
+        """Have room for the bytes of a state, for differences: on its devices, else on the host.
+
+        `mode` is that of snapshots: on devices bases are copies.
+        """
+        room = room_beside_copy(plans, self.devices, mode, host_room_nbytes=self.host_room_nbytes)
+        if mode != "hold":
+            kept = {name for name, plan in plans.items() if self.devices[name].keep_bases(plan)}
+            plans = {name: plan for name, plan in plans.items() if name not in kept}
+        self.bases.prepare(plans, room)
 
     def arena(self, device_names: Iterable[str], largest_nbytes: int = 0) -> Arena:
         """The arena, taken at its first use: page-locked if a GPU is among the devices.

@@ -153,7 +153,7 @@ def _write_chunks(  # noqa: PLR0917 - all that a save has
     derivation = pair(snapshot.plans, snapshot.frozen, previous, arena)
     encoder = Encoder(choose, before, bases, derivation, arena, arrived)
     drop = partial(give_back, arena=arena)
-    staged = stage(snapshot, arena)
+    staged = stage(snapshot, arena, None if before.is_empty else encoder)
 
     def work(batch: Staged | Reread) -> Coded | Again:
         done = encoder.work(batch)
@@ -171,6 +171,7 @@ def _write_chunks(  # noqa: PLR0917 - all that a save has
                 if isinstance(done, Again):
                     rows.compare(done.staged.chunks, done.fingerprints)
                     continue
+                stats.brought_nbytes += done.brought_nbytes
                 _write(done.chunks, writer, rows, stats)
                 balance.taken(done.nbytes)
             finally:

@@ -16,6 +16,12 @@ from gpuckpt.native import native_for
 
 Bytes = npt.NDArray[np.uint8]
 
+# Huffman spends a bit on each byte at least, and zstd's search finds runs of zeros that it codes
+# worse than Huffman would: a plane of which no more than this share isn't zero is packed first.
+# Above, that gains nothing (ADR 0030).
+SPARSE_SHARE = 0.6
+# Below this two frames' headers and the calls cost more than is saved.
+FEWEST_NBYTES = 512
 # Bytes of a plane done at a time: they stay in a core's cache, and fill whole bytes of a bitmap.
 _BLOCK = 1 << 16
 
@@ -23,6 +29,11 @@ _BLOCK = 1 << 16
 def bitmap_nbytes(size: int) -> int:
     """Bytes of the bitmap of a plane of `size` bytes."""
     return (size + 7) // 8
+
+
+def is_sparse(count: int, size: int) -> bool:
+    """Whether a plane of `size` bytes, `count` of which aren't zero, is packed."""
+    return size >= FEWEST_NBYTES and count <= SPARSE_SHARE * size
 
 
 def count_nonzero(plane: Bytes) -> int:

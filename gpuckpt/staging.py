@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gpuckpt.arena import Arena, Slot
-from gpuckpt.devices import Arrived, Device, Frozen, Piece, Transfer, Upload
+from gpuckpt.devices import Arrived, Device, Frozen, Piece, Transfer, Upload, Wants
 from gpuckpt.inventory import Snapshot
 from gpuckpt.ordered import alternated
 from gpuckpt.plan import Plan, aligned
@@ -44,28 +44,34 @@ class Reread:
     transfer: Transfer[Sequence[str]]
 
 
-def stage(snapshot: Snapshot, arena: Arena) -> Iterator[Staged | Reread]:
-    """Begin to bring each batch of a snapshot's chunks to a slot of the arena.
+def stage(
+    snapshot: Snapshot, arena: Arena, wants: Wants | None = None
+) -> Iterator[Staged | Reread]:
+    """Begin to bring each batch of a snapshot's chunks to a slot of the arena, or what is wanted.
 
     Each device's in order, the devices in turn.  After them, what was read
     where the caller has it is looked at again.  Waits for a free slot, never
-    for a copy, but first for the snapshot's own.
+    for a copy to the host, but first for the snapshot's own and, of each GPU,
+    for what it says of the chunks.
     """
     try:
         snapshot.settle()
         yield from alternated(
-            _stage(frozen, snapshot.plans[name], arena) for name, frozen in snapshot.frozen.items()
+            _stage(frozen, snapshot.plans[name], arena, wants)
+            for name, frozen in snapshot.frozen.items()
         )
     finally:
         snapshot.end_downloads()
 
 
-def _stage(frozen: Frozen, plan: Plan, arena: Arena) -> Iterator[Staged | Reread]:
+def _stage(
+    frozen: Frozen, plan: Plan, arena: Arena, wants: Wants | None
+) -> Iterator[Staged | Reread]:
     """One device's share."""
     for at, chunks in enumerate(plan.batches):
         slot = arena.take()
         with _given_back(slot, arena):
-            transfer = frozen.download(at, slot)
+            transfer = frozen.download(at, slot, wants)
         yield Staged(plan, chunks, slot, transfer)
     for at, chunks in enumerate(plan.rereads if frozen.live else ()):
         slot = arena.take()

@@ -41,7 +41,8 @@ class Stats:
 
     `raw_nbytes` is the state in memory, `unchanged_nbytes` of which weren't
     written again and `delta_nbytes` as what they differ by, and `derived_nbytes` not at all,
-    since they are other tensors, rounded; `filter_nbytes` what the host
+    since they are other tensors, rounded; `brought_nbytes` what of its chunks came from
+    GPUs to the host; `filter_nbytes` what the host
     fingerprinted, `encode_nbytes` what was given to the encoder,
     `encoded_nbytes` its chunks on disk, `written_nbytes` those written now,
     `host_nbytes` the arena and bases, `copy_nbytes` what the devices keep for copies and
@@ -78,6 +79,7 @@ class Stats:
     unchanged_nbytes: int = 0
     delta_nbytes: int = 0
     derived_nbytes: int = 0
+    brought_nbytes: int = 0
     filter_nbytes: int = 0
     encode_nbytes: int = 0
     encoded_nbytes: int = 0

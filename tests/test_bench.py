@@ -239,6 +239,16 @@ def test_a_save_says_what_caller_stream_and_steps_paid(on_stand_in):
             assert is_spread(row[name]), name
 
 
+def test_a_difference_says_what_crossed(on_stand_in):
+    rows = rows_of(on_stand_in, "difference")
+    assert len(rows) == 3 * 2 * 2
+    for row in rows:
+        for name in ("crossed", "written", "as_differences", "stall_s", "staged_s", "durable_s"):
+            assert is_spread(row[name]), name
+        if row["change"] == "one tensor of sixteen":
+            assert row["crossed"]["max"] <= 1 / 16
+
+
 def test_a_restore_is_a_share_of_what_disk_and_bus_need(on_stand_in):
     rows = rows_of(on_stand_in, "restore")
     assert {row["cache"] for row in rows} == {"cold", "warm"}

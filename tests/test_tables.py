@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from gpuckpt.arrays import host_view
 from gpuckpt.census import take_inventory
 from gpuckpt.devices import Arrived, kernels
+from gpuckpt.devices.merging import moved
 from gpuckpt.devices.strided import RUN
 from gpuckpt.devices.tables import Table, Tables, fingerprints
 from gpuckpt.dtypes import is_turned
@@ -172,6 +173,13 @@ def check(case: Case, chunks: Sequence[Chunk], arrived: Sequence[Arrived]) -> No
             assert found.squares == pytest.approx(expected.squares, rel=3e-6)
 
 
+def arrive(tables: Tables, group: int, data: Any) -> list[Arrived]:
+    """A group's chunks out of its summaries, and its planes after them."""
+    end = tables.spans(group)[0].nbytes
+    found = data[:end].view(kernels.SUMMARY)
+    return tables.arrived(group, found, data[end:], tables.starts(group))
+
+
 def dtypes_of(case: Case, chunks: Sequence[Chunk]) -> list[str]:
     return [case.plan.specs[chunk.tensor].dtype for chunk in chunks]
 
@@ -190,7 +198,7 @@ def test_each_batch_arrives_from_what_its_table_makes_kernels_write(case: Case):
         summaries, planes = tables.spans(at)
         end = summaries.nbytes + planes.nbytes
         assert (staged[end:] == 0xA5).all(), "all lies at the beginning"
-        check(case, chunks, tables.arrived(at, staged[:end]))
+        check(case, chunks, arrive(tables, at, staged[:end]))
 
 
 @settings(max_examples=50, deadline=None)
@@ -210,7 +218,41 @@ def test_every_batch_arrives_from_what_one_table_for_all_makes_kernels_write(cas
         parts = [staged[span.start : span.start + span.nbytes] for span in spans]
         data = np.concatenate(parts)
         assert data.size <= area_nbytes(plan.chunk_nbytes)
-        check(case, chunks, tables.arrived(at, data))
+        check(case, chunks, arrive(tables, at, data))
+
+
+@settings(max_examples=50, deadline=None)
+@given(cases(), st.integers(0, 2**32 - 1))
+def test_what_is_wanted_of_a_batch_arrives_from_the_parts_that_have_it(case: Case, drawn: int):
+    plan = case.plan
+    tables = case.tables(plan.batches, together=True)
+    packed, staged = room_for(tables.packed_nbytes), room_for(tables.layout.staged_nbytes)
+    rows, runs = written(
+        tables.whole(case.inventory.addresses, packed.ctypes.data), room_for(tables.rows_nbytes)
+    )
+    gather(runs, packed)
+    every = [chunk for chunks in plan.batches for chunk in chunks]
+    filter_chunks(rows, dtypes_of(case, every), staged)
+    found = staged[: tables.summaries_nbytes].view(kernels.SUMMARY)
+    prints = tables.fingerprints(found)
+    assert prints == [fingerprint(case.bytes_of(chunk).data) for chunk in every]
+    for at, chunks in enumerate(plan.batches):
+        wanted = [bool(drawn >> place % 32 & 1) for place in tables.positions(at)]
+        planes = tables.spans(at)[1]
+        parts = tables.parts(at, wanted)
+        data = np.concatenate(
+            [room_for(0), *(staged[planes.start + part.start :][: part.nbytes] for part in parts)]
+        )
+        places = [
+            moved(start, parts) if one else None
+            for start, one in zip(tables.starts(at), wanted, strict=True)
+        ]
+        arrived = tables.arrived(at, tables.own(at, found), data, places)
+        pairs = list(zip(chunks, arrived, strict=True))
+        there = [pair for pair, one in zip(pairs, wanted, strict=True) if one]
+        check(case, [chunk for chunk, _ in there], [one for _, one in there])
+        assert [bool(one.planes) for one in arrived] == wanted
+        assert [one.fingerprint for one in arrived] == [prints[p] for p in tables.positions(at)]
 
 
 @settings(max_examples=50, deadline=None)
@@ -248,4 +290,4 @@ def test_a_table_is_made_again_for_other_addresses():
         filter_chunks(table.rows, dtypes_of(case, every), staged)
         for at, chunks in enumerate(plan.batches):
             parts = [staged[span.start :][: span.nbytes] for span in tables.spans(at)]
-            check(case, chunks, tables.arrived(at, np.concatenate(parts)))
+            check(case, chunks, arrive(tables, at, np.concatenate(parts)))

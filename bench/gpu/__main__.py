@@ -68,6 +68,7 @@ def measure(directory: Path, scale: Scale, report: dict[str, Any]) -> None:
 
 
 def _results(directory: Path, scale: Scale, best: Any) -> Iterator[dict[str, Any]]:
+    from bench.gpu.differences import difference_rows
     from bench.gpu.kernels import kernel_rows
     from bench.gpu.peer import peer_rows
     from bench.gpu.restores import restore_rows
@@ -79,6 +80,7 @@ def _results(directory: Path, scale: Scale, best: Any) -> Iterator[dict[str, Any
     yield from kernel_rows(scale, best)
     yield from save_rows(directory, scale, best, training)
     yield from restore_rows(directory, scale, best)
+    yield from difference_rows(directory, scale.states_nbytes[-1] // 2, scale.rounds)
     yield from peer_rows(directory, scale)
 
 

@@ -55,6 +55,7 @@ def save_row(
     """
     nbytes = state_nbytes(state)
     options: dict[str, Any] = {"snapshot": mode, "codec": codec, "memory": scale.memory_nbytes}
+    options["full_every"] = 1  # all of it each time, also what no step has changed
     with gpuckpt.Checkpointer(root, keep=gpuckpt.Keep(last=1), **options) as ckpt:
         steps = itertools.count(1)
         first = _round(ckpt, state, training, next(steps))

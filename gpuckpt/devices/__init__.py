@@ -17,6 +17,10 @@ from gpuckpt.spec import Chunk
 from gpuckpt.statistics import Statistics
 
 Bytes = npt.NDArray[np.uint8]
+# A plane of differences (`deltas`): as it is, or packed (`sparse`): a bitmap, and other bytes.
+Folded = Bytes | tuple[Bytes, Bytes]
+# uint16[2, width, 256]: of sampled elements' bytes, as they are and of their differences.
+Histograms = npt.NDArray[np.uint16]
 
 
 T_co = TypeVar("T_co", covariant=True)
@@ -27,12 +31,23 @@ class Arrived:
     """A chunk on the host, in one piece or in planes, with what its device says of it.
 
     `planes` has one for each byte of an element, which is turned where the
-    tensor's spec says so; or only one: the chunk as it is.
+    tensor's spec says so, or only one: the chunk as it is.  There are none of a
+    chunk that wasn't brought since nobody wants it, and mostly none of one of
+    which the planes of its difference from its base have come: `delta`, of
+    elements that aren't turned.  These may lie in any part of the slot's `raw`,
+    planes in its `planes`.
     """
 
     planes: tuple[Bytes, ...]
     fingerprint: str | None = None
     statistics: Statistics | None = None
+    delta: tuple[Folded, ...] = ()
+    delta_nbytes: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that have come, `delta_nbytes` of them for a difference."""
+        return self.delta_nbytes + sum(plane.nbytes for plane in self.planes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +75,26 @@ class Transfer(Protocol[T_co]):
         ...
 
 
+class Wants(Protocol):
+    """Which chunks of a snapshot must come to the host, and how, once it is known what they are."""
+
+    def wants(self, chunk: Chunk, fingerprint: str) -> bool:
+        """Whether a chunk's bytes are wanted, given their fingerprint."""
+        ...
+
+    def base(self, chunk: Chunk) -> str | None:
+        """The fingerprint of the bytes that a chunk's difference may be taken from, if it may."""
+        ...
+
+    def pays(self, chunk: Chunk, histograms: Histograms) -> bool:
+        """Whether the difference is wanted in place of the chunk."""
+        ...
+
+    def rounds(self, chunk: Chunk) -> bool:
+        """Whether the chunk is wanted beside its difference: others may be it, rounded."""
+        ...
+
+
 class Frozen(Protocol):
     """Tensors of one device as they were at one moment, until `release`."""
 
@@ -68,11 +103,14 @@ class Frozen(Protocol):
         """Whether it is the caller's own memory that is read, so that it must be read again."""
         ...
 
-    def download(self, batch: int, slot: Slot) -> Transfer[Sequence[Arrived]]:
-        """Begin to bring a batch of the plan to the host.
+    def download(
+        self, batch: int, slot: Slot, wants: Wants | None = None
+    ) -> Transfer[Sequence[Arrived]]:
+        """Begin to bring a batch of the plan to the host, all of it or what is wanted.
 
         They arrive in the slot or, where they are host memory already, stay
-        where they are.
+        where they are.  The first call may wait until the device knows what
+        the snapshot's chunks are; what it wants is for all calls.
         """
         ...
 
@@ -166,6 +204,13 @@ class Device(Protocol):
 
     def reserve(self, nbytes: int) -> None:
         """Have memory for a copy that takes `nbytes`, ready for use; it is kept."""
+        ...
+
+    def keep_bases(self, plan: Plan) -> bool:
+        """Keep two copies of a plan's tensors in turn, so that one is the base of the next.
+
+        If there is room; whether it does.  Call it while nothing is frozen.
+        """
         ...
 
     def freeze(

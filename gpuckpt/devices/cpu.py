@@ -72,6 +72,10 @@ class CpuDevice:
             self._shadow = self.host_memory(nbytes)
             self._shadow[:: mmap.PAGESIZE] = 0
 
+    def keep_bases(self, plan: Plan) -> bool:  # noqa: ARG002
+        """No: what the host keeps for any device is kept by chunks (`bases`)."""
+        return False
+
     def freeze(
         self,
         plan: Plan,

@@ -13,7 +13,7 @@ from gpuckpt.apart import Flag
 from gpuckpt.arena import Slot
 from gpuckpt.arrays import gather, host_view
 from gpuckpt.copying import copy_shares, share_out
-from gpuckpt.devices import Arrived, Bytes, Done, Transfer
+from gpuckpt.devices import Arrived, Bytes, Done, Transfer, Wants
 from gpuckpt.fingerprint import fingerprint
 from gpuckpt.plan import Plan, aligned
 from gpuckpt.spec import Chunk
@@ -58,7 +58,12 @@ class CpuCopy:
     def __init__(self, plan: Plan, places: Places, room: Bytes) -> None:
         self._plan, self._places, self._room = plan, places, room
 
-    def download(self, batch: int, slot: Slot) -> Transfer[Sequence[Arrived]]:  # noqa: ARG002
+    def download(
+        self,
+        batch: int,
+        slot: Slot,  # noqa: ARG002
+        wants: Wants | None = None,  # noqa: ARG002
+    ) -> Transfer[Sequence[Arrived]]:
         """They are where they belong."""
         part, room = self._places.part, self._room
         return Done([Arrived((part(chunk, room),)) for chunk in self._plan.batches[batch]])
@@ -97,7 +102,12 @@ class CpuHold:
         self._plan, self._addresses, self._owners = plan, addresses.tolist(), owners
         self._released = Flag()
 
-    def download(self, batch: int, slot: Slot) -> Transfer[Sequence[Arrived]]:
+    def download(
+        self,
+        batch: int,
+        slot: Slot,
+        wants: Wants | None = None,  # noqa: ARG002 - who would take the fingerprints reads all
+    ) -> Transfer[Sequence[Arrived]]:
         """The thread that waits for it copies."""
         chunks = self._plan.batches[batch]
 

@@ -19,17 +19,21 @@ import numpy as np
 
 from gpuckpt.arena import Slot
 from gpuckpt.devices import Bytes, Frozen, Piece, Upload, kernels
-from gpuckpt.devices.cuda_freeze import CudaCopy, CudaHold
+from gpuckpt.devices.cuda_copy import CudaCopy
+from gpuckpt.devices.cuda_deltas import DeltaRoom, Deltas
+from gpuckpt.devices.cuda_freeze import CudaHold
 from gpuckpt.devices.cuda_upload import CudaUpload
 from gpuckpt.devices.driver import PageLocked, usable_semaphore
 from gpuckpt.devices.room import Scratch, Shadow, copy_nbytes
 from gpuckpt.devices.stream import OwnStream
 from gpuckpt.devices.tables import Addresses, Tables
+from gpuckpt.errors import DeviceMemoryError
 from gpuckpt.plan import Plan, area_nbytes
 from gpuckpt.statistics import byte_values
 
-# Of the free memory, this much is left to the training run.
+# Of the free memory, this much is left to the training run; and this much if bases are kept.
 _HEADROOM = 0.1
+_HEADROOM_BESIDE_BASES = 0.5
 _LOCK_MORE = "pass a smaller memory=, or let the process lock more"
 
 
@@ -40,6 +44,8 @@ class CudaDevice:
         self.name = f"cuda:{ordinal}"
         self._stream = OwnStream(self.name)
         self._shadow: Shadow | None = None
+        self._older: Shadow | None = None
+        self._deltas: tuple[Plan, DeltaRoom] | None = None
         self._scratch: Scratch | None = None
         self._rows: Bytes = np.empty(0, np.uint8)
         self._values: dict[str, tuple[Any, Bytes]] = {}
@@ -53,9 +59,10 @@ class CudaDevice:
 
     @property
     def kept_nbytes(self) -> int:
-        """The memory for copies, and the scratch memory."""
-        scratch = 0 if self._scratch is None else self._scratch.memory.nbytes
-        return int(scratch + (0 if self._shadow is None else self._shadow.nbytes))
+        """The memory for copies and for differences between them, and the scratch memory."""
+        memories = [one.memory for one in (self._scratch, self._deltas and self._deltas[1]) if one]
+        shadows = [one for one in (self._shadow, self._older) if one is not None]
+        return sum(int(one.nbytes) for one in (*memories, *shadows))
 
     def host_memory(self, nbytes: int) -> Bytes:
         """Page-locked memory of exactly `nbytes`, for all devices."""
@@ -96,6 +103,27 @@ class CudaDevice:
             memory = self._stream.allocate(nbytes, "a copy of the state", remedy)
             self._shadow = Shadow(memory)
 
+    def keep_bases(self, plan: Plan) -> bool:
+        """If two copies would take at most half of what would be free without any."""
+        if self._deltas is not None and self._deltas[0] is plan:
+            return True
+        self._older = self._deltas = None
+        tables = self._tables(plan)
+        nbytes, more = copy_nbytes(tables), DeltaRoom.nbytes(tables, plan.chunk_nbytes)
+        kept = 0 if self._shadow is None else self._shadow.nbytes
+        free = self.free_nbytes() / (1 - _HEADROOM) + kept
+        if not DeltaRoom.survey(tables) or 2 * nbytes + more > free * (1 - _HEADROOM_BESIDE_BASES):
+            return False
+        try:
+            self.reserve(nbytes)
+            memory = self._stream.allocate(more, "differences")
+            host = self.host_memory(DeltaRoom.survey(tables))
+            self._older = Shadow(self._stream.allocate(nbytes, "the copy before"))
+        except DeviceMemoryError:
+            return False
+        self._deltas = plan, DeltaRoom(memory, host, area_nbytes(plan.chunk_nbytes))
+        return True
+
     def freeze(
         self, plan: Plan, addresses: Addresses, owners: Sequence[object], *, copy: bool
     ) -> Frozen:
@@ -107,14 +135,16 @@ class CudaDevice:
         if copy:
             tables = self._tables(plan)
             self.reserve(copy_nbytes(tables))
-            if self._rows.size < tables.rows_nbytes:
-                self._rows = self.host_memory(tables.rows_nbytes)
+            if self._rows.size < tables.host_nbytes:
+                self._rows = self.host_memory(tables.host_nbytes)
             with self._stream.used("take a snapshot"):
                 self._stream.follow_callers()
-            rows = self._rows[: tables.rows_nbytes]
+            deltas = self._differences(plan, tables)
             assert self._shadow is not None, "reserved"
             self._copy = CudaCopy(
-                *(self._stream, tables, self._shadow, rows), addresses=addresses, owners=owners
+                *(self._stream, tables, self._shadow, self._rows, deltas),
+                addresses=addresses,
+                owners=owners,
             )
             self._copy.begin()
             return self._copy
@@ -129,6 +159,15 @@ class CudaDevice:
                 owners=owners,
                 semaphore=usable,
             )
+
+    def _differences(self, plan: Plan, tables: Tables) -> Deltas | None:
+        """Of a copy that is to be made from the last one, if bases are kept: they take turns."""
+        if self._deltas is None or self._deltas[0] is not plan:
+            return None
+        assert self._shadow is not None, "reserved"
+        assert self._older is not None, "kept beside it"
+        self._shadow, self._older = self._older, self._shadow
+        return Deltas(self._stream, tables, self._deltas[1], self._shadow, self._older)
 
     def begin_uploads(self, chunk_nbytes: int) -> None:
         """Order uploads after the caller's current streams."""

@@ -1,4 +1,4 @@
-"""A GPU's tensors at one moment: copied on the device, or held where they are.
+"""A GPU's tensors at one moment, held where they are; `cuda_copy` has those that are copied.
 
 Either way chunks are split into planes, and their digests taken, by kernels on
 gpuckpt's own stream; what is left for the host is to copy them out.
@@ -14,10 +14,11 @@ from typing import Any, TypeVar
 
 from gpuckpt.apart import Flag
 from gpuckpt.arena import Slot
-from gpuckpt.devices import Arrived, Bytes, Transfer, kernels
+from gpuckpt.devices import Arrived, Transfer, Wants, kernels
 from gpuckpt.devices.driver import Semaphore
+from gpuckpt.devices.merging import Span, merged
 from gpuckpt.devices.peeking import bring, rounds
-from gpuckpt.devices.room import Scratch, Shadow, gather
+from gpuckpt.devices.room import Scratch
 from gpuckpt.devices.stream import OwnStream
 from gpuckpt.devices.tables import Addresses, Tables, fingerprints
 from gpuckpt.errors import DeviceError
@@ -54,92 +55,6 @@ class CudaTransfer(Transfer[R]):
         return self._read()
 
 
-class CudaCopy:
-    """Copies on the device, made as soon as the caller's streams have come this far.
-
-    One launch over all chunks makes them, split into planes already: what is
-    left are plain copies to the host, which leave the device's cores alone.
-    """
-
-    live = False
-
-    def __init__(
-        self,
-        stream: OwnStream,
-        tables: Tables,
-        shadow: Shadow,
-        rows: Bytes,
-        *,
-        addresses: Addresses,
-        owners: Sequence[object],
-    ) -> None:
-        """`shadow` has `copy_nbytes`, `rows` is page-locked and has `rows_nbytes` bytes."""
-        self._stream, self._tables, self._owners = stream, tables, owners
-        self._shadow: Shadow | None = shadow
-        self._rows, self._addresses = rows, addresses
-        self._staged = shadow.staged(tables)
-        self._made: Any = None
-
-    def begin(self) -> None:
-        """Give the device its work; until it has been done, this must not be let go of."""
-        stream, shadow = self._stream, self._shadow
-        assert shadow is not None, "released"
-        with stream.steps("take a snapshot"):
-            table = shadow.table(self._tables, self._addresses, self._rows, stream)
-            gather(table, shadow.start, stream)
-            kernels.filter_chunks(
-                shadow.start, len(table.rows), table.leaves, self._staged, stream.stream
-            )
-            self._made = stream.mark()
-
-    def download(self, batch: int, slot: Slot) -> Transfer[Sequence[Arrived]]:
-        """Two copies: the summaries of the chunks, and their planes."""
-        summaries, planes = self._tables.spans(batch)
-        room = slot.planes[: summaries.nbytes + planes.nbytes]
-        with self._stream.steps("copy to the host"):
-            self._stream.to_host(room[: summaries.nbytes], self._staged + summaries.start)
-            self._stream.to_host(room[summaries.nbytes :], self._staged + planes.start)
-            return CudaTransfer(
-                self._stream, lambda: self._tables.arrived(batch, room), self._shadow
-            )
-
-    def peek(self, chunks: Sequence[Chunk], slot: Slot) -> list[bytes]:
-        """A small copy for each plane."""
-        found: list[bytes] = []
-        for some in rounds(chunks, slot.planes):
-            places = [self._tables.places(chunk, self._staged) for chunk in some]
-            with self._stream.steps("look at some bytes"):
-                read = bring(places, slot.planes, self._stream)
-                transfer = CudaTransfer(self._stream, read, self._shadow)
-            found += transfer.wait()
-        return found
-
-    def reread(self, at: int, slot: Slot) -> Transfer[Sequence[str]]:
-        """Nobody changes copies."""
-        raise AssertionError(at, slot)
-
-    def order_update(self) -> None:
-        """Let the caller's streams wait for the copies; the host doesn't."""
-        with self._stream.used("order an update"):
-            self._stream.lead_callers(self._made)
-
-    def settle(self) -> None:
-        """Wait for the copies; only then may the sources' memory be used again."""
-        if self._owners:
-            # No event: an interrupt came before it was made, but not before the rest.
-            self._stream.synchronize(self._made or self._stream.stream)
-            self._owners = ()
-
-    def end_downloads(self) -> None:
-        """Nothing: downloads read the copies."""
-
-    def release(self) -> None:
-        """Let go of the copies, whose memory the device keeps."""
-        with contextlib.suppress(DeviceError):  # a lost device copies nothing any more
-            self.settle()
-        self._owners, self._shadow = (), None
-
-
 class CudaHold:
     """Live tensors, read batch by batch as host memory allows, and then once more.
 
@@ -168,23 +83,48 @@ class CudaHold:
         (self._tables, self._rereads), self._owners = tables, owners
         self._semaphore, self._ended = semaphore, Flag()
         self._given, self._arrived = 0, 0
+        self._prints: dict[Chunk, str] | None = None
         self._lost_patience, self._watched, self._released = False, False, False
         self._begun = self._last = stream.mark()
 
-    def download(self, batch: int, slot: Slot) -> Transfer[Sequence[Arrived]]:
-        """Split the chunks in the device's scratch memory, and copy that."""
-        self._given += 1
+    def download(
+        self, batch: int, slot: Slot, wants: Wants | None = None
+    ) -> Transfer[Sequence[Arrived]]:
+        """Split the chunks in the device's scratch memory, and copy what is wanted of that."""
         tables, scratch, stream = self._tables, self._scratch, self._stream
+        wanted = self._wanted(batch, slot, wants)
+        self._given += 1
         summaries, planes = tables.spans(batch)
-        room = slot.planes[: summaries.nbytes + planes.nbytes]
+        end = summaries.nbytes
+        room = slot.planes[: end + planes.nbytes]
+        parts = merged([Span(0, end), *(part.after(end) for part in tables.parts(batch, wanted))])
         table = tables.group(batch, self._addresses, scratch.packed)
         with stream.turn, stream.steps("copy to the host", self._open):
             scratch.gather(table, slot.raw, stream)
             kernels.filter_chunks(
                 scratch.table, len(table.rows), table.leaves, scratch.staged, stream.stream
             )
-            stream.to_host(room, scratch.staged)
-            return self._transfer(lambda: tables.arrived(batch, room))
+            for part in parts:
+                place = room[part.start : part.start + part.nbytes]
+                stream.to_host(place, scratch.staged + part.start)
+            found = room[:end].view(kernels.SUMMARY)
+            places = _where(tables.starts(batch), wanted)
+            return self._transfer(lambda: tables.arrived(batch, found, room[end:], places))
+
+    def _wanted(self, batch: int, slot: Slot, wants: Wants | None) -> list[bool]:
+        """Which chunks are wanted, by their digests, which the first call waits for.
+
+        What changes between this look and the second one is found out by either.
+        """
+        chunks = self._tables.chunks(batch)
+        if wants is None:
+            return [True] * len(chunks)
+        if self._prints is None:
+            self._prints = {}
+            for at in range(self._rereads.groups):
+                found = self.reread(at, slot).wait()
+                self._prints.update(zip(self._rereads.chunks(at), found, strict=True))
+        return [wants.wants(chunk, self._prints[chunk]) for chunk in chunks]
 
     def peek(self, chunks: Sequence[Chunk], slot: Slot) -> list[bytes]:
         """A small copy each; nothing of a strided tensor, which only a kernel can gather."""
@@ -300,3 +240,7 @@ class CudaHold:
                     self._lost_patience = True
                     semaphore.open_now(broken=True)
                 time.sleep(_LOOK_SECONDS)
+
+
+def _where(starts: Sequence[int], wanted: Sequence[bool]) -> list[int | None]:
+    return [start if one else None for start, one in zip(starts, wanted, strict=True)]

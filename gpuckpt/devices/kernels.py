@@ -48,6 +48,9 @@ _KERNELS = {
     "digest": "digest_chunks",
     "gather": "gather_runs",
     "scatter": "scatter_runs",
+    "survey": "survey_deltas",
+    "sample": "sample_deltas",
+    "pack": "pack_deltas",
 }
 _THREADS = 256
 _GRID_MAX = 2**31 - 1
@@ -151,6 +154,21 @@ def gather_runs(table_ptr: int, rows: int, pieces: int, stream: Any) -> None:
 def scatter_runs(table_ptr: int, rows: int, pieces: int, stream: Any) -> None:
     """Put packed runs back into strided tensors: the inverse of `gather_runs`."""
     _launch("scatter", pieces, (table_ptr, rows, pieces), stream)
+
+
+def survey_deltas(table_ptr: int, rows: int, pieces: int, stream: Any) -> None:
+    """Count what isn't zero in differences; `table_ptr` is the address of `Survey.rows`."""
+    _launch("survey", pieces, (table_ptr, rows, pieces), stream)
+
+
+def sample_deltas(table_ptr: int, rows: int, stream: Any) -> None:
+    """Take histograms of chunks and of their differences, for the same table."""
+    _launch("sample", rows, (table_ptr, rows), stream)
+
+
+def pack_deltas(table_ptr: int, rows: int, pieces: int, stream: Any) -> None:
+    """Write planes of differences; `table_ptr` is the address of `Packing.data`."""
+    _launch("pack", pieces, (table_ptr, rows, pieces), stream)
 
 
 def load_kernels() -> None:

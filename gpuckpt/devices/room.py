@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,8 @@ class Shadow:
         self.nbytes: int = memory.nbytes
         self.start: int = memory.data.ptr
         self._there: tuple[Tables, Addresses, Table] | None = None
+        # The fingerprints of the chunks of the copy that was made last, once they are known.
+        self.known: tuple[Tables, Sequence[str]] | None = None
 
     def table(self, tables: Tables, addresses: Addresses, room: Bytes, stream: OwnStream) -> Table:
         """The table of all chunks, brought to `start` by way of page-locked `room`.
@@ -54,6 +57,10 @@ class Shadow:
         stream.to_device(self.start, table.write(room))
         self._there = tables, addresses, table
         return table
+
+    def prints(self, tables: Tables) -> Sequence[str] | None:
+        """The fingerprints of its chunks, if it is a copy by these tables."""
+        return self.known[1] if self.known is not None and self.known[0] is tables else None
 
     def staged(self, tables: Tables) -> int:
         """The address of what kernels write."""

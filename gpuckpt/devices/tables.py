@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from gpuckpt.devices import Arrived, Bytes, kernels
 from gpuckpt.devices.gathered import Gathered
+from gpuckpt.devices.merging import Span, merged
 from gpuckpt.devices.strided import RUN, Runs
 from gpuckpt.fingerprint import root
 from gpuckpt.plan import PLANE_ALIGNMENT, RUN_NBYTES, SUMMARY_NBYTES, Plan, aligned
@@ -28,6 +29,7 @@ assert kernels.SUMMARY.itemsize == SUMMARY_NBYTES >= kernels.CHUNK.itemsize
 assert RUN.itemsize <= RUN_NBYTES
 
 Rows = npt.NDArray[Any]  # of kernels.CHUNK
+Summaries = npt.NDArray[Any]  # of kernels.SUMMARY
 Addresses = npt.NDArray[np.uint64]
 
 
@@ -56,14 +58,6 @@ class Table:
         return room[: self.nbytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Where a group's results lie among those of all groups: some bytes from `start` on."""
-
-    start: int
-    nbytes: int
-
-
 class Tables:
     """Everything about chunks, in groups, that doesn't depend on addresses.
 
@@ -82,8 +76,8 @@ class Tables:
         together: bool,
     ) -> None:
         """`values` gives the address of a one-byte float type's values, or 0."""
-        self._plan = plan
-        chunks = [chunk for group in groups for chunk in group]
+        self._plan, self._groups = plan, groups
+        self._chunks = chunks = [chunk for group in groups for chunk in group]
         widths = [plan.width(chunk) for chunk in chunks]
         self.layout = kernels.lay_out([chunk.nbytes for chunk in chunks], widths)
         dtypes = [plan.specs[chunk.tensor].dtype for chunk in chunks]
@@ -104,6 +98,34 @@ class Tables:
         return aligned(self.layout.rows.nbytes) + aligned(self._strided.runs.nbytes)
 
     @property
+    def summaries_nbytes(self) -> int:
+        """Room for the summaries of all groups, which lie one after the other."""
+        return self.layout.leaves * SUMMARY_NBYTES
+
+    @property
+    def host_nbytes(self) -> int:
+        """Page-locked memory for rows and runs on their way there, then for summaries back."""
+        return max(self.rows_nbytes, self.summaries_nbytes)
+
+    @property
+    def groups(self) -> int:
+        """How many groups there are."""
+        return len(self._groups)
+
+    def chunks(self, group: int) -> Sequence[Chunk]:
+        """The chunks of a group."""
+        return self._groups[group]
+
+    @property
+    def every_chunk(self) -> Sequence[Chunk]:
+        """The chunks of all groups."""
+        return self._chunks
+
+    def positions(self, group: int) -> range:
+        """Where a group's chunks are among those of all groups."""
+        return range(self._ends[group], self._ends[group + 1])
+
+    @property
     def packed_nbytes(self) -> int:
         """Room that gathered tensors take at most."""
         return self._strided.nbytes
@@ -116,20 +138,21 @@ class Tables:
             Span(planes, planes_end - planes),
         )
 
-    def places(self, chunk: Chunk, staged: int) -> tuple[list[int], int]:
-        """Where the planes of some bytes of a tensor's first chunk lie, and how long they are.
+    def places(self, chunk: Chunk, staged: int) -> tuple[list[int], int, bool]:
+        """Where planes of some bytes of a tensor's first chunk lie, how long, and if turned.
 
         By their addresses, if all groups' results begin at `staged`.
         """
         planes = self.layout.planes(self._firsts[chunk.tensor])
         ahead = staged + chunk.start // len(planes)
-        return [plane.start + ahead for plane in planes], chunk.nbytes // len(planes)
+        addresses = [plane.start + ahead for plane in planes]
+        return addresses, chunk.nbytes // len(planes), self._plan.turned(chunk)
 
-    def sources(self, chunk: Chunk, addresses: Addresses) -> tuple[list[int], int]:
+    def sources(self, chunk: Chunk, addresses: Addresses) -> tuple[list[int], int, bool]:
         """Where some bytes of a live tensor lie, and how many; nowhere, if it is strided."""
         if chunk.tensor in self._plan.strided:
-            return [], 0
-        return [int(addresses[chunk.tensor]) + chunk.start], chunk.nbytes
+            return [], 0, False
+        return [int(addresses[chunk.tensor]) + chunk.start], chunk.nbytes, False
 
     @cached_property
     def _firsts(self) -> dict[int, int]:
@@ -150,19 +173,47 @@ class Tables:
         table.rows["planes"] -= np.uint64(planes.start - summaries.nbytes)
         return table
 
-    def arrived(self, group: int, data: Bytes) -> list[Arrived]:
-        """A group's chunks, from what the kernels wrote: `data` is uint8, summaries first."""
-        summaries, planes = self.spans(group)
-        found = data[: summaries.nbytes].view(kernels.SUMMARY)
+    def own(self, group: int, summaries: Summaries) -> Summaries:
+        """A group's summaries among those of all groups."""
+        return summaries[self._edges[group][0] : self._edges[group + 1][0]]
+
+    def fingerprints(self, summaries: Summaries) -> list[str]:
+        """Of the chunks of all groups, from the summaries of all."""
+        rows = self.layout.rows
+        digests = summaries["digest"].tobytes()
+        return fingerprints(digests, rows["first_leaf"].tolist(), rows["nbytes"].tolist())
+
+    def parts(self, group: int, wanted: Sequence[bool]) -> list[Span]:
+        """Where the planes of the chunks that are wanted lie among those of a group; a few spans.
+
+        What lies between may be among them.
+        """
+        rows = self.layout.rows[self._ends[group] : self._ends[group + 1]]
+        sizes = (rows["stride"] * rows["width"]).tolist()
+        each = zip(self.starts(group), sizes, wanted, strict=True)
+        return merged(Span(start, size) for start, size, one in each if one)
+
+    def starts(self, group: int) -> list[int]:
+        """Where each chunk's planes begin among those of a group."""
+        rows = self.layout.rows[self._ends[group] : self._ends[group + 1]]
+        starts: list[int] = (rows["planes"].astype(np.intp) - self.spans(group)[1].start).tolist()
+        return starts
+
+    def arrived(
+        self, group: int, found: Summaries, data: Bytes, places: Sequence[int | None]
+    ) -> list[Arrived]:
+        """A group's chunks, from its summaries and what has come of its planes: `data`, uint8.
+
+        `places` says where in it each chunk's planes begin, None: they aren't there.
+        """
         rows = self.layout.rows[self._ends[group] : self._ends[group + 1]]
         firsts = (rows["first_leaf"] - np.uint64(self._edges[group][0])).astype(np.intp)
         prints = fingerprints(found["digest"].tobytes(), firsts.tolist(), rows["nbytes"].tolist())
         counts = _statistics(found, firsts, (rows["kind"] > 0).tolist())
-        offsets = (rows["planes"].astype(np.intp) - planes.start + summaries.nbytes).tolist()
         return [
-            Arrived(_planes(data, *place), one, counted)
-            for one, counted, *place in zip(
-                *(prints, counts, offsets),
+            Arrived(() if start is None else _planes(data, start, *shape), one, counted)
+            for start, one, counted, *shape in zip(
+                *(places, prints, counts),
                 *(rows[name].tolist() for name in ("stride", "width", "nbytes")),
                 strict=True,
             )
@@ -185,7 +236,7 @@ class Tables:
 
 def fingerprints(digests: bytes, firsts: Sequence[int], nbytes: Sequence[int]) -> list[str]:
     """Of chunks, from the digests of all their leaves, the first of each at `firsts`."""
-    ends = [*firsts[1:], len(digests) // kernels.DIGEST_NBYTES]
+    ends = [*firsts, len(digests) // kernels.DIGEST_NBYTES][1:]
     return [
         root(digests[first * kernels.DIGEST_NBYTES : end * kernels.DIGEST_NBYTES], length)
         for first, end, length in zip(firsts, ends, nbytes, strict=True)

@@ -54,7 +54,7 @@ SCENARIOS: dict[str, Scenario] = {
         partial(ends.slots_come_back_if_refused, "copy", "cuMemcpyAsync", 1), "faults"
     ),
     "slots after a refused second look": Scenario(
-        partial(ends.slots_come_back_if_refused, "hold", "cuLaunchKernel", 4), "faults"
+        partial(ends.slots_come_back_if_refused, "hold", "cuLaunchKernel", 5), "faults"
     ),
     "update goes on if it can't be opened": Scenario(
         ends.update_goes_on_if_it_cannot_be_opened, "faults and queues"
@@ -72,6 +72,7 @@ SCENARIOS: dict[str, Scenario] = {
         ends.update_goes_on_though_one_before_is_let_go_late
     ),
     "host goes on without threads": Scenario(ends.save_goes_on_without_threads_and_semaphores),
+    "differences of copies": Scenario(saves.differences_of_copies),
     "a copy that nobody saves": Scenario(ends.a_copy_that_nobody_saves),
     "a driver without setting": Scenario(
         partial(ends.a_driver_without, "cuStreamWriteValue32"), "faults"
@@ -94,7 +95,7 @@ SCENARIOS: dict[str, Scenario] = {
     "slot reused after its upload": Scenario(restores.restore_many_chunks),
     "slot reused after a failed save": Scenario(restores.restore_after_a_failed_save),
     "slot reused after a refused download": Scenario(
-        partial(restores.restore_after_a_refusal, "copy", 2), "faults"
+        partial(restores.restore_after_a_refusal, "copy", 3), "faults"
     ),
     "slot reused after a refused look at a copy": Scenario(
         partial(restores.restore_after_a_refused_peek, "copy"), "faults"
@@ -103,10 +104,10 @@ SCENARIOS: dict[str, Scenario] = {
         partial(restores.restore_after_a_refused_peek, "hold"), "faults"
     ),
     "slot reused after a refused read": Scenario(
-        partial(restores.restore_after_a_refusal, "hold", 2), "faults"
+        partial(restores.restore_after_a_refusal, "hold", 3), "faults"
     ),
     "slot reused after a refused second look": Scenario(
-        partial(restores.restore_after_a_refusal, "hold", 6), "faults"
+        partial(restores.restore_after_a_refusal, "hold", 7), "faults"
     ),
     "dropped after a refused upload": Scenario(restores.restore_after_a_refused_upload, "faults"),
     "dropped after a failed restore": Scenario(restores.drop_behind_a_failed_restore),

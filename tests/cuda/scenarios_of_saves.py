@@ -13,6 +13,7 @@ from typing import Any
 import cupy as cp
 import numpy as np
 
+import gpuckpt
 from gpuckpt.commit import open_step
 from gpuckpt.statistics import Statistics
 from gpuckpt.stores.memory import MemoryStore
@@ -149,6 +150,22 @@ def staged_while_the_disk_is_stuck(snapshot: str) -> bool:
         right = pending.staged.wait(5) and alive() is None
         store.freed.set()
         pending.result(60)
+    return right
+
+
+def differences_of_copies() -> bool:
+    """Each copy differs from the one before in more places than that one did."""
+    store, right = MemoryStore(), True
+    array = cp.asarray(np.random.default_rng(1).integers(0, 2**32, COUNT, np.uint32))
+    with checkpoints(store, "copy", codec="delta") as ckpt:
+        for step in range(1, 5):
+            with ckpt.update():
+                array[:: 640 >> 2 * step] += np.uint32(1)
+            pending = ckpt.save(step, {"w": array})
+            pending.result(60)
+            right = right and (step == 1 or pending.stats.delta_nbytes == array.nbytes)
+            found = gpuckpt.load("", step, "cpu", store=store)["w"]
+            right = right and bool((found == array.get()).all())
     return right
 
 

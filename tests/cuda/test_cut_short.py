@@ -12,7 +12,7 @@ import pytest
 
 import gpuckpt
 from gpuckpt.background import BackgroundSave
-from gpuckpt.devices.cuda_freeze import CudaCopy
+from gpuckpt.devices.cuda_copy import CudaCopy
 from gpuckpt.stores.memory import MemoryStore
 from tests.cuda.gates import Gate
 

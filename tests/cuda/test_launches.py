@@ -53,26 +53,31 @@ def state(standin_settings) -> Iterator[dict[str, Any]]:
     cp.cuda.Device().synchronize()
 
 
-def checkpoints(store: MemoryStore, snapshot: str) -> gpuckpt.Checkpointer:
-    return gpuckpt.Checkpointer("", store=store, snapshot=snapshot, chunk_nbytes=CHUNK)
+def checkpoints(store: MemoryStore, snapshot: str, codec: str = "auto") -> gpuckpt.Checkpointer:
+    return gpuckpt.Checkpointer("", store=store, snapshot=snapshot, codec=codec, chunk_nbytes=CHUNK)
 
 
 def change(ckpt: gpuckpt.Checkpointer, state: dict[str, Any]) -> None:
     with ckpt.update():
         state["w7"] += np.float32(1)
+        for at in range(TENSORS, TENSORS + LARGE):
+            state[f"w{at}"][::50] *= np.float32(1 + 1e-6)
 
 
+@pytest.mark.parametrize("codec", ["auto", "delta"])
 @pytest.mark.parametrize("snapshot", ["copy", "hold"])
-def test_a_save_launches_by_slots_and_the_caller_waits_for_nothing(state, slots, snapshot):
-    with checkpoints(MemoryStore(), snapshot) as ckpt:
-        change(ckpt, state)
-        ckpt.save(1, state).result(120)
+def test_a_save_launches_by_slots_and_the_caller_waits_for_nothing(state, slots, snapshot, codec):
+    with checkpoints(MemoryStore(), snapshot, codec) as ckpt:
+        for step in (1, 2):  # with differences two copies take turns
+            change(ckpt, state)
+            ckpt.save(step, state).result(120)
         change(ckpt, state)
         taken = slots.count
         with standin.counting() as whole:
             with standin.counting() as call:
-                pending = ckpt.save(2, state)
+                pending = ckpt.save(3, state)
             pending.result(120)
+    assert (pending.stats.delta_nbytes > 0) == (codec == "delta")
     taken = slots.count - taken
     work = whole.total["launch"] + whole.total["copy"]
     assert 0 < work <= MOST * taken

@@ -37,7 +37,8 @@ class By(NamedTuple):
     hangs: bool = False
 
 
-COPY, HOLD, TRANSFER = (f"devices/cuda_freeze: Cuda{name}" for name in ("Copy", "Hold", "Transfer"))
+HOLD, TRANSFER = (f"devices/cuda_freeze: Cuda{name}" for name in ("Hold", "Transfer"))
+COPY, DELTAS = "devices/cuda_copy: CudaCopy", "devices/cuda_deltas: Deltas"
 CPU, DEVICE, DRIVER = "devices/cpu_freeze: CpuHold", "devices/cuda: CudaDevice", "devices/driver"
 STREAM, UPLOAD = "devices/stream: OwnStream", "devices/cuda_upload: CudaUpload.start"
 
@@ -82,6 +83,8 @@ NOTICED = {
     f"{HOLD}.peek: self._stream.steps('look at some bytes', self._open)": By(
         "slot reused after a refused look"
     ),
+    f"{COPY}._look: self._stream.synchronize(event)": By("update after a copy"),
+    f"{DELTAS}.survey: self._stream.synchronize(event)": By("differences of copies"),
     f"{COPY}.order_update: self._stream.lead_callers(self._made)": By("update after a copy"),
     f"{COPY}.settle: self._stream.synchronize(self._made or self._stream.stream)": By(
         "update once a copy is staged"
@@ -213,9 +216,17 @@ EQUIVALENT = {
     f"{TRANSFER}.wait: self._keep = None": "transfers live hardly longer",
     f"{COPY}.begin: stream.steps('take a snapshot')": DROPPED,
     f"{COPY}.download: CudaTransfer keeps self._shadow": ITS_OWN,
+    f"{COPY}._look: self._stream.steps('look at a snapshot')": (
+        "the save has failed, and nobody reads the summaries that come too late"
+    ),
     f"{COPY}.peek: CudaTransfer keeps self._shadow": ITS_OWN,
     f"{COPY}.release: self.settle()": DROPPED,
-    f"{COPY}.release: self._owners, self._shadow = ((), None)": "snapshots live hardly longer",
+    f"{DELTAS}.survey: self._stream.steps('look for differences')": (
+        "the save has failed, and nobody reads what comes too late"
+    ),
+    f"{COPY}.release: self._owners, self._shadow, self._deltas = ((), None, None)": (
+        "snapshots live hardly longer"
+    ),
     f"{HOLD}.download: with stream.turn": ONE_DRAWS,
     f"{HOLD}.reread: with stream.turn": ONE_DRAWS,
     f"{HOLD}.peek: self._given += 1": "the downloads after it are counted, and alike",

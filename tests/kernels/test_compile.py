@@ -20,14 +20,25 @@ from gpuckpt.devices import kernels
 
 ARCHITECTURES = (75, 80, 90, 100, 120)
 # Bytes of shared memory: four blocks fit an SM but of sm_75, which has 64 KiB.
-KERNELS = {"filter": 22840, "unfilter": 20784, "digest": 20784, "gather": 0, "scatter": 0}
-# Loads and stores of 16 bytes: four units a lane for each way that bytes come or go.
+KERNELS = {
+    "filter": 22840,
+    "unfilter": 20784,
+    "digest": 20784,
+    "gather": 0,
+    "scatter": 0,
+    "survey": 0,
+    "sample": 16384,
+    "pack": 0,
+}
+# Loads and stores of 16 bytes: four units a lane for each way that bytes come or go.  Of two copies
+# a lane takes 4 bytes at a time, of many planes at once.
 WIDE = {
     "filter": (12, 16),
     "unfilter": (16, 4),
     "digest": (8, 0),
     "gather": (1, 5),
     "scatter": (5, 1),
+    **dict.fromkeys(("survey", "sample", "pack"), (0, 0)),
 }
 # 256 threads of 64 registers, four times: what `__launch_bounds__` asks for, half an SM's threads.
 REGISTERS_MAX = 64
