@@ -46,6 +46,7 @@ class Balance:
         self._begun = clock()
         self._waited = self._idle = self._encoding = 0.0
         self._made = self._taken = 0
+        self._draws = False
         self._lock = threading.Lock()
 
     @property
@@ -59,7 +60,8 @@ class Balance:
         passed = self._clock() - self._begun
         if self._waited < self._free or self._encoding <= _BUSY * self._workers * passed:
             return False
-        ahead = self._made - self._taken + self._waiting()
+        # While the writer waits for a chunk, those after it can't be written either.
+        ahead = self._waiting() + (0 if self._draws else self._made - self._taken)
         return ahead < self._enough or self._idle > _IDLE_SECONDS + _IDLE_SHARE * passed
 
     def keeps_at_most(self, nbytes: int) -> None:
@@ -92,11 +94,13 @@ class Balance:
         drawn = iter(results)
         while True:
             begun = self._clock()
+            self._draws = True
             try:
                 result = next(drawn)
             except StopIteration:
                 return
             finally:
+                self._draws = False
                 waited = self._clock() - begun
                 self._waited += waited
                 self._idle += 0.0 if self._waiting() else waited

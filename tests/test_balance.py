@@ -67,6 +67,17 @@ def test_encoding_is_free_only_while_enough_waits_for_the_disk():
     assert costs(balance)
 
 
+def test_results_behind_one_that_the_writer_waits_for_are_no_work_for_the_disk():
+    balance = busy(Clock(), Disk(), enough_nbytes=10)
+    balance.encoded(0.0, 10)
+
+    def said() -> Iterator[bool]:
+        yield costs(balance)
+
+    assert list(balance.watched(said())) == [True]
+    assert not costs(balance)
+
+
 def test_what_a_slow_storage_leaves_with_the_writer_waits_as_well():
     balance = busy(Clock(), Disk(), enough_nbytes=10)
     balance.keeps_at_most(8)
