@@ -21,7 +21,7 @@ from bench.cases import State, state_of
 from bench.timing import Spread, spread, spreads
 from bench.write import SEED, bare
 from gpuckpt.arena import AREAS, Arena, Slot
-from gpuckpt.coding import encode_chosen, samples
+from gpuckpt.coding import Samples, encode_chosen
 from gpuckpt.fingerprint import checksum
 from gpuckpt.look import look
 from gpuckpt.plan import area_nbytes
@@ -109,7 +109,7 @@ def _core_seconds(state: State, codec: str, slot: Slot) -> float:
         raw = array.view(np.uint8)
         for at in range(0, raw.size, _CHUNK_NBYTES):
             chunk = raw[at : at + _CHUNK_NBYTES]
-            tries = choose(samples(chunk, 4, turned=True), chunk.size)
+            tries = choose(Samples(chunk, 4, turned=True), chunk.size)
             seen = look(chunk, "float32", 4, slot.planes if any(tries) else None)
             checksum(encode_chosen(chunk, seen.planes or [chunk], tries, slot, turned=True).parts)
     return time.thread_time() - begun

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ Note = Callable[[memoryview], object]
 # and kept compressed if the frame is smaller than this share.
 WORTHWHILE = 0.97
 SAMPLE = 4096
+_RUN_NBYTES = 64
 # A plane with more runs, as a share of the places that are looked at, is left to zstd, which finds
 # matches; where there are none, looking for them costs bytes and time.
 RUNS = 0.03
@@ -63,7 +65,7 @@ def encode(
     """
     whole = given[0] if len(given) == 1 else None
     nbytes = sum(plane.size for plane in given)
-    tries = choose(given if whole is None else samples(whole, width, turned=turned), nbytes)
+    tries = choose(given if whole is None else Samples(whole, width, turned=turned), nbytes)
     if any(tries):
         planes = given
         if whole is not None and width > 1:
@@ -179,11 +181,30 @@ def columns(raw: Bytes, width: int) -> list[Bytes]:
     return [elements[:, k] for k in range(width)]
 
 
-def samples(raw: Bytes, width: int, *, turned: bool = False) -> list[Bytes]:
-    """Of the planes of a chunk, as `sample_entropy` would look at them; width is 1, 2, 4 or 8."""
-    elements = raw.view(f"<u{width}")[:: max(raw.size // width // SAMPLE, 1)]
-    some = turn(elements) if turned else np.ascontiguousarray(elements)
-    return columns(some.view(np.uint8), width)
+class Samples(Sequence[Bytes]):
+    """Of the planes of a chunk, as `sample_entropy` would look at them: taken at the first look.
+
+    Runs of 64 bytes at even distances: each is a cache line, which takes as long as one element.
+    """
+
+    def __init__(self, raw: Bytes, width: int, *, turned: bool = False) -> None:
+        """`width` is 1, 2, 4 or 8."""
+        self._raw, self._width, self._turned = raw, width, turned
+
+    def __len__(self) -> int:
+        return self._width
+
+    def __getitem__(self, at: Any) -> Any:
+        return self._planes[at]
+
+    @cached_property
+    def _planes(self) -> list[Bytes]:
+        elements, run = self._raw.view(f"<u{self._width}"), _RUN_NBYTES // self._width
+        rows = elements[: elements.size // run * run].reshape(-1, run)
+        step = len(rows) // (SAMPLE // run)
+        some = rows[::step].reshape(-1) if step else elements
+        some = turn(some) if self._turned else some
+        return columns(some.view(np.uint8), self._width)
 
 
 def _encode_planes(

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from gpuckpt.arena import Arena, Slot
 from gpuckpt.bases import FEWEST_NBYTES, Bases
-from gpuckpt.coding import Choice, encode, encode_chosen, samples
+from gpuckpt.coding import Choice, Samples, encode, encode_chosen
 from gpuckpt.deltacoding import delta_pays, encode_delta, encode_folded, histograms_pay
 from gpuckpt.derived import Derivation, Derived
 from gpuckpt.devices import Arrived, Histograms
@@ -131,7 +131,7 @@ class Encoder:
         (raw,) = arrived.planes
         if self._bases is not None and self._before.base(chunk) is not None:
             return look(raw, spec.dtype), None
-        tries = self._choose(samples(raw, spec.width, turned=spec.turned), raw.size)
+        tries = self._choose(Samples(raw, spec.width, turned=spec.turned), raw.size)
         room = part.planes if any(tries) else None
         return look(raw, spec.dtype, spec.width, room), tries
 

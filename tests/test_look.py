@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gpuckpt.look
-from gpuckpt.dtypes import to_numpy, width_of
+from gpuckpt.coding import Samples, choose_all, choose_by_entropy, choose_nothing
+from gpuckpt.dtypes import is_turned, to_numpy, width_of
 from gpuckpt.fingerprint import checksum, fingerprint
 from gpuckpt.look import look
 from gpuckpt.native import native
@@ -50,7 +51,7 @@ def test_a_look_tells_what_each_module_tells(loops, chunk):
         assert (wanted.nans, wanted.infs) == (seen.statistics.nans, seen.statistics.infs)
         assert math.isclose(wanted.squares, seen.statistics.squares, rel_tol=2e-6, abs_tol=1e-300)
     assert seen.planes is not None
-    parts = split(raw, width, np.empty_like(raw))
+    parts = split(raw, width, np.empty_like(raw), turned=is_turned(dtype))
     assert all(map(np.array_equal, seen.planes, parts))
 
 
@@ -71,3 +72,24 @@ def test_a_signalling_nan_is_counted_and_nobody_is_warned(dtype):
         seen = look(raw, dtype).statistics
     assert seen is not None
     assert seen.nans == 5000
+
+
+@pytest.mark.parametrize("width", [1, 2, 4, 8])
+def test_samples_are_runs_at_even_distances_of_each_plane(width):
+    elements = np.arange(1 << 18, dtype=f"<u{width}")
+    found = Samples(elements.view(np.uint8), width)
+    assert len(found) == width
+    low = found[0]
+    assert 4096 <= low.size <= 8192
+    run = 64 // width
+    assert (np.diff(low.reshape(-1, run).astype(int), axis=1) % 256 == 1).all()
+    few = elements[:100].view(np.uint8)
+    parts = split(few, width, np.empty_like(few), turned=width > 1)
+    assert all(map(np.array_equal, Samples(few, width, turned=width > 1), parts))
+
+
+def test_nothing_is_sampled_where_nobody_looks():
+    raw = np.zeros(7, np.uint8)  # no whole number of elements: a look would fail
+    assert choose_nothing(Samples(raw, 4), raw.size) == [False] * 4
+    assert choose_all(Samples(raw, 4), raw.size) == [True] * 4
+    assert choose_by_entropy(Samples(raw, 4), raw.size) == [False] * 4

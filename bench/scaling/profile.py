@@ -18,7 +18,7 @@ import numpy.typing as npt
 from bench.scaling.states import weights
 from bench.timing import spread
 from gpuckpt.arena import AREAS, Arena, Slot
-from gpuckpt.coding import choose_all, choose_by_entropy, choose_nothing, decode, encode, samples
+from gpuckpt.coding import Samples, choose_all, choose_by_entropy, choose_nothing, decode, encode
 from gpuckpt.coding import compress as compress_plane
 from gpuckpt.fingerprint import checksum, fingerprint
 from gpuckpt.layout import CHUNK_NBYTES
@@ -91,7 +91,7 @@ def _save(codec: str, raw: Bytes, slot: Slot, block: Bytes, laps: Laps) -> None:
     laps.mark("fingerprint")
     statistics_of(raw, "float32")
     laps.mark("statistics")
-    tries = CHOICES[codec](samples(raw, WIDTH, turned=True), raw.size)
+    tries = CHOICES[codec](Samples(raw, WIDTH, turned=True), raw.size)
     laps.mark("sample")
     parts = [raw.data]
     if any(tries):
