@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from gpuckpt.planes import join, join_in_parts, split, turn
 from gpuckpt.spec import Plane
 
 Bytes = npt.NDArray[np.uint8]
+Kind = TypeVar("Kind", bound=np.generic)
 # Of planes, or of samples of them, and of how many bytes the chunk has: which to compress.
 Choice = Callable[[Sequence[Bytes], int], Sequence[bool]]
 Note = Callable[[memoryview], object]
@@ -65,7 +66,10 @@ def encode(
     """
     whole = given[0] if len(given) == 1 else None
     nbytes = sum(plane.size for plane in given)
-    tries = choose(given if whole is None else Samples(whole, width, turned=turned), nbytes)
+    if whole is None:
+        tries = choose([_some(plane, width) for plane in given], nbytes)
+    else:
+        tries = choose(Samples(whole, width, turned=turned), nbytes)
     if any(tries):
         planes = given
         if whole is not None and width > 1:
@@ -199,12 +203,17 @@ class Samples(Sequence[Bytes]):
 
     @cached_property
     def _planes(self) -> list[Bytes]:
-        elements, run = self._raw.view(f"<u{self._width}"), _RUN_NBYTES // self._width
-        rows = elements[: elements.size // run * run].reshape(-1, run)
-        step = len(rows) // (SAMPLE // run)
-        some = rows[::step].reshape(-1) if step else elements
+        some = _some(self._raw.view(f"<u{self._width}"), self._width)
         some = turn(some) if self._turned else some
         return columns(some.view(np.uint8), self._width)
+
+
+def _some(elements: npt.NDArray[Kind], width: int) -> npt.NDArray[Kind]:
+    """Runs of elements of `width` bytes, or of a plane's bytes: the same of either."""
+    run = _RUN_NBYTES // width
+    rows = elements[: elements.size // run * run].reshape(-1, run)
+    step = len(rows) // (SAMPLE // run)
+    return rows[::step].reshape(-1) if step else elements
 
 
 def _encode_planes(

@@ -86,14 +86,21 @@ class Derivation:
                 self._digests[chunk, dtype] = digests
                 self._changed.notify_all()
 
-    def find(self, chunk: Chunk, spec: Spec, fingerprint: str) -> Derived | None:
-        """What the chunk is derived from, if it is; waits for its master's chunks."""
+    def sources(self, chunk: Chunk) -> Sequence[Chunk]:
+        """The master's chunks from which a copy's may be derived; none of any other chunk."""
         master = self._masters.get(chunk.tensor)
         if master is None:
-            return None
-        found = Derived(master, 2 * chunk.start, 2 * chunk.nbytes)
-        sources = self._sources(found)
-        if sources is None:
+            return ()
+        chunks, start, nbytes = self._chunks[master], 2 * chunk.start, 2 * chunk.nbytes
+        longest, end = chunks[0].nbytes, start + nbytes  # as are all but the last
+        found = chunks[start // longest : -(-end // longest)]
+        whole = start == found[0].start and end == found[-1].start + found[-1].nbytes
+        return found if whole else ()
+
+    def find(self, chunk: Chunk, spec: Spec, fingerprint: str) -> Derived | None:
+        """What the chunk is derived from, if it is; waits for its master's chunks."""
+        sources = self.sources(chunk)
+        if not sources:
             return None
         keys = [(source, spec.dtype) for source in sources]
         with self._changed:
@@ -104,7 +111,9 @@ class Derivation:
         known = [one for one in digests if one is not None]
         if len(known) < len(digests):
             return None
-        return found if root(b"".join(known), chunk.nbytes) == fingerprint else None
+        if root(b"".join(known), chunk.nbytes) != fingerprint:
+            return None
+        return Derived(sources[0].tensor, 2 * chunk.start, 2 * chunk.nbytes)
 
     def guarded(self, work: Callable[[T], R]) -> Callable[[T], R]:
         """The same, but if it fails, nobody waits any more for what it would have taken."""
@@ -131,14 +140,6 @@ class Derivation:
         with self._changed:
             self._ended = True
             self._changed.notify_all()
-
-    def _sources(self, derived: Derived) -> list[Chunk] | None:
-        """The master's chunks, if they are just these bytes."""
-        chunks, end = self._chunks[derived.master], derived.start + derived.nbytes
-        longest = chunks[0].nbytes  # as are all but the last
-        found = chunks[derived.start // longest : -(-end // longest)]
-        whole = derived.start == found[0].start and end == found[-1].start + found[-1].nbytes
-        return found if whole else None
 
 
 def _rounded_digests(chunk: Chunk, planes: Sequence[Bytes], dtype: str, arena: Arena) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import starmap
 
@@ -71,8 +71,15 @@ class Encoder:
         self._choose, self._before, self._bases = choose, before, bases
         self._derivation, self._arena, self._arrived = derivation, arena, arrived
 
-    def wants(self, chunk: Chunk, fingerprint: str) -> bool:
-        """Whether a chunk's bytes are needed: if it isn't on the disk, or its base must be kept."""
+    def wanted(self, fingerprints: Mapping[Chunk, str]) -> frozenset[Chunk]:
+        """The chunks whose bytes are needed: here, or to see what others are derived from."""
+        wanted = {chunk for chunk, known in fingerprints.items() if self._wants(chunk, known)}
+        for chunk in tuple(wanted):
+            wanted.update(self._derivation.sources(chunk))
+        return frozenset(wanted)
+
+    def _wants(self, chunk: Chunk, fingerprint: str) -> bool:
+        """Whether a chunk isn't on the disk, or its base must be kept."""
         if self._before.same(chunk, fingerprint) is None:
             return True
         return self._bases is not None and self._bases.lacks(chunk, fingerprint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -11,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gpuckpt.look
-from gpuckpt.coding import Samples, choose_all, choose_by_entropy, choose_nothing
+from gpuckpt.arena import AREAS, Slot
+from gpuckpt.coding import (
+    Bytes,
+    Samples,
+    choose_all,
+    choose_by_entropy,
+    choose_nothing,
+    encode,
+)
 from gpuckpt.dtypes import is_turned, to_numpy, width_of
 from gpuckpt.fingerprint import checksum, fingerprint
 from gpuckpt.look import look
@@ -86,6 +95,25 @@ def test_samples_are_runs_at_even_distances_of_each_plane(width):
     few = elements[:100].view(np.uint8)
     parts = split(few, width, np.empty_like(few), turned=width > 1)
     assert all(map(np.array_equal, Samples(few, width, turned=width > 1), parts))
+
+
+@given(
+    count=st.one_of(st.integers(1, 300), st.integers(4000, 40_000)),
+    width=st.sampled_from([2, 4, 8]),
+    turned=st.booleans(),
+)
+def test_planes_are_sampled_where_the_chunk_as_it_is_would_be(count, width, turned):
+    """So that what a GPU has split is encoded as what the host splits."""
+    raw = np.random.default_rng(count).integers(0, 256, count * width, np.uint8)
+    slot, seen = Slot(*np.empty((AREAS, raw.size), np.uint8)), []
+
+    def choose(planes: Sequence[Bytes], _: int) -> Sequence[bool]:
+        seen.append([plane.tobytes() for plane in planes])
+        return [False] * width
+
+    encode([raw], width, slot, choose, turned=turned)
+    encode(split(raw, width, slot.planes, turned=turned), width, slot, choose, turned=turned)
+    assert seen[0] == seen[1]
 
 
 def test_nothing_is_sampled_where_nobody_looks():

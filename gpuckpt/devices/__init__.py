@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -78,8 +78,8 @@ class Transfer(Protocol[T_co]):
 class Wants(Protocol):
     """Which chunks of a snapshot must come to the host, and how, once it is known what they are."""
 
-    def wants(self, chunk: Chunk, fingerprint: str) -> bool:
-        """Whether a chunk's bytes are wanted, given their fingerprint."""
+    def wanted(self, fingerprints: Mapping[Chunk, str]) -> frozenset[Chunk]:
+        """The chunks whose bytes are wanted, of all those of a device, given what they are."""
         ...
 
     def base(self, chunk: Chunk) -> str | None:

@@ -114,19 +114,21 @@ class CudaCopy:
             chunks = self._tables.every_chunk
             self._ways = [_WHOLE] * len(chunks)
             if wants is not None:
-                each = zip(chunks, prints, strict=True)
-                self._ways = [_WHOLE if wants.wants(*one) else _NOT_AT_ALL for one in each]
-                for at in self._differing(self._ways, wants):
+                wanted = wants.wanted(dict(zip(chunks, prints, strict=True)))
+                self._ways = [_WHOLE if chunk in wanted else _NOT_AT_ALL for chunk in chunks]
+                for at in self._differing(self._ways, prints, wants):
                     self._ways[at] = _BOTH if wants.rounds(chunks[at]) else _DELTA
         return summaries, self._ways
 
-    def _differing(self, ways: Sequence[str], wants: Wants) -> list[int]:
-        """The chunks whose difference from the copy before pays."""
+    def _differing(self, ways: Sequence[str], prints: Sequence[str], wants: Wants) -> list[int]:
+        """The chunks that have changed and whose difference from the copy before pays."""
         if self._deltas is None:
             return []
         chunks, is_base = self._tables.every_chunk, self._deltas.is_base
-        wanted = [at for at, way in enumerate(ways) if way == _WHOLE]
-        found = self._deltas.survey([at for at in wanted if is_base(at, wants.base(chunks[at]))])
+        bases = ((at, wants.base(chunks[at])) for at, way in enumerate(ways) if way == _WHOLE)
+        found = self._deltas.survey(
+            [at for at, base in bases if base != prints[at] and is_base(at, base)]
+        )
         return [at for at, seen in found.items() if wants.pays(chunks[at], seen)]
 
     def _packed(self, chunks: Sequence[int], slot: Slot) -> Callable[[], dict[int, Difference]]:

@@ -83,7 +83,7 @@ class CudaHold:
         (self._tables, self._rereads), self._owners = tables, owners
         self._semaphore, self._ended = semaphore, Flag()
         self._given, self._arrived = 0, 0
-        self._prints: dict[Chunk, str] | None = None
+        self._brought: frozenset[Chunk] | None = None
         self._lost_patience, self._watched, self._released = False, False, False
         self._begun = self._last = stream.mark()
 
@@ -119,12 +119,13 @@ class CudaHold:
         chunks = self._tables.chunks(batch)
         if wants is None:
             return [True] * len(chunks)
-        if self._prints is None:
-            self._prints = {}
+        if self._brought is None:
+            prints: dict[Chunk, str] = {}
             for at in range(self._rereads.groups):
                 found = self.reread(at, slot).wait()
-                self._prints.update(zip(self._rereads.chunks(at), found, strict=True))
-        return [wants.wants(chunk, self._prints[chunk]) for chunk in chunks]
+                prints.update(zip(self._rereads.chunks(at), found, strict=True))
+            self._brought = wants.wanted(prints)
+        return [chunk in self._brought for chunk in chunks]
 
     def peek(self, chunks: Sequence[Chunk], slot: Slot) -> list[bytes]:
         """A small copy each; nothing of a strided tensor, which only a kernel can gather."""
