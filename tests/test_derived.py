@@ -378,6 +378,25 @@ def test_masters_come_before_their_copies():
     assert [chunk.tensor for chunk in chunks] == [1, 1, 1, 0, 0]
 
 
+def test_of_a_master_that_was_not_brought_nothing_is_derived_and_nobody_waits():
+    derivation, spec, chunks = new_derivation()
+    master = numbers(1).view(np.uint8)
+    copy = numbers(1).astype(np.float16).view(np.uint8)
+    arena = Arena(np.empty(AREAS * area_nbytes(CHUNK), np.uint8), CHUNK)
+    derivation.take(chunks[0], [master[:CHUNK]], arena)
+    derivation.take(chunks[1], (), arena)
+    assert derivation.find(chunks[3], spec, fingerprint(copy[:CHUNK].data)) is None
+
+
+def test_a_copys_chunks_have_their_sources_and_no_others_have_any():
+    derivation, _, chunks = new_derivation()
+    assert [derivation.is_master(one) for one in chunks] == [True, True, True, False, False]
+    assert [list(derivation.sources(one)) for one in chunks] == [
+        *([], [], []),
+        *(chunks[:2], chunks[2:3]),
+    ]
+
+
 def test_a_copy_waits_for_its_masters_chunks_and_for_no_others():
     derivation, spec, chunks = new_derivation()
     master = numbers(1).view(np.uint8)
