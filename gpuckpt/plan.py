@@ -22,10 +22,6 @@ _WIDTH_MAX = 8
 _DIGEST_NBYTES = 16
 # To look at a smaller copy takes as long as to save it; all of them are little of a model.
 _FEWEST_NBYTES = 8 << 10
-# What a slot for large chunks has besides: then their encoded bytes can be read in whole pages,
-# whatever the first one's offset in its file and the slot's place in memory.
-_PAGE_NBYTES = 4096
-_PAGES_FROM_NBYTES = 1 << 20
 
 Strides = tuple[int, ...]
 
@@ -72,7 +68,7 @@ def make_plans(
 ) -> dict[str, Plan]:
     """A plan for each device; `split` says whether planes are wanted at all."""
     plans = {}
-    area = batch_room_nbytes(chunk_nbytes)
+    area = area_nbytes(chunk_nbytes)
     for device, tensors in by_device.items():
         copies = _possible_copies(specs, tensors)
         order = sorted(tensors, key=copies.__contains__)
@@ -145,14 +141,6 @@ def largest_nbytes(plans: Mapping[str, Plan]) -> int:
 
 def area_nbytes(chunk_nbytes: int) -> int:
     """Room for any chunk of at most so many bytes, with all that comes with it."""
-    nbytes = batch_room_nbytes(chunk_nbytes)
-    if chunk_nbytes < _PAGES_FROM_NBYTES:
-        return nbytes
-    return _up(nbytes, _PAGE_NBYTES) + 2 * _PAGE_NBYTES
-
-
-def batch_room_nbytes(chunk_nbytes: int) -> int:
-    """How much of that room one chunk, or some small ones, may take."""
     return staged_nbytes(chunk_nbytes, 1, strided=True) + _WIDTH_MAX * PLANE_ALIGNMENT
 
 

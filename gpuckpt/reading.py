@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -70,17 +68,11 @@ def rooms_of(chunk: ChunkEntry) -> int:
     return len(chunk.planes) if chunk.is_plain else 1
 
 
-def read_chunks(
-    every: Sequence[Wanted],
-    slot: Slot,
-    arena: Arena,
-    turns: AbstractContextManager[object] | None = None,
-) -> list[str | None]:
+def read_chunks(every: Sequence[Wanted], slot: Slot, arena: Arena) -> list[str | None]:
     """Read chunks and decode them into their rooms; the fingerprints that are wanted.
 
     They aren't compared yet.  Uses the slot's `coded` and, if planes are to be
-    joined into one room, `planes`.  Waits for the storage, and then for one of
-    the `turns` at what keeps a core busy.
+    joined into one room, `planes`.
 
     Raises:
         CorruptError: names tensor, file and offset.
@@ -89,30 +81,21 @@ def read_chunks(
     for run in _runs(every):
         first = run[0]
         if first.chunk.sources:
-            found.append(_make_derived(first, arena, turns))
+            found.append(_make_derived(first, arena))
             continue
         with open_segment(first.job.store, first.chunk.extent.segment) as reader:
-            if first.chunk.base is None:
-                reader.fetch([one.chunk.extent for one in run], slot.coded)
-            with turns or contextlib.nullcontext():
-                found += [_read_one(one, reader, slot, arena) for one in run]
+            found += [_read_one(one, reader, slot, arena) for one in run]
     return found
 
 
-def check_chunk(
-    job: Job,
-    chunk: ChunkEntry,
-    slot: Slot,
-    arena: Arena,
-    turns: AbstractContextManager[object] | None = None,
-) -> Bytes:
-    """Read, decode and check one chunk; its raw bytes lie in the slot.  `turns` as above.
+def check_chunk(job: Job, chunk: ChunkEntry, slot: Slot, arena: Arena) -> Bytes:
+    """Read, decode and check one chunk; its raw bytes lie in the slot.
 
     Raises:
         CorruptError: names tensor, file and offset.
     """
     room = slot.raw[: chunk.nbytes]
-    compare(job, chunk, read_chunks([Wanted(job, chunk, [room])], slot, arena, turns))
+    compare(job, chunk, read_chunks([Wanted(job, chunk, [room])], slot, arena))
     return room
 
 
@@ -134,10 +117,10 @@ def where_of(job: Job, chunk: ChunkEntry) -> str:
 
 
 def _runs(every: Sequence[Wanted]) -> Iterator[list[Wanted]]:
-    """Chunks whose encoded bytes follow each other in one file; one with a base is alone."""
+    """Chunks one after the other that lie in one file; one that is derived is alone."""
     run: list[Wanted] = []
     for one in every:
-        if run and not _follows(run[-1], one):
+        if run and not _goes_on(run[-1], one):
             yield run
             run = []
         run.append(one)
@@ -145,15 +128,12 @@ def _runs(every: Sequence[Wanted]) -> Iterator[list[Wanted]]:
         yield run
 
 
-def _follows(before: Wanted, after: Wanted) -> bool:
-    first, second = before.chunk.extent, after.chunk.extent
+def _goes_on(before: Wanted, after: Wanted) -> bool:
     return (
-        before.chunk.base is after.chunk.base is None
-        and not before.chunk.sources
+        not before.chunk.sources
         and not after.chunk.sources
         and before.job.store is after.job.store
-        and first.segment == second.segment
-        and first.offset + first.length == second.offset
+        and before.chunk.extent.segment == after.chunk.extent.segment
     )
 
 
@@ -172,9 +152,7 @@ def _read_one(one: Wanted, reader: Reader, slot: Slot, arena: Arena) -> str | No
     return leaves.fingerprint(chunk.nbytes)
 
 
-def _make_derived(
-    one: Wanted, arena: Arena, turns: AbstractContextManager[object] | None
-) -> str | None:
+def _make_derived(one: Wanted, arena: Arena) -> str | None:
     """Read the chunks that one is the rounding of, and round them, unless it is made already."""
     job, chunk, (out,) = one.job, one.chunk, one.rooms
     spec, leaves = job.entry.spec, _Leaves(wanted=one.looked_at)
@@ -183,7 +161,7 @@ def _make_derived(
     for source in () if one.made else chunk.sources:
         with arena.spare() as spare:
             raw = spare.raw[: source.nbytes]
-            read_chunks([Wanted(master, source, [raw], looked_at=False)], spare, arena, turns)
+            read_chunks([Wanted(master, source, [raw], looked_at=False)], spare, arena)
             at = source.start // 2 - chunk.start
             round_to(spec.dtype, raw, out[at : at + source.nbytes // 2])
     leaves.note(out.data)
@@ -198,7 +176,6 @@ def _read_links(job: Job, chunk: ChunkEntry, out: Bytes, reader: Reader, arena: 
                 coded = _encoded(job, link, reader, spare.coded)
             else:
                 with open_segment(job.store, link.extent.segment) as base_reader:
-                    base_reader.fetch([link.extent], spare.coded)
                     coded = _encoded(job, link, base_reader, spare.coded)
             where, turned = where_of(job, link), link.turned
             if link.is_plain:
@@ -209,11 +186,7 @@ def _read_links(job: Job, chunk: ChunkEntry, out: Bytes, reader: Reader, arena: 
 
 
 def _encoded(job: Job, chunk: ChunkEntry, reader: Reader, room: Bytes) -> Bytes:
-    """A chunk's encoded bytes, where they have been fetched to or at the beginning of `room`."""
-    held = reader.held(chunk.extent)
-    if held is not None:
-        _check_encoded(job, chunk, [held.data])
-        return held
+    """A chunk's encoded bytes, at the beginning of `room`."""
     coded = room[: chunk.extent.length]
     _check_encoded(job, chunk, reader.read(chunk.extent, coded))
     return coded

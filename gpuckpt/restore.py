@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +20,6 @@ from gpuckpt.ordered import alternated, ordered_map
 from gpuckpt.plan import (
     Plan,
     batch_chunks,
-    batch_room_nbytes,
     is_dense,
     staged_nbytes,
     target_nbytes,
@@ -37,8 +35,6 @@ Progress = Callable[[int], None]
 
 # Small chunks that one worker takes at a time: each is a read, and reads may be slow.
 READS_TOGETHER = 32
-# Threads beside one for each core: while some decode, the disk has something to read for others.
-MORE_READERS = 4
 
 
 @dataclass(slots=True)
@@ -105,18 +101,17 @@ def _restore_all(
     """Every chunk of every job, until it is `stopped`."""
     overlaps = overlapping([job for share in shares.values() for job in share])
     shared = frozenset(id(job) for job, _ in overlaps)
-    filled, turns = Filled(), threading.Semaphore(resources.workers)
+    filled = Filled()
 
     def work(batch: _Batch) -> _Batch:
         if not stopped.is_set():
             device = resources.devices[batch.device]
-            batch.transfer = _begin(batch, device, arena, shared, filled, turns)
+            batch.transfer = _begin(batch, device, arena, shared, filled)
         return batch
 
     drop = partial(_drop, arena=arena)
     batches = _batches(shares, arena)
-    workers = readers([job.entry for share in shares.values() for job in share], resources, arena)
-    for batch in ordered_map(work, batches, workers=workers, drop=drop):
+    for batch in ordered_map(work, batches, workers=resources.workers, drop=drop):
         try:
             if batch.transfer is not None:
                 _check(batch, batch.transfer.wait())
@@ -180,16 +175,6 @@ def largest_chunk(entries: Iterable[TensorEntry]) -> int:
     return max((one.nbytes for chunk in chunks for one in (chunk, *chunk.sources)), default=0)
 
 
-def readers(entries: Iterable[TensorEntry], resources: Resources, arena: Arena) -> int:
-    """How many threads read and decode.
-
-    No more than cores where chunks have bases: each takes memory beside the
-    arena then, and is busy for longer than the disk.
-    """
-    plain = all(chunk.is_plain for entry in entries for chunk in entry.chunks)
-    return min(resources.workers + plain * MORE_READERS, max(arena.count, resources.workers))
-
-
 def _batches(shares: Mapping[str, Sequence[Job]], arena: Arena) -> Iterator[_Batch]:
     """Chunks in the order of the jobs, small ones together, the devices in turn."""
     return alternated(_share_batches(device, jobs, arena) for device, jobs in shares.items())
@@ -205,23 +190,17 @@ def _share_batches(device: str, jobs: Sequence[Job], arena: Arena) -> Iterator[_
         return max(staged, target_nbytes(chunk.nbytes) * len(job.targets))
 
     chunks = (Chunk(at, 0, chunk.nbytes) for at, (_, chunk) in enumerate(every))
-    room = batch_room_nbytes(arena.chunk_nbytes)
+    room = arena.area_nbytes
     for batch in batch_chunks(chunks, cost, batch_nbytes=room, most=READS_TOGETHER):
         yield _Batch(device, tuple(every[chunk.tensor] for chunk in batch), arena.take())
 
 
-def _begin(  # noqa: PLR0917 - all that a worker has
-    batch: _Batch,
-    device: Device,
-    arena: Arena,
-    shared: frozenset[int],
-    filled: Filled,
-    turns: threading.Semaphore,
+def _begin(
+    batch: _Batch, device: Device, arena: Arena, shared: frozenset[int], filled: Filled
 ) -> Transfer[Sequence[Sequence[str]]]:
     """Read and decode a batch's chunks, and begin to upload them.
 
-    `shared` are the jobs, by identity, whose targets share memory with others;
-    `turns` are as many as cores.
+    `shared` are the jobs, by identity, whose targets share memory with others.
     """
     pieces = [
         Piece(
@@ -238,7 +217,7 @@ def _begin(  # noqa: PLR0917 - all that a worker has
         )
         for (job, chunk), rooms in zip(batch.chunks, uploading.rooms, strict=True)
     ]
-    return uploading.start(read_chunks(wanted, batch.slot, arena, turns))
+    return uploading.start(read_chunks(wanted, batch.slot, arena))
 
 
 def _drop(batch: _Batch, arena: Arena) -> None:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
-import numpy as np
 import zstandard
 
 from gpuckpt import layout
@@ -127,22 +126,6 @@ class Reader:
     def __init__(self, file: File) -> None:
         """`file` stays the caller's."""
         self._file = file
-        self._offset, self._held = 0, np.empty(0, np.uint8)
-
-    def fetch(self, extents: Sequence[Extent], room: Bytes) -> None:
-        """Read extents that follow each other at once, if that is fast.
-
-        What is then `held` of them lies in `room`, until the next call.
-        """
-        offset, end = extents[0].offset, extents[-1].offset + extents[-1].length
-        found = self._file.fetch(offset, end - offset, room) if end > offset else None
-        self._offset, self._held = offset, room[:0] if found is None else found
-
-    def held(self, extent: Extent) -> Bytes | None:
-        """A chunk's encoded bytes, if they are there."""
-        start = extent.offset - self._offset
-        within = start >= 0 and start + extent.length <= self._held.size
-        return self._held[start : start + extent.length] if within else None
 
     def read(self, extent: Extent, room: Bytes) -> Iterator[memoryview]:
         """Bring a chunk's encoded bytes to `room`, which has their length: undoes `Writer.write`.
@@ -151,13 +134,10 @@ class Reader:
         the processor's cache.
         """
         assert room.nbytes == extent.length, (room.nbytes, extent)
-        held, view = self.held(extent), room.data
+        view = room.data
         for at in range(0, extent.length, PART_NBYTES):
             part = view[at : at + PART_NBYTES]
-            if held is None:
-                self._file.read_into(extent.offset + at, part)
-            else:
-                np.copyto(room[at : at + PART_NBYTES], held[at : at + PART_NBYTES])
+            self._file.read_into(extent.offset + at, part)
             yield part
 
 
@@ -180,9 +160,6 @@ class _Unopened:
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         self.store.read_into(self.name, offset, buffer)
-
-    def fetch(self, offset: int, length: int, room: Bytes) -> None:
-        """There is no faster way."""
 
 
 def data_nbytes(store: Store, name: str) -> int:

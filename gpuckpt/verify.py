@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from gpuckpt.manifest import Manifest
 from gpuckpt.ordered import ordered_map
 from gpuckpt.reading import Job, check_chunk, where_of
 from gpuckpt.resources import Resources
-from gpuckpt.restore import largest_chunk, readers
+from gpuckpt.restore import largest_chunk
 from gpuckpt.segments import read_index
 from gpuckpt.spec import ChunkEntry
 from gpuckpt.stores import Store
@@ -65,7 +64,6 @@ def _verify_chunks(
     store: Store, manifest: Manifest, resources: Resources, progress: Callable[[int], None]
 ) -> Iterator[Damage]:
     arena = resources.arena(["cpu"], largest_chunk(manifest.tensors))
-    turns = threading.Semaphore(resources.workers)
 
     def pieces() -> Iterator[_Piece]:
         for entry in manifest.tensors:
@@ -75,7 +73,7 @@ def _verify_chunks(
 
     def work(piece: _Piece) -> tuple[_Piece, str]:
         try:
-            check_chunk(piece.job, piece.chunk, piece.slot, arena, turns)
+            check_chunk(piece.job, piece.chunk, piece.slot, arena)
         except CorruptError as error:
             own = error.where == where_of(piece.job, piece.chunk)
             return piece, error.reason if own else str(error)
@@ -86,8 +84,7 @@ def _verify_chunks(
     def drop(piece: _Piece) -> None:
         arena.give(piece.slot)
 
-    workers = readers(manifest.tensors, resources, arena)
-    for piece, reason in ordered_map(work, pieces(), workers=workers, drop=drop):
+    for piece, reason in ordered_map(work, pieces(), workers=resources.workers, drop=drop):
         arena.give(piece.slot)
         extent = piece.chunk.extent
         progress(extent.length)

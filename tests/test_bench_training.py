@@ -58,7 +58,7 @@ def test_every_case_is_saved_whole_and_by_deltas_at_each_interval(report):
 def test_a_row_has_all_that_a_save_wrote_and_took(report):
     for row in (row for run in report["runs"] for row in run["rows"]):
         assert row["written_nbytes"] > 0
-        assert (row["written_nbytes"] > row["state_nbytes"]) == (row["codec"] == "raw")
+        assert row["codec"] == "raw" or row["written_nbytes"] < row["state_nbytes"]
         assert 0 < row["encode_cpu_s"] < 2 * row["cpu_s"] + 0.1
         if row["links"] == 0:
             assert row["restore_cpu_s"] > 0

@@ -111,17 +111,9 @@ class File(Protocol):
         """Fill `buffer` (uint8) from `offset` on; `CorruptError` if the file ends before."""
         ...
 
-    def fetch(self, offset: int, length: int, room: Bytes) -> Bytes | None:
-        """Read some bytes, of at least one, in the fastest way for many; where in `room` they lie.
-
-        None if they are at hand anyway, if that way needs more room (for whole
-        pages, say), or if it fails: `read_into` reads them then, or says why not.
-        """
-        ...
-
 
 class Opens(Protocol):
-    """What a `Store` may do besides: keep a file open, and read large parts of it at once."""
+    """What a `Store` may do besides: keep a file open while parts of it are read."""
 
     def open(self, name: str) -> AbstractContextManager[File]:
         """Open a file until the end of the block."""

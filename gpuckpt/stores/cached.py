@@ -1,4 +1,4 @@
-"""Write to a file through the system's page cache."""
+"""Write to a file, and read from one, through the system's page cache."""
 
 from __future__ import annotations
 
@@ -48,6 +48,17 @@ class CachedFile:
         ready = self.offset - self._written_back
         os.posix_fadvise(self._descriptor, self._written_back, ready, os.POSIX_FADV_DONTNEED)
         self._written_back = self.offset
+
+
+def read_some(descriptor: int, buffer: memoryview, offset: int) -> int:
+    """Fill `buffer` as far as the file goes; how many bytes that is."""
+    done = 0
+    while done < buffer.nbytes:
+        count = os.preadv(descriptor, [buffer[done:]], offset + done)
+        if not count:
+            break
+        done += count
+    return done
 
 
 def write_some(descriptor: int, views: Sequence[memoryview], offset: int) -> int:

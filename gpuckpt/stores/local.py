@@ -13,11 +13,10 @@ from pathlib import Path
 
 from gpuckpt.errors import CheckpointError, CorruptError, LockedError, NotFoundError, StorageError
 from gpuckpt.layout import LOCK
-from gpuckpt.stores import Buffer, Bytes
+from gpuckpt.stores import Buffer
 from gpuckpt.stores.blocks import Blocks
-from gpuckpt.stores.cached import CachedFile
+from gpuckpt.stores.cached import CachedFile, read_some
 from gpuckpt.stores.direct import DirectFile
-from gpuckpt.stores.reads import read_direct, read_some
 
 log = logging.getLogger("gpuckpt")
 
@@ -153,10 +152,6 @@ class LocalFile:
         if found < buffer.nbytes:
             wanted, end = offset + buffer.nbytes, offset + found
             raise CorruptError(str(self._path), f"ends at {end}, {wanted} bytes expected")
-
-    def fetch(self, offset: int, length: int, room: Bytes) -> Bytes | None:
-        """Past the page cache, unless it holds the bytes."""
-        return read_direct(self._descriptor, offset, length, room)
 
 
 class _Held:
