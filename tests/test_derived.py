@@ -27,6 +27,7 @@ from gpuckpt.spec import Chunk, ChunkEntry, Extent, Plane, Spec
 from gpuckpt.stores.local import LocalStore
 from gpuckpt.stores.memory import MemoryAppender, MemoryStore
 from gpuckpt.verify import verify_step
+from tests.saving import save
 from tests.shares import tensor_of
 from tests.test_layers import body_of, read_strangers_index, resealed
 
@@ -57,12 +58,6 @@ def mixed(
 def checkpoints(store: Any, **options: Any) -> gpuckpt.Checkpointer:
     defaults: dict[str, Any] = {"memory": "8 MiB", "chunk_nbytes": CHUNK, "snapshot": "hold"}
     return gpuckpt.Checkpointer("", store=store, **(defaults | options))
-
-
-def save(ckpt: gpuckpt.Checkpointer, step: int, state: Any) -> gpuckpt.Stats:
-    pending = ckpt.save(step, state)
-    pending.result(60)
-    return pending.stats
 
 
 def entry_of(store: Any, name: str, step: int | None = None) -> TensorEntry:

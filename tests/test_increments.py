@@ -15,6 +15,7 @@ from gpuckpt.layout import segment_step
 from gpuckpt.resources import Resources
 from gpuckpt.stores.memory import MemoryAppender, MemoryStore
 from gpuckpt.verify import verify_step
+from tests.saving import save
 
 CHUNK = 4096
 
@@ -26,12 +27,6 @@ def numbers(seed: int, count: int = 3000) -> Any:
 def checkpoints(store: MemoryStore, **options: Any) -> gpuckpt.Checkpointer:
     defaults: dict[str, Any] = {"memory": "1 MiB", "chunk_nbytes": CHUNK, "snapshot": "hold"}
     return gpuckpt.Checkpointer("", store=store, **(defaults | options))
-
-
-def save(ckpt: gpuckpt.Checkpointer, step: int, state: Any) -> gpuckpt.Stats:
-    pending = ckpt.save(step, state)
-    pending.result(60)
-    return pending.stats
 
 
 def segments_of(store: MemoryStore, step: int) -> set[int | None]:
