@@ -6,32 +6,22 @@ import atexit
 import contextlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, Self
 
 from gpuckpt import layout
-from gpuckpt.background import BackgroundSave
-from gpuckpt.census import Census
 from gpuckpt.commit import open_step, steps, writing
 from gpuckpt.errors import CheckpointError, ClosedError
 from gpuckpt.governor import Governor
-from gpuckpt.inventory import Inventory, Snapshot
 from gpuckpt.journal import Log, open_journal
 from gpuckpt.loading import restore_state
-from gpuckpt.manifest import Manifest
 from gpuckpt.matching import Rename
 from gpuckpt.options import FULL_EVERY, Options, make_header
 from gpuckpt.pending import Checkpoint, Pending, checkpoint_of
-from gpuckpt.plan import Plan, largest_nbytes
-from gpuckpt.remarks import conclude, remarks_on
 from gpuckpt.resources import Resources
-from gpuckpt.retention import Keep, prune_quietly
-from gpuckpt.save import DELTA, Header, save_snapshot
+from gpuckpt.retention import Keep
+from gpuckpt.saving import Saves
 from gpuckpt.schedule import Every
-from gpuckpt.snapshot import Planner, capture, reserve
-from gpuckpt.spans import Lap, Spans
-from gpuckpt.stats import Fastest, Stats
 from gpuckpt.stores import Store
 from gpuckpt.stores.local import LocalStore
 
@@ -87,17 +77,15 @@ class Checkpointer:
             LockedError: another writer has the root.
             InvalidError: an option makes no sense.
         """
-        self._options = Options(codec, snapshot, when_busy, on_error, full_every)
+        self._options = Options(codec, snapshot, when_busy, on_error, full_every, trace)
         self._resources = Resources(memory, chunk_nbytes=chunk_nbytes)
-        self._census = Census()
-        self._planner = Planner(chunk_nbytes, split=codec != "raw")
         self._store = store if store is not None else LocalStore(root)
-        self._journal, self._trace, self._fastest = open_journal(log, self._store), trace, Fastest()
         self._governor = Governor(every, codec, self._resources.workers)
-        self._keep = keep
-        self._save: BackgroundSave | None = None
-        self._previous: Manifest | None = None
-        self._updates_seen = False
+        self._saves = Saves(
+            *(self._store, self._resources, self._options, self._governor),
+            keep=keep,
+            journal=open_journal(log, self._store),
+        )
         self._process = os.getpid()
         self._open = contextlib.ExitStack()
         self._open.enter_context(writing(self._store))
@@ -132,14 +120,14 @@ class Checkpointer:
         """
         self._check_open()
         step = layout.check_step(step)
-        self._governor.step(busy=self._save is not None)
-        self._reap(wait=False)
+        self._governor.step(busy=self._saves.save is not None)
+        self._saves.reap(wait=False)
         if not self._governor.is_due(step, epoch):
             return None
-        if self._save is not None and self._options.when_busy == "skip":
-            log.info("step %d isn't saved: step %d still is", step, self._save.pending.step)
+        if self._saves.save is not None and self._options.when_busy == "skip":
+            log.info("step %d isn't saved: step %d still is", step, self._saves.save.pending.step)
             return None
-        return self._begin(step, state, epoch, metrics)
+        return self._saves.begin(make_header(step, epoch, metrics), state)
 
     def save(
         self,
@@ -158,7 +146,7 @@ class Checkpointer:
             CheckpointError: the save before failed, with `on_error="raise"`.
         """
         self._check_open()
-        return self._begin(step, state, epoch, metrics)
+        return self._saves.begin(make_header(step, epoch, metrics), state)
 
     @contextlib.contextmanager
     def update(self) -> Iterator[None]:
@@ -166,9 +154,8 @@ class Checkpointer:
 
         On a GPU the current stream waits for the copies, not the host.
         """
-        self._updates_seen = True
-        if self._save is not None and self._process == os.getpid():
-            self._save.snapshot.order_update()
+        if self._process == os.getpid():
+            self._saves.order_update()
         yield
 
     def resume(self, state: Any) -> int:
@@ -178,9 +165,10 @@ class Checkpointer:
         snapshot stalls the loop no longer than the next.
         """
         self._check_open()
-        self._reap(wait=True)
+        self._saves.reap(wait=True)
         done = self.restore(state) if steps(self._store) else 0
-        self._reserve(state)
+        if self._governor.plans_saves:
+            self._saves.reserve(state)
         return done
 
     def restore(
@@ -204,7 +192,7 @@ class Checkpointer:
                 been overwritten in part.
         """
         self._check_open()
-        self._reap(wait=True)
+        self._saves.reap(wait=True)
         manifest = open_step(self._store, step)
         found = restore_state(
             *(state, manifest, self._store, self._resources),
@@ -214,14 +202,15 @@ class Checkpointer:
         )
         for name in [*found.missing, *found.mismatched]:
             log.warning("%s keeps its value: step %d doesn't fit it", name, manifest.step)
-        self._previous = manifest
+        self._saves.previous = manifest
         self._governor.resumed(manifest.step, manifest.epoch)
         return manifest.step
 
     def steps(self) -> list[int]:
         """All committed steps, ascending."""
-        if self._save is not None and self._save.pending.committed.is_set():
-            self._save.join()  # it may still delete some
+        save = self._saves.save
+        if save is not None and save.pending.committed.is_set():
+            save.join()  # it may still delete some
         return steps(self._store)
 
     def latest(self) -> Checkpoint | None:
@@ -233,111 +222,25 @@ class Checkpointer:
     def wait(self) -> None:
         """Wait until no save is in flight; raises if it failed, as `on_error` says."""
         self._check_open()
-        self._reap(wait=True)
+        self._saves.reap(wait=True)
 
     def close(self) -> None:
         """Wait for a save in flight, then give the root back; safe to call twice."""
         if self._process != os.getpid():
             return  # a forked child: the parent's save and lock are not its own
         try:
-            self._reap(wait=True)
+            self._saves.reap(wait=True)
         finally:
-            if self._save is None:  # else Ctrl-C cut the wait short: the save goes on, and the lock
+            # Else Ctrl-C cut the wait short: the save goes on, and the lock.
+            if self._saves.save is None:
                 self._open.close()
                 self._process = -1
                 atexit.unregister(self._at_exit)
 
     def _at_exit(self) -> None:
-        if self._process == os.getpid() and self._save is not None:
-            self._save.join()
-
-    def _begin(
-        self, step: int, state: Any, epoch: int | None, metrics: dict[str, float] | None
-    ) -> Pending:
-        lap = Lap()
-        header = make_header(step, epoch, metrics)
-        stats = Stats(step, codec=self._options.codec, spans=Spans() if self._trace else None)
-        self._reap(wait=True)
-        self._governor.begin()
-        lap.mark("wait")
-        inventory = self._census.take(state)
-        plans = self._planned(inventory)
-        lap.mark("inventory")
-        stats.raw_nbytes, stats.tensors = inventory.nbytes, len(inventory.specs)
-        snapshot = capture(
-            *(inventory, plans, self._resources.devices),
-            mode=self._options.snapshot,
-            host_room_nbytes=self._resources.host_room_nbytes,
-        )
-        del inventory  # it refers to the state's arrays
-        lap.mark("snapshot", stats.raw_nbytes)
-        stats.add(lap)
-        stats.mode = snapshot.mode
-        if snapshot.mode == "copy":
-            snapshot.order_update()  # before it can become a checkpoint
-        pending = Pending(stats, snapshot.staged)
-        self._save = BackgroundSave(
-            *(snapshot, pending, lambda: self._write(snapshot, header, stats), self._store.root),
-            after=partial(prune_quietly, self._store, self._keep),
-            beside=True,
-            journal=self._journal,
-        )
-        lap = Lap()
-        self._save.start()
-        if snapshot.mode == "hold" and not self._updates_seen:
-            # A loop that announces no updates would change what is being read.
-            snapshot.staged.wait_out()
-        self._updates_seen = False
-        lap.mark("held")
-        stats.add(lap)
-        self._governor.saved()
-        return pending
-
-    def _write(self, snapshot: Snapshot, header: Header, stats: Stats) -> Manifest:
-        effort = self._governor.effort
-        with self._governor.beside(stats):
-            manifest = save_snapshot(
-                *(snapshot, header, self._store, self._resources),
-                codec=effort.codec,
-                workers=effort.workers,
-                previous=self._previous,
-                full_every=self._options.full_every,
-                stats=stats,
-            )
-        # Here, so that the loop needn't take the one before apart.
-        before, self._previous = self._previous, manifest
-        stats.remarks = remarks_on(manifest, before)
-        self._fastest.compare(stats)
-        return manifest
-
-    def _reap(self, *, wait: bool) -> None:
-        """Take note of a save that has ended; wait for it if asked to."""
-        save = self._save
-        if save is None:
-            return
-        save.cancel_unless_begun()
-        if not (wait or save.ended):
-            return
-        save.join()
-        self._save = None
-        self._governor.ended(save.pending.stats, failed=save.pending.failure is not None)
-        conclude(save.pending, self._options.on_error, stacklevel=5)
-
-    def _planned(self, inventory: Inventory) -> Mapping[str, Plan]:
-        """Plans for the state, and the slots that its chunks will need."""
-        plans = self._planner.plans(inventory.roster)
-        self._resources.arena(plans, largest_nbytes(plans))
-        if self._options.codec == DELTA and self._options.full_every > 1:
-            self._resources.prepare_bases(plans, self._options.snapshot)
-        return plans
-
-    def _reserve(self, state: Any) -> None:
-        if self._governor.plans_saves:
-            plans = self._planned(self._census.take(state))
-            reserve(
-                *(plans, self._resources.devices, self._options.snapshot),
-                host_room_nbytes=self._resources.host_room_nbytes,
-            )
+        save = self._saves.save
+        if self._process == os.getpid() and save is not None:
+            save.join()
 
     def _check_open(self) -> None:
         if self._process != os.getpid():

@@ -24,6 +24,7 @@ class Options:
     when_busy: str
     on_error: str
     full_every: int
+    trace: bool = False
 
     def __post_init__(self) -> None:
         choice(self.codec)

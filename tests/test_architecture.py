@@ -55,6 +55,7 @@ ROWS: list[set[str]] = [
         "remarks",
         "diagnosis",
     },
+    {"saving"},
     {"checkpointer", "warm"},
     {"api"},
     {"__init__"},

@@ -132,8 +132,8 @@ def held_up(ckpt: gpuckpt.Checkpointer, seconds: float = 0.1, device: int = 0) -
 
 def frozen_of(ckpt: gpuckpt.Checkpointer, name: str = "cuda:0") -> Any:
     """The frozen tensors of the save in flight."""
-    assert ckpt._save is not None
-    return ckpt._save.snapshot.frozen[name]
+    assert ckpt._saves.save is not None
+    return ckpt._saves.save.snapshot.frozen[name]
 
 
 def failure_of(ckpt: gpuckpt.Checkpointer) -> BaseException | None:

@@ -25,6 +25,7 @@ PACKAGE = Path(__file__).parents[2] / "gpuckpt"
 MODULES = (
     *sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.glob("devices/*.py")),
     *("arena.py", "background.py", "checkpointer.py", "encoder.py", "inventory.py", "reading.py"),
+    "saving.py",
     *("restore.py", "save.py", "snapshot.py", "staging.py"),
 )
 # Calls whose results nobody uses: they are there to wait, to order, or to let others go on.

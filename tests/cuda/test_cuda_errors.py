@@ -84,7 +84,7 @@ def test_a_copy_without_memory_says_what_to_do_and_auto_holds(faults):
 def test_auto_holds_where_the_free_memory_is_in_pieces(faults):
     store, array = MemoryStore(), filled(1)
     with saved_once(store, array, "hold") as ckpt:
-        ckpt._options = type(ckpt._options)("auto", "auto", "wait", "raise", 8)
+        ckpt._saves._options = type(ckpt._options)("auto", "auto", "wait", "raise", 8)
         cp.get_default_memory_pool().free_all_blocks()
         fault = faults("cuMemAlloc", error=OUT_OF_MEMORY, times=FOREVER)
         pending = ckpt.save(2, {"w": array})

@@ -157,16 +157,10 @@ NOTICED = {
     "background: BackgroundSave._fail: self.snapshot.release()": By(
         "update goes on without any thread"
     ),
-    "checkpointer: Checkpointer.update: self._save.snapshot.order_update()": By(
-        "update after a copy"
-    ),
-    "checkpointer: Checkpointer._begin: snapshot.order_update()": By(
-        "update after a copy, unannounced"
-    ),
-    "checkpointer: Checkpointer._begin: snapshot.staged.wait_out()": By(
-        "update after a hold, unannounced"
-    ),
-    "checkpointer: Checkpointer._reap: save.join()": By("slots after a full disk"),
+    "saving: Saves.order_update: self.save.snapshot.order_update()": By("update after a copy"),
+    "saving: Saves._capture: snapshot.order_update()": By("update after a copy, unannounced"),
+    "saving: Saves.begin: snapshot.staged.wait_out()": By("update after a hold, unannounced"),
+    "saving: Saves.reap: save.join()": By("slots after a full disk"),
     "inventory: Snapshot.order_update: frozen.order_update()": By("update after a copy"),
     "inventory: Snapshot.settle: frozen.settle()": By("update once a copy is staged"),
     "inventory: Snapshot.settle: self._set_staged()": By("copy staged before it is written"),
@@ -206,7 +200,7 @@ ONE_DRAWS = "one thread at a time gives reads to a device"
 LISTED = "a checkpoint that is about to be deleted is listed: no bytes depend on it"
 # Nothing can notice these; each with the reason.
 EQUIVALENT = {
-    "checkpointer: Checkpointer.steps: self._save.join()": LISTED,
+    "checkpointer: Checkpointer.steps: save.join()": LISTED,
     "checkpointer: Checkpointer.latest: self.steps()": LISTED,
     f"{HOLD}.end_downloads: self._semaphore.open_after(self._stream.stream)": RELEASED,
     f"{DRIVER}: Semaphore.open_after: "
@@ -242,7 +236,7 @@ EQUIVALENT = {
         "page-locked memory goes with it, and to free that waits for the device"
     ),
     "background: BackgroundSave._run: self.snapshot.release()": "save_snapshot has done it",
-    "checkpointer: Checkpointer._at_exit: self._save.join()": "the interpreter waits for threads",
+    "checkpointer: Checkpointer._at_exit: save.join()": "the interpreter waits for threads",
     "inventory: Snapshot.end_downloads: frozen.end_downloads()": "a failed save releases next",
     "restore: restore_tensors: resources.devices[name].finish_uploads()": (
         "the host has waited for every upload"
