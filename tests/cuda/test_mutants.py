@@ -157,6 +157,7 @@ NOTICED = {
     "background: BackgroundSave._fail: self.snapshot.release()": By(
         "update goes on without any thread"
     ),
+    "checkpointer: Checkpointer.update: self._saves.order_update()": By("update after a copy"),
     "saving: Saves.order_update: self.save.snapshot.order_update()": By("update after a copy"),
     "saving: Saves._capture: snapshot.order_update()": By("update after a copy, unannounced"),
     "saving: Saves.begin: snapshot.staged.wait_out()": By("update after a hold, unannounced"),
@@ -243,6 +244,7 @@ EQUIVALENT = {
     ),
     "restore: _check_filled: frozen.release()": "nobody updates while a restore runs",
     "save: save_snapshot: snapshot.release()": "BackgroundSave does it a moment later",
+    "saving: Saves.__init__: self._keep keeps keep": "these are the checkpoints to keep, no memory",
     "snapshot: capture: snapshot.release()": DROPPED,
     "staging: stage: snapshot.end_downloads()": "a failed save releases next",
 }
