@@ -8,8 +8,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
-from types import SimpleNamespace
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, cast
 from unittest.mock import patch
 
 import cupy as cp
@@ -177,8 +177,17 @@ def torch_on(stream: Any, *, initialized: bool = True) -> Iterator[None]:
     cuda_of_torch = SimpleNamespace(
         is_initialized=lambda: initialized, current_stream=current_stream
     )
-    with patch.dict(sys.modules, {"torch": SimpleNamespace(cuda=cuda_of_torch)}):
+    # Not by `patch.dict`: it empties the table for a moment, and a save's thread that imports then
+    # makes modules a second time.
+    real = sys.modules.get("torch")
+    sys.modules["torch"] = cast("ModuleType", SimpleNamespace(cuda=cuda_of_torch))
+    try:
         yield
+    finally:
+        if real is None:
+            del sys.modules["torch"]
+        else:
+            sys.modules["torch"] = real
 
 
 @contextlib.contextmanager
