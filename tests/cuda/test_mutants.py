@@ -22,6 +22,7 @@ from tests.cuda_on_cpu import standin
 AT_ONCE = 3
 LIMIT_S = 10  # for one that hangs
 PATIENCE_S = 120  # for the others, which end long before unless the machine is busy
+TRIES = 5
 SETTINGS = {
     "lazy": "mode=lazy",
     "async": "mode=async",
@@ -251,7 +252,16 @@ EQUIVALENT = {
 
 
 def play(mutant: str) -> str:
-    """How a mutant fares in its scenario: `right`, `wrong` or `hangs`."""
+    """How a mutant fares in its scenario: `right`, `wrong` or `hangs`.
+
+    Where streams run by themselves, whether it is noticed is a matter of moments that a busy
+    machine can miss: it gets more than one try.
+    """
+    tries = 1 if "lazy" in SETTINGS[NOTICED[mutant].mode] else TRIES
+    return next((fate for _ in range(tries) if (fate := play_once(mutant)) != "right"), "right")
+
+
+def play_once(mutant: str) -> str:
     by = NOTICED[mutant]
     command = [sys.executable, "-m", "tests.cuda.mutants", by.scenario, mutant]
     environment = os.environ | {standin.VARIABLE: f"mem_mb=512,{SETTINGS[by.mode]}"}
