@@ -17,7 +17,18 @@ from hypothesis import strategies as st
 
 from bench.scaling.extrapolate import on_gpu_gb_s
 from bench.scaling.fit import least
-from bench.scaling.model import CHUNK_NBYTES, Costs, Load, Machine, durable, fill, stages, stall
+from bench.scaling.model import (
+    CHUNK_NBYTES,
+    Costs,
+    Load,
+    Machine,
+    durable,
+    fill,
+    mixed,
+    share_encoded,
+    stages,
+    stall,
+)
 from bench.scaling.profile import MS
 from bench.scaling.states import fine_tuning, weights
 
@@ -131,6 +142,29 @@ def test_a_save_takes_as_long_as_its_slowest_stage_and_not_as_all(load, machine)
     overhead += COSTS.durable_chunk_s * load.nbytes / CHUNK_NBYTES
     expected = stall(load, machine, COSTS) + overhead + fill(load, machine)
     assert math.isclose(rest, expected, rel_tol=1e-6, abs_tol=1e-6)
+
+
+@given(loads, machines, st.floats(1, 50))
+def test_auto_takes_no_longer_than_raw_and_writes_no_more(load, machine, times):
+    encoding = replace(machine, coding_gb_s=machine.coding_gb_s / times)
+    raw = replace(load, ratio=1)
+    written, rates = mixed(load, machine, encoding)
+    assert 1 <= written.ratio * (1 + 1e-9) <= load.ratio * (1 + 1e-6)
+    before, after = stages(raw, machine), stages(written, rates)
+    assert max(after.values()) <= max(before.values()) * (1 + 1e-6)
+
+
+def test_auto_compresses_as_much_as_the_cores_get_done_while_the_disk_writes():
+    raw, encoding = replace(MACHINE, coding_gb_s=4), replace(MACHINE, coding_gb_s=0.5)
+    load = Load(8e9, 100, 1.25)
+    written, rates = mixed(load, raw, encoding)
+    busy = stages(written, rates)
+    assert math.isclose(busy["cores"], busy["disk"])
+    assert 0 < share_encoded(load, raw, encoding) < 1
+    slow_disk = [replace(one, disk_gb_s=0.1) for one in (raw, encoding)]
+    assert share_encoded(load, *slow_disk) == 1
+    quick_disk = [replace(one, disk_gb_s=50) for one in (raw, encoding)]
+    assert share_encoded(load, *quick_disk) == 0
 
 
 def test_a_faster_stage_helps_only_where_it_is_the_slowest():

@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.scaling.model import CHUNK_NBYTES, Costs, Load, Machine, durable, stages, stall
+from bench.scaling.model import CHUNK_NBYTES, Costs, Load, Machine, durable, mixed, stages, stall
 from bench.scaling.model import fill as filling
 
 Row = dict[str, Any]
 Floats = npt.NDArray[np.float64]
 NOTHING = Costs(0, 0, 0, 0, 0)
-# What is predicted: `auto` watches the disk, which the model doesn't know.
+# What costs are fitted to; `auto` is predicted from both.
 CODECS = ("raw", "zstd")
+AUTO = "auto"
+FACTS = ("case", "state_nbytes", "tensors", "cores")  # rows with the same saved the same
 LEAST_NBYTES = 64 << 20  # smaller files and copies say more of caches and calls than of rates
 
 
@@ -29,7 +31,7 @@ def points(rows: Iterable[Row]) -> list[Row]:
         for row in rows
         if row["case"] in {"size", "count", "cores"}
         and row["mode"] == "copy"
-        and row["codec"] in CODECS
+        and row["codec"] in (*CODECS, AUTO)
     ]
 
 
@@ -53,6 +55,23 @@ def machine_of(rows: Sequence[Row], row: Row, cores: int) -> Machine:
 def load_of(row: Row) -> Load:
     """What a row saved."""
     return Load(row["state_nbytes"], row["tensors"], 1 / row["written_over_state"]["median"])
+
+
+def case_of(rows: Sequence[Row], row: Row, cores: int) -> tuple[Load, Machine]:
+    """What a row saved and the machine's rates for it; of `auto`, as others' rows foretell it."""
+    if row["codec"] != AUTO:
+        return load_of(row), machine_of(rows, row, cores)
+    facts = {name: row[name] for name in FACTS if name in row}
+    (whole,) = (
+        one
+        for one in points(rows)
+        if one["codec"] == "zstd" and facts == {name: one[name] for name in FACTS if name in one}
+    )
+    return mixed(
+        load_of(whole),
+        machine_of(rows, row | {"codec": "raw"}, cores),
+        machine_of(rows, row, cores),
+    )
 
 
 def fit(rows: Sequence[Row], some: Sequence[Row], cores: int) -> Costs:
@@ -93,7 +112,11 @@ def least(columns: Floats, left: Floats, weights: Floats) -> list[float]:
 def fitted(rows: Sequence[Row], cores: int) -> dict[str, Any]:
     """The model's costs and rates, and its errors on the half that it wasn't fitted to."""
     known = points(rows)
-    ways = {(row["case"], row["codec"]) for row in known if row["case"] != "cores"}
+    ways = {
+        (row["case"], row["codec"])
+        for row in known
+        if row["case"] != "cores" and row["codec"] != AUTO
+    }
     fitted_to = [
         row
         for case, codec in sorted(ways)
@@ -115,7 +138,7 @@ def fitted(rows: Sequence[Row], cores: int) -> dict[str, Any]:
 
 
 def _checked(rows: Sequence[Row], row: Row, cores: int, costs: Costs) -> Row:
-    load, machine = load_of(row), machine_of(rows, row, cores)
+    load, machine = case_of(rows, row, cores)
     busy = stages(load, machine)
     said = {"stall": stall(load, machine, costs), "durable": durable(load, machine, costs)}
     facts = {name: row[name] for name in ("case", "codec", "state_nbytes", "tensors")}
@@ -124,6 +147,8 @@ def _checked(rows: Sequence[Row], row: Row, cores: int, costs: Costs) -> Row:
         measured = row[f"{what}_s"]["median"]
         facts |= {f"{what}_s": measured, f"{what}_model_s": seconds}
         facts[f"{what}_error"] = seconds / measured - 1
+    facts["written_over_state"] = row["written_over_state"]["median"]
+    facts["written_over_state_model"] = 1 / load.ratio
     return facts | {"fill_s": filling(load, machine)}
 
 

@@ -5,12 +5,15 @@ Until it is durable, the state's bytes pass the bus (from a GPU), the CPU, which
 its cores share, and the disk, all at the same time.  What doesn't overlap is
 added: the first chunks, the last block, and work for each tensor and chunk
 that one thread does, or that holds the interpreter's lock.
+
+`auto` compresses while the disk has work: as large a share of the state as the
+cores get done in the time that the disk takes for what is left of the bytes.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 CHUNK_NBYTES = 4 << 20
 BLOCK_NBYTES = 8 << 20
@@ -90,3 +93,23 @@ def durable(load: Load, machine: Machine, costs: Costs) -> float:
         + fill(load, machine)
         + max(stages(load, machine).values())
     )
+
+
+def share_encoded(load: Load, raw: Machine, encoding: Machine) -> float:
+    """The share of the state that `auto` compresses, of what would have `load.ratio` whole.
+
+    The machines differ in a core's rate, for chunks that are left as they are
+    and for those that are compressed.
+    """
+    left, whole = stages(replace(load, ratio=1), raw), stages(load, encoding)
+    gained, spent = left["disk"] - whole["disk"], whole["cores"] - left["cores"]
+    spare = left["disk"] - left["cores"]
+    return max(0.0, min(1.0, spare / (gained + spent))) if gained + spent > 0 else 1.0
+
+
+def mixed(load: Load, raw: Machine, encoding: Machine) -> tuple[Load, Machine]:
+    """What `auto` writes, and at which rate a core gets that done."""
+    share = share_encoded(load, raw, encoding)
+    seconds = share / encoding.coding_gb_s + (1 - share) / raw.coding_gb_s
+    written = share / load.ratio + (1 - share)
+    return replace(load, ratio=1 / written), replace(raw, coding_gb_s=1 / seconds)

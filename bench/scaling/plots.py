@@ -16,7 +16,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib import pyplot as plt
 
-from bench.scaling.fit import load_of, machine_of
+from bench.scaling.fit import case_of
 from bench.scaling.model import Costs, Load, durable, stall
 
 MIB = 1 << 20
@@ -45,7 +45,7 @@ class Report:
         """The model's figures between the first and the last row's size or number of tensors."""
         ends = [row[by] for row in rows]
         row, at = rows[len(rows) // 2], np.geomspace(min(ends), max(ends), 60)
-        machine, load = machine_of(self.rows, row, self.cores), load_of(row)
+        load, machine = case_of(self.rows, row, self.cores)
         loads = [
             Load(x, load.tensors, load.ratio)
             if by == "state_nbytes"
@@ -119,9 +119,8 @@ def durables(report: Report) -> Any:
     for codec, colour in COLOURS.items():
         rows = report.of("size", mode="copy", codec=codec)
         points(axes, rows, "state_nbytes", "durable_s", 1 / MIB, color=colour, label=codec)
-        if codec != "auto":
-            at, line = report.line(rows, durable, "state_nbytes")
-            axes.plot(at / MIB, line, color=colour, linewidth=1, label=f"{codec}, model")
+        at, line = report.line(rows, durable, "state_nbytes")
+        axes.plot(at / MIB, line, color=colour, linewidth=1, label=f"{codec}, model")
     how = {"fmt": "_", "color": "black", "label": "O_DIRECT write + fsync, raw bytes"}
     points(axes, rows, "state_nbytes", "write_s", 1 / MIB, **how)
     axes.set_ylim(top=6 * axes.get_ylim()[1])
@@ -172,10 +171,8 @@ def cores(report: Report) -> Any:
             bars = [[spread["median"] - spread["min"]], [spread["max"] - spread["median"]]]
             axes.bar(at, spread["median"], yerr=bars, color=colour, alpha=0.6, capsize=3)
             labels.append(f"{codec}\n{row['cores']} core{'s' * (row['cores'] > 1)}")
-            if codec != "auto":
-                machine = machine_of(report.rows, row, report.cores)
-                said = durable(load_of(row), machine, report.costs)
-                axes.plot(at, said, "kD", markersize=5, label="model" if at == 0 else None)
+            said = durable(*case_of(report.rows, row, report.cores), report.costs)
+            axes.plot(at, said, "kD", markersize=5, label="model" if at == 0 else None)
     axes.set_xticks(range(len(labels)), labels)
     axes.set_ylim(bottom=0)
     axes.legend()

@@ -225,7 +225,7 @@ def _model(model: Row) -> Iterator[str]:
     yield ""
     head = ("case", "codec", "state", "tensors", "cores", "stall", "model", "durable", "model")
     yield from table(
-        (*head, "slowest"),
+        (*head, "written", "model", "slowest"),
         map(_checked, model["checked"]),
     )
     yield ""
@@ -258,7 +258,9 @@ def _checked(row: Row) -> Sequence[str]:
     ]
     return (
         *(row["case"], row["codec"], f"{row['state_nbytes'] / MIB:.0f} MiB", f"{row['tensors']:,}"),
-        *(str(row["cores"]), *times, row["slowest"]),
+        *(str(row["cores"]), *times),
+        *(f"{100 * row[name]:.1f}%" for name in ("written_over_state", "written_over_state_model")),
+        row["slowest"],
     )
 
 
