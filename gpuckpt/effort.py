@@ -18,6 +18,10 @@ _AS_GOOD = 1.1
 # One that is as dear as the best is tried anew after so many saves, one that is twice as dear
 # after twice as many: so trying costs little, whatever it costs.
 _TRIED_EVERY = 16
+# Less than this share of the bytes isn't worth the time that it may cost.
+_WORTH_SHARE = 0.06
+# A save of fewer bytes says little of the disk, and takes little time.
+_TELLING_NBYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,29 @@ def fitting(codec: str, workers: int, left: float | None, *, pressed: bool) -> E
     if left < min(_ENOUGH_CORES, _ENOUGH_SHARE * workers) and not pressed:
         return Effort(1, RAW)
     return Effort(min(max(round(left), 1), workers), codec)
+
+
+class Worth:
+    """Whether `auto` finds enough to compress on this disk: if not, chunks stay as they are.
+
+    A fast disk leaves it time for few chunks, and it costs time to find out for which.
+    """
+
+    def __init__(self) -> None:
+        self._left = 0
+
+    def choose(self, fits: Effort) -> Effort:
+        """For the next save."""
+        if fits.codec != AUTO or not self._left:
+            return fits
+        self._left -= 1
+        return Effort(fits.workers, RAW)
+
+    def ended(self, effort: Effort, fresh_nbytes: int, written_nbytes: int) -> None:
+        """A save wrote so much of so much that was to be written."""
+        if effort.codec == AUTO and fresh_nbytes >= _TELLING_NBYTES:
+            little = fresh_nbytes - written_nbytes < _WORTH_SHARE * fresh_nbytes
+            self._left = _TRIED_EVERY - 1 if little else 0
 
 
 class Efforts:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from gpuckpt.cores import Cores
-from gpuckpt.effort import Effort, Efforts, efforts_of, fitting
+from gpuckpt.effort import Effort, Efforts, Worth, efforts_of, fitting
 from gpuckpt.meter import Meter
 from gpuckpt.schedule import Every, Schedule
 from gpuckpt.stats import Stats
@@ -36,6 +36,7 @@ class Governor:
         self._codec, self._workers, self._clock = codec, workers, clock
         self._meter, self._cores = Meter(clock), cores or Cores()
         self._efforts: Efforts | None = None
+        self._worth = Worth()
         if every is not None and every.overhead is not None:
             self._efforts = Efforts(efforts_of(codec, workers), every.overhead)
         self._begun: float | None = None
@@ -74,7 +75,10 @@ class Governor:
 
         left = self._cores.left()
         fits = fitting(self._codec, self._workers, left, pressed=self._pressed)
-        self.effort = self._efforts.choose(fits) if self._efforts is not None else fits
+        if self._efforts is not None:
+            self.effort = self._efforts.choose(fits)
+        else:
+            self.effort = fits if self._pressed else self._worth.choose(fits)
 
     def beside(self, stats: Stats) -> contextlib.AbstractContextManager[None]:
         """Inside, in a thread of its own, a save goes on; it counts its CPU seconds in `stats`."""
@@ -92,6 +96,9 @@ class Governor:
         If no step without a save was seen before, as soon as there was one.
         """
         self._ended, self._failed = stats, failed
+        if not failed:
+            fresh = stats.raw_nbytes - stats.unchanged_nbytes - stats.derived_nbytes
+            self._worth.ended(self.effort, fresh, stats.written_nbytes)
         self._pressed = stats.stall_seconds + stats.background_seconds > _PRESSED * self._interval
         if self._meter.knows:
             self._settle()

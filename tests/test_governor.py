@@ -206,6 +206,68 @@ def test_a_save_that_takes_most_of_the_time_between_saves_is_compressed_all_the_
     assert chosen == ["raw", "raw", "raw", "auto"]
 
 
+class AllLeft(Cores):
+    """The loop uses no core."""
+
+    def left(self) -> float | None:
+        return 2.0
+
+
+def chosen_after(*ended: Stats, saves: int = 20) -> list[str]:
+    """The codecs of saves, of which the first that compressed ended so."""
+    clock, each = Clock(), iter(ended)
+    governor = Governor(None, "auto", 2, clock, AllLeft())
+    chosen = []
+    for step in range(saves):
+        governor.begin()
+        chosen.append(governor.effort.codec)
+        governor.saved()
+        clock.now += 1
+        stats = next(each, ended[-1]) if governor.effort.codec == "auto" else Stats(step)
+        governor.ended(stats, failed=False)
+        clock.now += 99
+    return chosen
+
+
+def wrote(share: float, *, unchanged_nbytes: int = 0, derived_nbytes: int = 0) -> Stats:
+    nbytes = 1 << 28
+    fresh = nbytes - unchanged_nbytes - derived_nbytes
+    return Stats(
+        1,
+        raw_nbytes=nbytes,
+        unchanged_nbytes=unchanged_nbytes,
+        derived_nbytes=derived_nbytes,
+        written_nbytes=round(share * fresh),
+    )
+
+
+def test_auto_that_found_little_to_compress_leaves_the_next_saves_as_they_are():
+    assert chosen_after(wrote(0.96)) == ["auto", *["raw"] * 15, "auto", *["raw"] * 3]
+
+
+def test_auto_goes_on_once_it_finds_enough_again():
+    assert chosen_after(wrote(0.96), wrote(0.8)) == ["auto", *["raw"] * 15, *["auto"] * 4]
+    assert set(chosen_after(wrote(0.8))) == {"auto"}
+
+
+def test_what_had_not_to_be_written_at_all_is_nothing_that_was_compressed():
+    assert chosen_after(wrote(0.99, unchanged_nbytes=1 << 27), saves=2) == ["auto", "raw"]
+    assert chosen_after(wrote(0.8, derived_nbytes=1 << 27), saves=2) == ["auto", "auto"]
+
+
+def test_small_saves_say_nothing_of_what_compressing_is_worth():
+    small = Stats(1, raw_nbytes=1 << 20, written_nbytes=1 << 20)
+    assert set(chosen_after(small)) == {"auto"}
+
+
+def test_a_save_that_failed_says_nothing_of_what_compressing_is_worth():
+    governor = Governor(None, "auto", 2, Clock(), AllLeft())
+    for failed, codec in ((True, "auto"), (False, "auto"), (False, "raw")):
+        governor.begin()
+        assert governor.effort.codec == codec
+        governor.ended(wrote(0.99), failed=failed)
+
+
 # By what saves cost
 
 
