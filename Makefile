@@ -45,10 +45,10 @@ $(VENV)/.gpu-$(CUDA): $(VENV)/.dev
 test: test-cpu test-cuda  ## every test that this machine can run
 
 test-cpu: $(VENV)/.dev
-	$(PY) -m pytest --ignore tests/cuda --ignore tests/kernels
+	$(PY) -m pytest -n auto --dist worksteal --ignore tests/cuda --ignore tests/kernels
 
 test-cuda: $(VENV)/.cuda  ## the CUDA tests with real CuPy over a stand-in for the driver
-	$(PY) -m pytest tests/kernels tests/test_bench.py
+	$(PY) -m pytest -n auto --dist worksteal tests/kernels tests/test_bench_gpu.py
 	$(PY) -m tests.cuda_on_cpu.run || [ $$? -eq 3 ]
 
 test-gpu: $(VENV)/.gpu-$(CUDA)  ## the CUDA tests on this machine's GPU; exits with 3 without one
