@@ -10,8 +10,9 @@ from gpuckpt.commit import open_step, steps
 from gpuckpt.layout import manifest_name
 from gpuckpt.resources import Resources
 from gpuckpt.verify import verify_step
-from tests.crash_histories import CHUNK, Life, version_of
+from tests.crash_histories import Life
 from tests.crash_store import CrashStore, Image, Loss, Operation, Promise, losses
+from tests.versions import CHUNK, version_of
 
 RECOVERED, AFTERWARDS = 2, 3  # lives
 

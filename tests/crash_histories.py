@@ -15,58 +15,15 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import numpy as np
-
 import gpuckpt
 from gpuckpt.layout import manifest_step
 from gpuckpt.manifest import Manifest
 from gpuckpt.pending import Checkpoint, Pending
 from gpuckpt.save import save_snapshot
 from tests.crash_store import CrashStore, DeadError, Operation, Promise
+from tests.versions import CHUNK, FROZEN, State, set_to, state_at, version_of
 
-CHUNK = 64 << 10  # as small as differences are taken of
 NOW = 1_700_000_000.0
-_RNG = np.random.default_rng(1)
-_DENSE = _RNG.standard_normal(CHUNK // 4, np.float32)
-_SPARSE = _RNG.integers(0, 1 << 20, CHUNK // 4, np.int32)
-_FROZEN = _RNG.standard_normal(500)
-
-State = dict[str, Any]
-
-
-def state_at(version: int) -> State:
-    """A tensor that changes a little, one in a few places, one not at all, one wholly, and a copy.
-
-    The first and the second have chunks of which differences are taken.
-    """
-    dense, sparse = _DENSE * np.float32(1 + version / 1024), _SPARSE.copy()
-    sparse[version * 77 % 16_000 :][:5] = version
-    return {
-        "dense": dense,
-        "sparse": sparse,
-        "frozen": _FROZEN.copy(),
-        "w": np.random.default_rng(version).standard_normal(300),
-        "half": dense.astype(np.float16),
-        "version": version,
-    }
-
-
-def set_to(state: State, version: int) -> None:
-    """Make the state another version, in place."""
-    for name, value in state_at(version).items():
-        if name == "version":
-            state[name] = value
-        else:
-            state[name][...] = value
-
-
-def version_of(state: State) -> int:
-    """Its version, if it is that one in every bit."""
-    version = state["version"]
-    assert isinstance(version, int)
-    for name, value in state_at(version).items():
-        assert name == "version" or value.tobytes() == state[name].tobytes(), (name, version)
-    return version
 
 
 def expected(step: int) -> Manifest:
@@ -193,7 +150,7 @@ def refers_to_what_was_written_and_rewrites_it(life: Life) -> None:
     with life.open(gpuckpt.Keep(last=1)) as run:
         for step in (1, 2, 3):
             run.save(step)
-    frozen = _FROZEN.nbytes
+    frozen = FROZEN.nbytes
     assert [one.unchanged_nbytes for one in life.stats] == [0, frozen, 0]
     assert all(one.derived_nbytes for one in life.stats)
 
