@@ -267,6 +267,7 @@ def once(which: Callable[[Operation], bool], at: int = 0) -> Callable[[Operation
     return refuses
 
 
+# In these every save is committed, unless its process is killed.
 HISTORIES: tuple[Callable[[Life], None], ...] = (
     saves_alone,
     replaces_a_step_alone,
@@ -280,6 +281,8 @@ HISTORIES: tuple[Callable[[Life], None], ...] = (
     goes_on_from_what_a_killed_process_was_deleting,
     writes_several_segments,
 )
+
+ALL = (*HISTORIES, saves_after_a_failed_one)
 
 
 def record_of(history: Callable[[Life], None]) -> list[Operation]:

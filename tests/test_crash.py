@@ -18,16 +18,9 @@ from rich.console import Console
 import gpuckpt
 from gpuckpt.cli.verifying import verify_root
 from tests.crash_checks import Checks, Failures
-from tests.crash_histories import (
-    HISTORIES,
-    Life,
-    once,
-    record_of,
-    saves_after_a_failed_one,
-)
+from tests.crash_histories import ALL, HISTORIES, Life, once, record_of
 from tests.crash_store import CrashStore, Loss, losses, syncs
 
-ALL = (*HISTORIES, saves_after_a_failed_one)
 PACKAGE = Path(gpuckpt.__file__).parent
 History = Callable[[Life], None]
 

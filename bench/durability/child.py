@@ -95,20 +95,27 @@ def live(life: Life, said: Connection, go: Connection) -> None:
 
     Says each step that is durable as soon as it is, before anybody else is told.
     """
+    go.recv()
     watches = count_all() if life.death == COUNTED else {}
     if life.death is not None and not watches:
         die_at(life.death)
     try:
-        while go.recv():
-            try:
-                _train(life, said)
-                break
-            except gpuckpt.LockedError as error:
-                said.send(("locked", str(error)))
+        while not _trained(life, said):
+            go.recv()
     except BaseException as error:
         said.send(("failed", repr(error)))
         raise
     said.send(("counted", {place: watch.count for place, watch in watches.items()}))
+
+
+def _trained(life: Life, said: Connection) -> bool:
+    """Whether it got the root; then it has trained."""
+    try:
+        _train(life, said)
+    except gpuckpt.LockedError as error:
+        said.send(("locked", str(error)))
+        return False
+    return True
 
 
 def _train(life: Life, said: Connection) -> None:
