@@ -112,10 +112,10 @@ def main(words: Sequence[str]) -> int:
     for history in ALL:
         rows.append(campaign.history(history))
         print(rows[-1], flush=True)
-    where["seconds"] = round(time.monotonic() - begun)
-    counts = campaign.checks.counts
-    print(counts, campaign.failures, f"{where['seconds']} s")
-    if options.out:
-        report = {"machine": where, "different_file_systems": counts}
-        write_report(options.out, report | {"failures": campaign.failures, "results": rows})
+        where["seconds"] = round(time.monotonic() - begun)
+        facts = {"machine": where, "different_file_systems": campaign.checks.counts}
+        if options.out:
+            found = {"failures": campaign.failures, "results": rows}
+            write_report(options.out, facts | found)
+    print(campaign.checks.counts, campaign.failures, f"{where['seconds']} s")
     return 1 if campaign.failures else 0
