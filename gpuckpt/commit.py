@@ -109,7 +109,11 @@ def delete(store: Store, doomed: Iterable[int], known: Manifest | None = None) -
 
 
 def sweep(
-    store: Store, *, committed: Manifest | None = None, known: Manifest | None = None
+    store: Store,
+    *,
+    committed: Manifest | None = None,
+    known: Manifest | None = None,
+    durable: bool = False,
 ) -> list[str]:
     """Remove what no committed manifest names, and return the names of what was removed.
 
@@ -118,9 +122,10 @@ def sweep(
 
     After a commit, give its manifest: then the names are durable already, and
     only if there are segments of its step that it doesn't name, or of a step
-    that isn't committed, are other manifests read.  Else the names are synced
-    first: a manifest that is gone, or replaced, only in memory would be back
-    after a crash, and must find its segments.  One that is `known` isn't read.
+    that isn't committed, are other manifests read.  Else, unless the names are
+    `durable`, they are synced first: a manifest that is gone, or replaced, only
+    in memory would be back after a crash, and must find its segments.  One that
+    is `known` isn't read.
     """
     known = known or committed
     names = store.names()
@@ -135,7 +140,7 @@ def sweep(
         with contextlib.suppress(CheckpointError):
             kept = {name for step in steps(store) for name in _named(store, step, known)}
             doomed += [name for name in segments if name not in kept]
-    if doomed and committed is None:
+    if doomed and committed is None and not durable:
         store.sync_names()
     for name in doomed:
         store.remove(name)
@@ -161,11 +166,15 @@ def _read_manifest(store: Store, name: str) -> bytes:
 def writing(store: Store) -> Iterator[None]:
     """Hold the store for writing, swept of what a crash may have left there.
 
+    A writer that was killed may have left a manifest visible that isn't
+    durable.  Whoever goes on from it does so for good, so its name is synced.
+
     Raises:
         LockedError: somebody else holds it.
     """
     with store.lock():
-        if removed := sweep(store):
+        store.sync_names()
+        if removed := sweep(store, durable=True):
             log.info("swept away %d files that no checkpoint names", len(removed))
         yield
 

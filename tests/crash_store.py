@@ -1,22 +1,64 @@
-"""A store that loses power, and then yields every file system that a reboot could find.
+"""A store that records what is done to it, and every file system that a loss of power could leave.
 
 Modelled after leveldb's FaultInjectionTestEnv and pebble's crashable MemFS, but
 exhaustive: every subset of the unsynced name changes, and for each file that
-was not synced its old contents, its new ones, a torn half of these, or zeros
-of their length (the length was written, the data wasn't).
+was not synced its old contents, its new ones, a torn half of these, zeros of
+their length (the length was written, the data wasn't), or zeros before the
+later half (later blocks were written before earlier ones).
+
+A history is run once; its record is then cut off before each operation, and
+read again without one of its syncs.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import product
+from typing import Literal
 
 from gpuckpt.errors import CorruptError, NotFoundError, StorageError
 
+Image = tuple[tuple[str, bytes], ...]
+"""What a reboot finds: names, sorted, with contents."""
+Promise = frozenset[tuple[int, int]]
+"""Steps that were said to be durable, each with its version or a later one."""
+Kind = Literal["create", "append", "sync", "rename", "remove", "sync_names", "promise"]
 
-class PowerLossError(Exception):
-    """The simulated machine lost power; nothing works any more."""
+
+class DeadError(Exception):
+    """The simulated process is dead; nothing works any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What was done to a store: `file` is a number, for names come and go."""
+
+    kind: Kind
+    name: str = ""
+    new: str = ""
+    file: int = -1
+    data: bytes = b""
+    promise: Promise = frozenset()
+    place: tuple[str, int] = ("", 0)
+    """Of a sync: the source file and line that asked for it."""
+
+    @property
+    def is_sync(self) -> bool:
+        """Whether it makes something durable."""
+        return self.kind in {"sync", "sync_names"}
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What a reboot found after a loss of power, what had been promised, and what would be next."""
+
+    image: Image
+    promise: Promise
+    next: Promise
 
 
 class _File:
@@ -27,38 +69,84 @@ class _File:
         """What may be left of it, each possibility once."""
         if self.data == self.synced:
             return [self.data]
-        missing = len(self.data) - len(self.synced)
-        torn = self.synced + self.data[len(self.synced) :][: missing // 2]
-        zeros = self.synced + bytes(missing)
-        return list(dict.fromkeys([self.synced, self.data, torn, zeros]))
+        new = self.data[len(self.synced) :]
+        early, late = new[: len(new) // 2], new[len(new) // 2 :]
+        found = [b"", new, early, bytes(len(new)), bytes(len(early)) + late]
+        return list(dict.fromkeys(self.synced + one for one in found))
+
+
+class Disk:
+    """Files, and what of them and of their names is durable."""
+
+    def __init__(self, image: Image = ()) -> None:
+        self.live = {name: _File(data) for name, data in image}
+        self._durable = dict(self.live)
+        self._pending: list[dict[str, _File | None]] = []
+        self._files: dict[int, _File] = {}
+
+    def apply(self, operation: Operation) -> None:
+        """Do it again."""
+        kind, name = operation.kind, operation.name
+        if kind == "create":
+            self._files[operation.file] = _File()
+            self._change({name: self._files[operation.file]})
+        elif kind == "append":
+            self._files[operation.file].data += operation.data
+        elif kind == "sync":
+            file = self._files[operation.file]
+            file.synced = file.data
+        elif kind == "rename":
+            self._change({name: None, operation.new: self.live[name]})
+        elif kind == "remove":
+            self._change({name: None})
+        elif kind == "sync_names":
+            self._durable, self._pending = dict(self.live), []
+
+    def has_unsynced(self, sync: Operation) -> bool:
+        """Whether a sync has anything to do."""
+        if sync.kind == "sync_names":
+            return bool(self._pending)
+        return self._files[sync.file].data != self._files[sync.file].synced
+
+    def reboots(self) -> Iterator[Image]:
+        """Every file system that a reboot could find, some of them more than once."""
+        for kept in product((False, True), repeat=len(self._pending)):
+            names = dict(self._durable)
+            for change, keep in zip(self._pending, kept, strict=True):
+                if keep:
+                    _apply(names, change)
+            order = sorted(names)
+            for contents in product(*(names[name].after_reboot() for name in order)):
+                yield tuple(zip(order, contents, strict=True))
+
+    def _change(self, change: dict[str, _File | None]) -> None:
+        self._pending.append(change)
+        _apply(self.live, change)
 
 
 class CrashStore:
-    """An in-memory store that loses power before operation number `crash_before`.
+    """An in-memory store that records its operations.
 
-    `deaf_sync` is the number of one sync call (of either kind) that claims to
-    have been made and wasn't: for tests of the tests.  `failing_sync` is the
-    number of one that raises.
+    `refuses` is asked before each, and may raise an error in its place;
+    `kills` is asked, too, and if it says so the process dies: this operation
+    and all that follow raise `DeadError`, until `revive`.
     """
 
     root = "crash"
 
-    def __init__(self, files: dict[str, bytes] | None = None) -> None:
-        self.crash_before: int | None = None
-        self.deaf_sync: int | None = None
-        self.failing_sync: int | None = None
-        self.operations = self.syncs = 0
-        self._live = {name: _File(data) for name, data in (files or {}).items()}
-        self._durable = dict(self._live)
-        self._pending: list[dict[str, _File | None]] = []
+    def __init__(self, image: Image = ()) -> None:
+        self.record: list[Operation] = []
+        self.refuses: Callable[[Operation], object] = lambda _: None
+        self.kills: Callable[[Operation], bool] = lambda _: False
+        self._disk, self._files, self._dead = Disk(image), 0, False
+        self._writer = threading.Lock()
 
     def create(self, name: str) -> _Appender:
-        self._operation()
-        if name in self._live:
+        if name in self._disk.live:
             raise StorageError(f"can't create {name}: it exists")
-        file = _File()
-        self._change({name: file})
-        return _Appender(self, file)
+        self._files += 1
+        self.do(Operation("create", name, file=self._files))
+        return _Appender(self, self._files)
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         data = self._file(name).data[offset : offset + buffer.nbytes]
@@ -70,81 +158,99 @@ class CrashStore:
         return len(self._file(name).data)
 
     def rename(self, old: str, new: str) -> None:
-        self._operation()
-        self._change({old: None, new: self._file(old)})
+        self._file(old)
+        self.do(Operation("rename", old, new))
 
     def remove(self, name: str) -> None:
-        if name in self._live:
-            self._operation()
-            self._change({name: None})
+        if name in self._disk.live:
+            self.do(Operation("remove", name))
 
     def names(self) -> list[str]:
-        return sorted(self._live)
+        return sorted(self._disk.live)
 
     def sync_names(self) -> None:
-        self._operation()
-        if self.hears():
-            self._durable, self._pending = dict(self._live), []
+        self.do(Operation("sync_names", place=_asked_at()))
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         yield
 
-    def reboots(self) -> Iterator[CrashStore]:
-        """Every store that a reboot could find."""
-        for kept in product((False, True), repeat=len(self._pending)):
-            names = dict(self._durable)
-            for change, keep in zip(self._pending, kept, strict=True):
-                if keep:
-                    _apply(names, change)
-            for contents in product(*(file.after_reboot() for file in names.values())):
-                yield CrashStore(dict(zip(names, contents, strict=True)))
+    def promise(self, promise: Promise) -> None:
+        """From here on this must be there after a loss of power."""
+        self.record.append(Operation("promise", promise=promise))
 
-    def hears(self) -> bool:
-        """Count a sync call; False for the one that is deaf, an error for the one that fails."""
-        self.syncs += 1
-        if self.syncs - 1 == self.failing_sync:
-            raise StorageError("can't sync: input/output error")
-        return self.syncs - 1 != self.deaf_sync
+    def revive(self) -> None:
+        """Another process goes on with what the dead one has left, unsynced as it is."""
+        self._dead, self.kills = False, lambda _: False
 
-    def _operation(self) -> None:
-        if self.operations == self.crash_before:
-            raise PowerLossError
-        self.operations += 1
+    def do(self, operation: Operation) -> None:
+        """Do it and record it, if the process is alive."""
+        self._dead = self._dead or self.kills(operation)
+        if self._dead:
+            raise DeadError
+        self.refuses(operation)
+        self._disk.apply(operation)
+        self.record.append(operation)
+
+    def image(self) -> Image:
+        """What a process finds, for which unsynced files are as good as others."""
+        return tuple((name, self._disk.live[name].data) for name in self.names())
 
     def _file(self, name: str) -> _File:
         try:
-            return self._live[name]
+            return self._disk.live[name]
         except KeyError:
             raise NotFoundError(f"{name}: there is no such file") from None
-
-    def _change(self, change: dict[str, _File | None]) -> None:
-        self._pending.append(change)
-        _apply(self._live, change)
 
 
 class _Appender:
     cpu_seconds = 0.0
     waiting_nbytes = 0
 
-    def __init__(self, store: CrashStore, file: _File) -> None:
-        self._store, self._file = store, file
-
-    @property
-    def offset(self) -> int:
-        return len(self._file.data)
+    def __init__(self, store: CrashStore, file: int) -> None:
+        self._store, self._number, self.offset = store, file, 0
 
     def append(self, parts: Sequence[memoryview | bytes]) -> None:
-        self._store._operation()
-        self._file.data += b"".join(parts)
+        data = b"".join(parts)
+        self._store.do(Operation("append", file=self._number, data=data))
+        self.offset += len(data)
 
     def sync(self) -> None:
-        self._store._operation()
-        if self._store.hears():
-            self._file.synced = self._file.data
+        self._store.do(Operation("sync", file=self._number, place=_asked_at()))
 
     def close(self) -> None:
         pass
+
+
+def losses(
+    record: Sequence[Operation], begin: int = 0, *, image: Image = (), deaf: int | None = None
+) -> Iterator[Loss]:
+    """What losses of power may leave before each operation from `begin` on and after the last.
+
+    Each once.  The sync at `deaf` is left out: it claimed to have been made.
+    """
+    disk, promise = Disk(image), Promise()
+    promises = [one.promise for one in record if one.kind == "promise"]
+    seen: set[Loss] = set()
+    for at in range(len(record) + 1):
+        for found in disk.reboots() if at >= begin else ():
+            loss = Loss(found, promise, promises[0] if promises else promise)
+            if loss not in seen:
+                seen.add(loss)
+                yield loss
+        if at < len(record) and record[at].kind == "promise":
+            promise = promises.pop(0)
+        elif at < len(record) and at != deaf:
+            disk.apply(record[at])
+
+
+def syncs(record: Sequence[Operation], *, image: Image = ()) -> Iterator[int]:
+    """Where in a record there are syncs that had something to do."""
+    disk = Disk(image)
+    for at, operation in enumerate(record):
+        if operation.is_sync and disk.has_unsynced(operation):
+            yield at
+        disk.apply(operation)
 
 
 def _apply(names: dict[str, _File], change: dict[str, _File | None]) -> None:
@@ -153,3 +259,8 @@ def _apply(names: dict[str, _File], change: dict[str, _File | None]) -> None:
             names.pop(name, None)
         else:
             names[name] = file
+
+
+def _asked_at() -> tuple[str, int]:
+    frame = sys._getframe(2)
+    return frame.f_code.co_filename, frame.f_lineno

@@ -1,170 +1,130 @@
-"""Power loss before every operation of a save, a commit, a prune and a sweep."""
+"""Power loss before every operation of many histories, and the death of what goes on from there.
+
+What is sampled here, `python -m bench.durability reboots` does whole.
+"""
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import itertools
-from collections.abc import Iterator
-from typing import Any
+import random
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
-import numpy as np
 import pytest
+from rich.console import Console
 
 import gpuckpt
-from gpuckpt.commit import open_step, steps, sweep
-from gpuckpt.resources import Resources
-from gpuckpt.verify import verify_step
-from tests.crash_store import CrashStore, PowerLossError
+from gpuckpt.cli.verifying import verify_root
+from tests.crash_checks import Checks, Failures
+from tests.crash_histories import ALL, HISTORIES, Life, once, record_of
+from tests.crash_store import CrashStore, Loss, losses, syncs
 
-FROZEN = np.random.default_rng(1).standard_normal(500)
-OLD: dict[str, Any] = {"w": np.arange(300, dtype=np.float32), "frozen": FROZEN, "step": 1}
-NEW: dict[str, Any] = {"w": np.arange(300, dtype=np.float32) ** 2, "frozen": FROZEN, "step": 2}
-LATER: dict[str, Any] = {"w": np.zeros(4), "frozen": np.zeros(2), "step": 3}
+PACKAGE = Path(gpuckpt.__file__).parent
+History = Callable[[Life], None]
 
 
-def same(one: dict, other: dict) -> bool:
-    arrays = (one[name].tobytes() == other[name].tobytes() for name in ("w", "frozen"))
-    return bool(one["step"] == other["step"] and all(arrays))
+def name_of(history: History) -> str:
+    return history.__name__
 
 
-def save_new_beside_old(store: CrashStore) -> None:
-    gpuckpt.save("", NEW, 2, store=store)
+each = pytest.mark.parametrize("history", ALL, ids=name_of)
+each_without_errors = pytest.mark.parametrize("history", HISTORIES, ids=name_of)
 
 
-def save_new_and_prune_old(store: CrashStore) -> None:
-    gpuckpt.save("", NEW, 2, store=store, keep=gpuckpt.Keep(last=1))
+@pytest.fixture(scope="module")
+def checks() -> Checks:
+    return Checks()
 
 
-def replace_old(store: CrashStore) -> None:
-    gpuckpt.save("", NEW, 1, store=store)
+def sample(found: Iterable, count: int, seed: str) -> list:
+    known = list(found)
+    return random.Random(seed).sample(known, min(count, len(known)))
 
 
-def save_what_has_changed_and_prune_old(store: CrashStore) -> None:
-    """The new checkpoint refers to a segment that only the old one named, which is deleted."""
-    state = {"w": OLD["w"].copy(), "frozen": FROZEN.copy(), "step": 0}
-    options: dict[str, Any] = {
-        "memory": "1 MiB",
-        "chunk_nbytes": 4096,
-        "keep": gpuckpt.Keep(last=1),
-    }
-    with gpuckpt.Checkpointer("", store=store, **options) as ckpt:
-        ckpt.restore(state)
-        state |= {"w": NEW["w"], "step": 2}
-        pending = ckpt.save(2, state)
-        pending.result()
-    assert pending.stats.unchanged_nbytes == FROZEN.nbytes
+@each
+def test_a_loss_of_power_leaves_what_was_promised_or_what_comes_next(history, checks):
+    found = list(losses(record_of(history)))
+    for loss in sample(found, 150, history.__name__):
+        checks.held(loss)
+    print(f"{history.__name__}: {len(found)} reboots")
+    assert len(found) > 40
 
 
-def save_copies_and_prune_old(store: CrashStore) -> None:
-    """The new checkpoint has a tensor that is another one, rounded."""
-    state = {**NEW, "master": np.tile(FROZEN.astype(np.float32), 9)}
-    state["copy"] = state["master"].astype(np.float16)
-    gpuckpt.save("", state, 2, store=store, keep=gpuckpt.Keep(last=1))
-    (entry,) = [one for one in open_step(store).tensors if one.spec.name == "copy"]
-    assert [chunk.sources != () for chunk in entry.chunks] == [True]
+@each
+def test_after_a_loss_of_power_a_run_goes_on_and_nothing_is_left_over(history, checks):
+    for loss in sample(losses(record_of(history)), 20, history.__name__):
+        checks.goes_on(loss.image)
 
 
-def old_store(deaf_sync: int | None = None) -> CrashStore:
-    """A store in which the old state is committed, as a machine that was switched off left it."""
-    store = CrashStore()
-    gpuckpt.save("", OLD, 1, store=store)
-    (settled,) = store.reboots()
-    settled.deaf_sync = deaf_sync
-    return settled
+@each
+def test_power_that_is_lost_again_while_a_run_goes_on_costs_no_more(history, checks):
+    for first in sample(losses(record_of(history)), 2, history.__name__):
+        for second in sample(checks.lost_again(first), 40, history.__name__):
+            checks.held(second)
 
 
-def crashes(change, deaf_sync: int | None = None) -> Iterator[tuple[CrashStore, bool]]:
-    """The store after a power loss before each operation of `change`, and whether it returned."""
-    for operation in itertools.count():
-        store = old_store(deaf_sync)
-        store.crash_before = operation
-        try:
-            change(store)
-        except PowerLossError:
-            yield store, False
-        else:
-            yield store, True
-            return
+@each
+def test_a_kill_and_then_a_loss_of_power_while_the_next_one_goes_on_cost_nothing(history, checks):
+    """What a killed process left unsynced is what the next one begins with."""
+    record = record_of(history)
+    for at in sample(range(len(record)), 2, history.__name__):
+        for loss in sample(checks.killed_and_lost(record, at), 40, history.__name__):
+            checks.held(loss)
 
 
-def check(after: CrashStore, *, committed: bool) -> None:
-    """A store that a reboot found holds the old state or the new, whole, and goes on working."""
-    resources = Resources("1 MiB", chunk_nbytes=4096)
-    for step in steps(after):
-        assert verify_step(after, step, resources) == []
-    newest = gpuckpt.load("", store=after, memory="64 MiB")
-    assert same(newest, NEW) or (same(newest, OLD) and not committed)
-    sweep(after)
-    assert same(gpuckpt.load("", store=after, memory="64 MiB"), newest)
-    gpuckpt.save("", LATER, 3, store=after)
-    assert same(gpuckpt.load("", store=after, memory="64 MiB"), LATER)
+def test_after_a_loss_of_power_the_command_verify_finds_no_damage(checks, tmp_path):
+    every = itertools.chain.from_iterable(losses(record_of(one)) for one in ALL)
+    for at, loss in enumerate(sample(every, 25, "verify")):
+        root = tmp_path / str(at)
+        root.mkdir()
+        for name, data in loss.image:
+            (root / name).write_bytes(data)
+        if checks.found(loss.image):
+            assert verify_root(root, None, Console(quiet=True), as_json=False) == 0
 
 
-CHANGES = [
-    save_new_beside_old,
-    save_new_and_prune_old,
-    replace_old,
-    save_what_has_changed_and_prune_old,
-    save_copies_and_prune_old,
-]
+def is_damaged(checks: Checks, found: Iterable[Loss]) -> bool:
+    try:
+        for loss in found:
+            checks.held(loss)
+    except Failures:
+        return True
+    return False
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_a_power_loss_leaves_the_old_checkpoint_or_the_new_one(change):
-    count = 0
-    for store, committed in crashes(change):
-        for after in store.reboots():
-            check(after, committed=committed)
-            count += 1
-    print(f"{change.__name__}: {count} reboots")
-    assert count > 30
+@each_without_errors
+def test_without_any_one_of_its_syncs_some_reboot_finds_damage(history, checks):
+    record = record_of(history)
+    known = list(syncs(record))
+    unneeded = [
+        record[at].place for at in known if not is_damaged(checks, losses(record, at, deaf=at))
+    ]
+    print(f"{history.__name__}: {len(known)} syncs")
+    assert unneeded == []
 
 
-def syncs_of(change) -> int:
-    store = old_store()
-    change(store)
-    return store.syncs
+def test_every_sync_that_the_engine_asks_for_is_in_some_history():
+    asked = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            called = node.func if isinstance(node, ast.Call) else None
+            if isinstance(called, ast.Attribute) and called.attr in {"sync", "sync_names"}:
+                asked.add((str(path), called.lineno))
+    met = {record[at].place for record in map(record_of, HISTORIES) for at in syncs(record)}
+    assert len(asked) > 4
+    assert {place for place in asked if "selftest" not in place[0]} == met
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_a_kill_and_then_a_power_loss_leave_the_old_checkpoint_or_the_new_one(change):
-    """What a killed process left unsynced is what the next one's sweep begins with."""
-    for operation in itertools.count():
-        killed = old_store()
-        killed.crash_before = operation
-        with contextlib.suppress(PowerLossError):
-            change(killed)
-            return
-        killed.crash_before = None
-        sweep(killed)
-        for after in killed.reboots():
-            check(after, committed=False)
-
-
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_a_sync_that_fails_leaves_every_visible_checkpoint_whole(change):
-    for failing in range(syncs_of(change)):
-        store = old_store()
-        store.failing_sync = failing
-        with contextlib.suppress(gpuckpt.StorageError):
-            change(store)
-        store.failing_sync = None
-        for step in steps(store):
-            assert verify_step(store, step, Resources("1 MiB", chunk_nbytes=4096)) == []
-        newest = gpuckpt.load("", store=store, memory="64 MiB")
-        assert same(newest, NEW) or same(newest, OLD)
-        gpuckpt.save("", LATER, 3, store=store)
-        assert same(gpuckpt.load("", store=store, memory="64 MiB"), LATER)
-
-
-def find_damage(change, deaf: int) -> None:
-    for store, committed in crashes(change, deaf):
-        for after in store.reboots():
-            check(after, committed=committed)
-
-
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_without_any_one_of_its_syncs_some_reboot_finds_damage(change):
-    for deaf in range(syncs_of(change)):
-        with pytest.raises((AssertionError, gpuckpt.CheckpointError)):
-            find_damage(change, deaf)
+@each_without_errors
+def test_a_sync_that_fails_leaves_every_visible_checkpoint_whole(history, checks):
+    """Each in turn: what follows is what the loop does that its error ends."""
+    for failing in range(len(list(syncs(record_of(history))))):
+        life = Life(CrashStore())
+        life.store.refuses = once(lambda one: one.is_sync, failing)
+        with life.alive(), contextlib.suppress(gpuckpt.StorageError):
+            history(life)
+        for loss in sample(losses(life.store.record), 4, history.__name__):
+            checks.held(loss)
+        checks.goes_on(life.store.image())

@@ -1,99 +1,70 @@
-"""SIGKILL of a real process at random moments of a real run."""
+"""SIGKILL of real processes, at random moments and in named places of a real run.
+
+`python -m bench.durability kills` kills thousands; here are some of them.
+"""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import random
-import signal
-import time
-from multiprocessing.connection import Connection
-from pathlib import Path
-
-import numpy as np
 import pytest
 
 import gpuckpt
+from bench.durability.child import SETTINGS, Setting
+from bench.durability.deaths import PLACES
+from bench.durability.kills import CLOCK, RACE, STEPS, Campaign
+from gpuckpt.commit import open_step
+from gpuckpt.stores.local import LocalStore
+from tests.versions import state_at
 
-KILLS = 50
-
-
-def state_at(step: int) -> dict:
-    """What the run's state is at `step`, all of it different at every step."""
-    rng = np.random.default_rng(step)
-    weights = rng.standard_normal(200_000).astype(np.float32)
-    table = rng.integers(0, 9, (50, 70))
-    return {"model": {"weights": weights, "table": table}, "step": step}
-
-
-def advance(state: dict, step: int) -> None:
-    new = state_at(step)
-    for name, array in state["model"].items():
-        array[:] = new["model"][name]
-    state["step"] = step
+KILLS = 25
+DELTA, DIRECT, ALONE = SETTINGS[1], SETTINGS[4], SETTINGS[6]
+RAW = Setting("raw", last=None)
 
 
-def train(root: str, snapshot: str, announce: Connection) -> None:
-    """Train for ever, and announce each step that `Pending` says is committed."""
-    state = state_at(0)
-    with gpuckpt.Checkpointer(
-        root,
-        every=gpuckpt.Every(steps=1),
-        keep=gpuckpt.Keep(last=2),
-        snapshot=snapshot,
-        chunk_nbytes=64 << 10,
-        memory="8 MiB",
-    ) as ckpt:
-        pending: gpuckpt.Pending | None = None
-        for step in range(ckpt.resume(state) + 1, 10**6):
-            with ckpt.update():
-                advance(state, step)
-            before, pending = pending, ckpt.step(step, state)
-            if before is not None:  # one save is in flight at a time, so it has ended
-                announce.send(before.result().step)
+@pytest.fixture(scope="module")
+def campaign(tmp_path_factory):
+    return Campaign(tmp_path_factory.mktemp("kills"), seed=7, settings=(DELTA, DIRECT, ALONE))
 
 
-def kill_at_a_random_moment(root: Path, snapshot: str, random_s: float) -> int:
-    """Run `train` in a process until it is killed; the last step that it announced."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gpuckpt", "numpy", "tests.test_kill"])
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=train, args=(str(root), snapshot, sender))
-    process.start()
-    sender.close()
-    assert receiver.poll(60), "nothing was committed in a minute"
-    announced: int = receiver.recv()
-    time.sleep(random_s)
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    try:
-        while True:
-            announced = receiver.recv()
-    except EOFError:
-        receiver.close()
-    assert process.exitcode == -signal.SIGKILL
-    process.close()
-    return announced
+def test_killed_runs_go_on_from_what_was_said_to_be_durable_bit_for_bit(campaign):
+    campaign.run(KILLS)
+    tally = campaign.tally
+    assert tally.failures == []
+    assert sum(tally.kills.values()) >= KILLS
+    assert tally.kills[CLOCK] > 3
+    assert tally.kills[RACE] > 1
+    assert len(tally.kills) > 5, "in some of the places"
+    assert tally.checks["opened"] > 3
 
 
-@pytest.mark.parametrize("snapshot", ["copy", "hold"])
-def test_a_killed_run_resumes_from_a_step_that_was_committed_bit_for_bit(tmp_path, snapshot):
-    moments = random.Random(snapshot)
-    for kill in range(KILLS // 2):
-        root = tmp_path / str(kill)
-        announced = kill_at_a_random_moment(root, snapshot, moments.uniform(0, 0.06))
-        state = state_at(0)
+def test_every_place_in_which_a_run_may_die_is_met_by_some_run(campaign):
+    moments = [campaign.moments(setting, STEPS) for setting in (DELTA, DIRECT)]
+    assert [place for place in PLACES if not any(one[place] for one in moments)] == []
 
-        with gpuckpt.Checkpointer(root) as ckpt:
-            step = ckpt.resume(state)
 
-        expected = state_at(step)
-        assert step >= announced, "a step that was announced as committed is lost"
-        assert state["step"] == step
-        for name, array in expected["model"].items():
-            assert array.tobytes() == state["model"][name].tobytes(), (kill, step, name)
-        left = [p.name for p in root.iterdir() if p.name.endswith((".tmp", ".segment"))]
-        named = {name for name in left if f"step-{step:012d}" in name}
-        assert named, "the step's own data is there"
-        assert len(left) == len(ckpt.steps()), "nothing that a crash left is still there"
+@pytest.fixture
+def root(tmp_path):
+    for step in (1, 2):
+        gpuckpt.save(tmp_path / "root", state_at(step), step)
+    return tmp_path / "root"
+
+
+def test_a_step_that_is_lost_is_noticed(root, tmp_path):
+    campaign = Campaign(tmp_path, seed=1)
+    assert campaign.check(root, RAW, 2, opened=True) == 3
+    with pytest.raises(AssertionError, match="step 4 was announced, 3 is the newest"):
+        campaign.check(root, RAW, 4, opened=False)
+
+
+def test_a_damaged_older_step_is_noticed(root, tmp_path):
+    (segment,) = open_step(LocalStore(root), 1).segments
+    data = bytearray((root / segment).read_bytes())
+    data[100] ^= 1
+    (root / segment).write_bytes(data)
+    with pytest.raises(AssertionError, match="checksum"):
+        Campaign(tmp_path, seed=1).check(root, RAW, 2, opened=False)
+
+
+def test_the_state_of_another_step_is_noticed(root, tmp_path):
+    gpuckpt.save(root, state_at(2), 3)
+    with pytest.raises(AssertionError, match="step 3 has the state of step 2"):
+        Campaign(tmp_path, seed=1).check(root, RAW, 3, opened=False)

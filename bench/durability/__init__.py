@@ -1,0 +1,1 @@
+"""What losses of power, kills and damage leave: campaigns that are too long for tests."""
