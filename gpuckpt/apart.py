@@ -63,12 +63,18 @@ class Flag:
                 self._open()  # for the next one who waits
         return self._set
 
-    def wait_out(self, interrupted: Callable[[], object] = lambda: None) -> None:
+    def wait_out(self, begin: Callable[[], object] = lambda: None) -> None:
         """Wait until it is set whatever happens; an interrupt is raised only then.
 
-        `interrupted` is called at each: to make the wait a short one.
+        `begin` is called before, maybe more than once: so that no interrupt comes between
+        what begins and the wait for its end.
         """
-        _outlast(self.wait, self, interrupted)
+
+        def attempt() -> None:
+            begin()
+            self.wait()
+
+        _outlast(attempt, self, lambda: None)
 
     def _open(self) -> None:
         try:

@@ -70,10 +70,11 @@ class Saves:
             journal=self._journal,
         )
         lap = Lap()
-        self.save.start()
         if snapshot.mode == "hold" and not self._updates_seen:
             # A loop that announces no updates would change what is being read.
-            snapshot.staged.wait_out()
+            snapshot.staged.wait_out(self.save.start)
+        else:
+            self.save.start()
         self._updates_seen = False
         lap.mark("held")
         stats.add(lap)

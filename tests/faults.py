@@ -9,6 +9,7 @@ is left must be whole: the checkpoint before, the engine, its threads and its me
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import sys
 import tempfile
@@ -25,8 +26,10 @@ import ml_dtypes
 import numpy as np
 
 import gpuckpt
+from gpuckpt.stores import Store
 from gpuckpt.stores.blocks import Blocks
 from gpuckpt.stores.local import LocalStore
+from gpuckpt.stores.memory import MemoryStore
 from tests.strategies import same
 
 PACKAGE = str(Path(gpuckpt.__file__).parent)
@@ -37,6 +40,8 @@ SURE = {"Flag.set", "Flag._open"}
 CHUNK_NBYTES = 64 << 10
 OPTIONS: dict[str, Any] = {"chunk_nbytes": CHUNK_NBYTES, "memory": "8 MiB"}
 HANG_SECONDS = 60.0
+# Not Python's log: an interrupt can leave a lock of it with the main thread, whatever it logs.
+INTERRUPTED = (PACKAGE, str(contextlib.__file__), str(threading.__file__))
 
 
 class Fault:
@@ -69,11 +74,41 @@ class Fault:
             threading.settrace(None)
 
 
+class Interrupt:
+    """Counts the main thread's lines in the engine, and raises Ctrl-C's error at the n-th."""
+
+    def __init__(self, at: int | None = None) -> None:
+        self._at = at
+        self.lines = 0
+        self.where: str | None = None
+
+    @contextmanager
+    def planted(self) -> Iterator[Interrupt]:
+        """It strikes inside."""
+        before = sys.gettrace()
+        sys.settrace(self._trace)
+        try:
+            yield self
+        finally:
+            sys.settrace(before)
+
+    def _trace(self, frame: FrameType, _: str, __: Any) -> Any:
+        return self._line if frame.f_code.co_filename.startswith(INTERRUPTED) else None
+
+    def _line(self, frame: FrameType, event: str, _: Any) -> Any:
+        if event == "line":
+            self.lines += 1
+            if self.lines == self._at:
+                self.where = f"{frame.f_code.co_qualname}:{frame.f_lineno}"
+                raise KeyboardInterrupt(self.where)
+        return self._line
+
+
 class Run:
     """A checkpointer with a state that is told apart at each step, and what was committed."""
 
-    def __init__(self, root: Path, **options: Any) -> None:
-        self.store = LocalStore(root, blocks=Blocks(64 << 10, 2, 64 << 10))
+    def __init__(self, root: Path, store: Store | None = None, **options: Any) -> None:
+        self.store = store or LocalStore(root, blocks=Blocks(64 << 10, 2, 64 << 10))
         self.ckpt = gpuckpt.Checkpointer(root, store=self.store, **{**OPTIONS, **options})
         self.arrays = np.zeros(90_000, np.float32), np.zeros(5_000, np.int64)
         self.step, self.committed = 0, dict[int, Any]()
@@ -99,21 +134,26 @@ class Run:
             pending = self.ckpt.save(self.step, state)
             pending.result(HANG_SECONDS)
         finally:
-            with suppress(gpuckpt.CheckpointError, RuntimeError, MemoryError, KeyboardInterrupt):
-                self.ckpt.wait()
-            if self.step in self.ckpt.steps():  # maybe all the same
-                self.committed[self.step] = before
+            self.settle(before)
+
+    def settle(self, before: Any) -> None:
+        """Wait for a save of `before`, which may have failed, and may have been committed."""
+        with suppress(gpuckpt.CheckpointError, RuntimeError, MemoryError, KeyboardInterrupt):
+            self.ckpt.wait()
+        if self.step in self.ckpt.steps():
+            self.committed[self.step] = before
 
     def check(self) -> None:
         """Every committed step is what it was, and nothing is left behind."""
         assert self.ckpt.steps() == sorted(self.committed)
         for step, state in self.committed.items():
-            assert same(gpuckpt.load(self.store.root, step), state), f"step {step}"
+            found = gpuckpt.load(self.store.root, step, store=self.store)
+            assert same(found, state), f"step {step}"
         assert leftovers() == []
 
     def close(self) -> None:
         self.ckpt.close(HANG_SECONDS)
-        gpuckpt.Checkpointer(self.store.root).close()
+        gpuckpt.Checkpointer(self.store.root, store=self.store).close()
 
 
 def taken(state: Any) -> Any:
@@ -152,9 +192,7 @@ def save_with(fault: Fault, root: Path, **options: Any) -> str:
         run.check()
         run.save()
         run.check()
-        arena = run.ckpt._saves._resources._arena
-        assert arena is not None
-        assert not arena.lacks_slots
+        assert not slots_lost(run)
     return outcome
 
 
@@ -181,6 +219,79 @@ def restore_with(fault: Fault, root: Path, **options: Any) -> str:
     return outcome
 
 
+def interrupt_in(call: str, interrupt: Interrupt, root: Path, **options: Any) -> bool:
+    """A call of the checkpointer that is interrupted, and what must still go after it.
+
+    The state is changed as soon as the interrupt is raised.  Whether it was.
+    """
+    run, raised = Run(root, MemoryStore(), every=gpuckpt.Every(steps=1), **options), False
+    with ExitStack() as ends:
+        ends.callback(run.close)
+        if call == "update":
+            with run.ckpt.update():
+                pass
+        run.save()
+        state = run.advance()
+        before = taken(state)
+        if call in ("update", "wait", "close", "result"):
+            pending = run.ckpt.save(run.step, state)
+        calls: dict[str, Callable[[], object]] = {
+            "save": lambda: run.ckpt.save(run.step, state),
+            "step": lambda: run.ckpt.step(run.step, state),
+            "update": lambda: _updated(run),
+            "wait": run.ckpt.wait,
+            "result": lambda: pending.result(HANG_SECONDS),
+            "close": run.ckpt.close,
+            "restore": lambda: run.ckpt.restore(state),
+            "resume": lambda: run.ckpt.resume(state),
+        }
+        try:
+            with interrupt.planted():
+                calls[call]()
+        except KeyboardInterrupt:
+            raised = True
+        if call not in ("update", "wait", "result", "close"):  # these leave it to `update`
+            run.arrays[0][:] = -1
+        if call == "close":
+            run.ckpt.close()
+            run.ckpt = gpuckpt.Checkpointer(root, store=run.store, **{**OPTIONS, **options})
+        run.settle(before)
+        if call in ("restore", "resume"):
+            run.committed.pop(run.step, None)
+        run.check()
+        run.save()
+        run.check()
+        assert not slots_lost(run)
+    return raised
+
+
+def _updated(run: Run) -> None:
+    with run.ckpt.update():
+        run.arrays[0][:] = -1
+
+
+def begin_interrupted(interrupt: Interrupt, root: Path) -> bool:
+    """A checkpointer whose making is interrupted; the lock must be free at once."""
+    kept: list[gpuckpt.Checkpointer] = []
+    raised = False
+    try:
+        with interrupt.planted():
+            kept.append(gpuckpt.Checkpointer(root))
+    except KeyboardInterrupt:
+        raised = True
+        if not kept:
+            gpuckpt.Checkpointer(root).close()
+    for one in kept:
+        one.close()
+    gpuckpt.Checkpointer(root).close()
+    return raised
+
+
+def slots_lost(run: Run) -> bool:
+    arena = run.ckpt._saves._resources._arena
+    return arena is not None and arena.lacks_slots
+
+
 SCENARIOS: dict[str, tuple[Callable[..., str], dict[str, Any]]] = {
     "save auto copy": (save_with, {"snapshot": "copy"}),
     "save delta hold": (save_with, {"codec": "delta", "snapshot": "hold"}),
@@ -204,6 +315,27 @@ def strike(scenario: str, thread: str, at: int, root: Path) -> tuple[str, str | 
     return play(fault, root, **options), fault.where
 
 
+CALLS = [
+    *((call, "copy") for call in ("save", "step", "wait", "result", "close", "restore", "resume")),
+    *((call, "hold") for call in ("save", "update", "restore")),
+]
+
+
+def interrupts(stride: int) -> None:
+    """Ctrl-C at every line of the main thread, or each so many-th, of every call."""
+    for call, snapshot in CALLS:
+        with tempfile.TemporaryDirectory() as folder:
+            whole = Interrupt()
+            interrupt_in(call, whole, Path(folder), snapshot=snapshot)
+            outcomes = Counter[str]()
+            for at in range(1, whole.lines + 1, stride):
+                faulthandler.dump_traceback_later(2 * HANG_SECONDS, exit=True)
+                interrupt = Interrupt(at)
+                raised = interrupt_in(call, interrupt, Path(folder), snapshot=snapshot)
+                outcomes["raised" if raised else "lost" if interrupt.where else "no strike"] += 1
+        print(f"Ctrl-C in {call}, {snapshot}: {whole.lines} lines, {dict(outcomes)}", flush=True)
+
+
 def main() -> None:
     """Every call, or each so many-th, of every scenario in every thread."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -211,6 +343,7 @@ def main() -> None:
     stride = parser.parse_args().stride
     threading.excepthook = lambda _: None
     sys.unraisablehook = lambda _: None
+    interrupts(stride)
     for scenario in SCENARIOS:
         for thread in THREADS:
             with tempfile.TemporaryDirectory() as folder:
