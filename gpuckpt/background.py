@@ -46,7 +46,7 @@ class BackgroundSave:
         self._apart = Apart(self._run, self._fail, self._watch.look)
 
     def start(self) -> None:
-        """Begin, once however often it is called.  If no thread can be had, that is how the save ends."""
+        """Begin, once however often it is called; without a thread, that is how the save ends."""
         self._apart.start()
 
     def cancel_unless_begun(self) -> None:
