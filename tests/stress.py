@@ -150,7 +150,12 @@ class Life:
         self.ckpt = self.open()
 
     def open(self) -> gpuckpt.Checkpointer:
-        return gpuckpt.Checkpointer(self.root, store=self.store, **self.options)
+        try:
+            return gpuckpt.Checkpointer(self.root, store=self.store, **self.options)
+        except gpuckpt.StorageError as error:  # the lock must be free again
+            self.mishap(error)
+            self.store.share = 0.0
+            return gpuckpt.Checkpointer(self.root, store=self.store, **self.options)
 
     def live(self) -> None:
         """Some actions, and then a look at everything."""

@@ -23,6 +23,7 @@ from gpuckpt.stats import Stats
 from gpuckpt.stores.local import LocalStore
 from gpuckpt.stores.memory import MemoryStore
 from gpuckpt.watch import Watch
+from tests import stress
 from tests.faults import SCENARIOS, THREADS, Run, calls_of, leftovers, strike
 from tests.test_checkpointer import FullStore, SlowStore
 
@@ -438,3 +439,10 @@ def test_a_save_in_flight_outlives_an_error_of_the_loop(tmp_path):
     with pytest.raises(Refuses):
         loop()
     assert (gpuckpt.load(tmp_path, store=store)["w"] == 1).all()
+
+
+@pytest.mark.parametrize("seed", [7, 700])
+def test_random_histories_under_random_trouble(seed):
+    counts = stress.play(2.5, seed)
+    assert counts["lives"] > 0
+    assert counts["compared"] > 0
