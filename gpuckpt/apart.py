@@ -11,17 +11,21 @@ here, by calls that are whole in C and flags that are read before them.
 from __future__ import annotations
 
 import _thread
+import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from gpuckpt.errors import CheckpointError
+from gpuckpt.errors import CheckpointError, ClosedError
 
 R = TypeVar("R")
 
 # A waiter whose wake-up an interrupt swallowed looks again after this time.
 _LOOK_SECONDS = 0.05
+# How often a thread looks after one that works.
+_WATCH_SECONDS = 1.0
 
 
 class Flag:
@@ -29,6 +33,7 @@ class Flag:
 
     def __init__(self) -> None:
         self._set = False
+        self._process = os.getpid()
         self._closed = _thread.allocate_lock()
         self._closed.acquire()
 
@@ -42,7 +47,13 @@ class Flag:
         self._open()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it is set, at most `timeout` seconds; whether it is."""
+        """Wait until it is set, at most `timeout` seconds; whether it is.
+
+        Raises:
+            ClosedError: this is a forked child, where nobody will ever set it.
+        """
+        if not self._set and self._process != os.getpid():
+            raise ClosedError("this belongs to the parent process, and its threads aren't here")
         end = None if timeout is None else time.monotonic() + timeout
         while not self._set:
             left = _LOOK_SECONDS if end is None else min(end - time.monotonic(), _LOOK_SECONDS)
@@ -52,12 +63,18 @@ class Flag:
                 self._open()  # for the next one who waits
         return self._set
 
-    def wait_out(self, interrupted: Callable[[], object] = lambda: None) -> None:
+    def wait_out(self, begin: Callable[[], object] = lambda: None) -> None:
         """Wait until it is set whatever happens; an interrupt is raised only then.
 
-        `interrupted` is called at the first one: to make the wait a short one.
+        `begin` is called before, maybe more than once: so that no interrupt comes between
+        what begins and the wait for its end.
         """
-        _outlast(self.wait, self, interrupted)
+
+        def attempt() -> None:
+            begin()
+            self.wait()
+
+        _outlast(attempt, self, lambda: None)
 
     def _open(self) -> None:
         try:
@@ -70,17 +87,26 @@ class Apart(Generic[R]):
     """A function's call in a thread of its own, which signals don't reach."""
 
     def __init__(
-        self, work: Callable[[], R], refused: Callable[[BaseException], object] = lambda _: None
+        self,
+        work: Callable[[], R],
+        failed: Callable[[BaseException], object] = lambda _: None,
+        watch: Callable[[], object] = lambda: None,
     ) -> None:
         """Doesn't begin yet: keep this where you'll find it, then `start`.
 
-        `refused` is called if no thread can be had for `work`.
+        `failed` is called if `work` fails, also if no thread can be had for
+        it, and before that can be seen; `watch` about once a second while it
+        goes on, by another thread.
         """
-        self._work, self._refused = work, refused
+        self._work, self._failed, self._watch = work, failed, watch
         self._result: R
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="gpuckpt", daemon=False)
-        self._claimed = _thread.allocate_lock()
+        # Taken once, to see to the thread, and to do or to refuse the work; reentrant, so that
+        # who was interrupted while taking it can take it again.
+        self._claimed, self._entered = threading.RLock(), threading.RLock()
+        self._over = _thread.allocate_lock()
+        self._over.acquire()
         self._asked = False
         self.ended = Flag()
 
@@ -89,7 +115,7 @@ class Apart(Generic[R]):
         # `Thread.start` waits for the thread by an event, so that is done apart as well.
         try:
             _thread.start_new_thread(self._launch, ())
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             self._refuse(error)
         self._asked = True
 
@@ -102,7 +128,7 @@ class Apart(Generic[R]):
         """Begin, wait it out, and return what the function returned.
 
         An interrupt is raised when the function has ended; `interrupted` is
-        called at the first one, to end it soon.
+        called at each, to end it soon.
         """
         _outlast(self._start_and_wait, self.ended, interrupted)
         return self.result()
@@ -115,17 +141,42 @@ class Apart(Generic[R]):
         return self._result
 
     def _launch(self) -> None:
+        """Start the thread, and then look after it: even one that dies at once leaves word."""
         if not self._claimed.acquire(blocking=False):
             return
         try:
             self._thread.start()
         except BaseException as error:
             self._refuse(error)
+            return
+        while not self._over.acquire(timeout=_WATCH_SECONDS):
+            if not self._thread.is_alive():
+                self._make_up()
+                return
+            with contextlib.suppress(Exception):
+                self._watch()
 
     def _refuse(self, error: BaseException) -> None:
+        """See to it that nobody does it any more, unless somebody has begun to."""
+        if not self.ended.is_set() and self._entered.acquire(blocking=False):
+            try:
+                self._fail(error)
+            finally:
+                self.ended.set()
+
+    def _fail(self, error: BaseException) -> None:
         self._failure = error
-        self._refused(error)
-        self.ended.set()
+        self._failed(error)
+
+    def _make_up(self) -> None:
+        """Do what a thread that has died has left undone."""
+        if self.ended.is_set():
+            return
+        try:
+            if not hasattr(self, "_result"):
+                self._fail(self._failure or CheckpointError("its thread died without a word"))
+        finally:
+            self.ended.set()
 
     def _start_and_wait(self) -> None:
         if not self._asked:
@@ -133,24 +184,28 @@ class Apart(Generic[R]):
         self.ended.wait()
 
     def _run(self) -> None:
+        if not self._entered.acquire(blocking=False):
+            return
         try:
             self._result = self._work()
         except BaseException as error:
-            self._failure = error
-        finally:
-            del self._work, self._refused  # who owns them owns this, too
-            self.ended.set()
+            self._fail(error)
+        del self._work, self._failed, self._watch  # who owns them owns this, too
+        self.ended.set()
+        self._over.release()
 
 
 def _outlast(attempt: Callable[[], object], end: Flag, interrupted: Callable[[], object]) -> None:
-    """Attempt until `end` is set; an interrupt is raised then, and tells `interrupted` at once."""
+    """Attempt until `end` is set; the first interrupt is raised then, each tells `interrupted`."""
     first: BaseException | None = None
     while not end.is_set():
         try:
-            attempt()
-        except BaseException as error:
-            if first is None:
-                first = error
+            if first is not None:
                 interrupted()
+            attempt()
+        except ClosedError:
+            raise
+        except BaseException as error:
+            first = first or error
     if first is not None:
         raise first

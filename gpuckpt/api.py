@@ -72,8 +72,7 @@ def save(
 
     pending = Pending(stats, snapshot.staged)
     saving = BackgroundSave(snapshot, pending, write, store.root)
-    saving.start()
-    pending.committed.wait_out()
+    pending.committed.wait_out(saving.start)
     checkpoint = pending.result()
     remark(stats.remarks, stacklevel=3)
     return checkpoint

@@ -86,6 +86,11 @@ class Arena:
             self._free.append(slot)
             self._changed.notify()
 
+    @property
+    def lacks_slots(self) -> bool:
+        """Whether some aren't free: while nobody works with it, a failure has cost them."""
+        return len(self._free) < self.count
+
     @contextlib.contextmanager
     def spare(self) -> Iterator[Slot]:
         """A slot beside the others, for a moment's work with a chunk: never waits.

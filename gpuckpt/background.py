@@ -13,6 +13,7 @@ from gpuckpt.manifest import Manifest
 from gpuckpt.pending import Checkpoint, Pending, checkpoint_of
 from gpuckpt.spans import Lap
 from gpuckpt.switching import switching_often
+from gpuckpt.watch import Watch
 
 log = logging.getLogger("gpuckpt")
 
@@ -41,10 +42,11 @@ class BackgroundSave:
         self.snapshot, self.pending = snapshot, pending
         self._write, self._root, self._beside, self._journal = write, root, beside, journal
         self._after = after
-        self._apart = Apart(self._run, self._fail)
+        self._watch = Watch(pending.stats)
+        self._apart = Apart(self._run, self._fail, self._watch.look)
 
     def start(self) -> None:
-        """Begin; call it once.  If no thread can be had, that is how the save ends."""
+        """Begin, once however often it is called; without a thread, that is how the save ends."""
         self._apart.start()
 
     def cancel_unless_begun(self) -> None:
@@ -56,6 +58,16 @@ class BackgroundSave:
         self.cancel_unless_begun()
         self._apart.ended.wait()
 
+    def ends_within(self, seconds: float) -> bool:
+        """Wait until it has ended, at most so long; whether it has."""
+        self.cancel_unless_begun()
+        return self._apart.ended.wait(seconds)
+
+    @property
+    def waits_for(self) -> str:
+        """What its thread is at, in a few words."""
+        return self._watch.stage()
+
     @property
     def ended(self) -> bool:
         """Whether its thread has nothing left to do."""
@@ -65,6 +77,7 @@ class BackgroundSave:
         manifest: Manifest | None = None
         failure: BaseException | None = None
         lap = Lap()
+        self._watch.begin()
         try:
             with switching_often() if self._beside else contextlib.nullcontext():
                 manifest = self._write()
@@ -84,8 +97,14 @@ class BackgroundSave:
                 log.exception("step %d is saved; what belongs after that failed", manifest.step)
 
     def _fail(self, failure: BaseException) -> None:
-        self.snapshot.release()
-        self._finish(None, failure)
+        """Whatever has failed, also in the midst of the end: who waits is told."""
+        if self.pending.committed.is_set():
+            log.error("step %d: after its end: %r", self.pending.step, failure)
+            return
+        try:
+            self.snapshot.release()
+        finally:
+            self._finish(None, failure)
 
     def _finish(self, result: Checkpoint | None, failure: BaseException | None) -> None:
         try:

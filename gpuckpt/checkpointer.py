@@ -7,9 +7,11 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from typing import Any, Literal, Self
 
 from gpuckpt import layout
+from gpuckpt.apart import Apart
 from gpuckpt.commit import open_step, steps, writing
 from gpuckpt.errors import CheckpointError, ClosedError
 from gpuckpt.governor import Governor
@@ -22,6 +24,7 @@ from gpuckpt.resources import Resources
 from gpuckpt.retention import Keep
 from gpuckpt.saving import Saves
 from gpuckpt.schedule import Every
+from gpuckpt.sizes import parse_seconds
 from gpuckpt.stores import Store
 from gpuckpt.stores.local import LocalStore
 
@@ -88,9 +91,14 @@ class Checkpointer:
         )
         self._process = os.getpid()
         self._open = contextlib.ExitStack()
-        self._open.enter_context(writing(self._store))
-        # The interpreter's exit doesn't cut off a save, also if nobody calls `close`.
-        atexit.register(self._at_exit)
+        try:
+            # Apart, so that no interrupt can leave a lock that nobody knows of.
+            Apart(lambda: self._open.enter_context(writing(self._store))).run()
+            # The interpreter's exit doesn't cut off a save, also if nobody calls `close`.
+            atexit.register(self._at_exit)
+        except BaseException:
+            self._open.close()
+            raise
 
     def __enter__(self) -> Self:
         """Itself."""
@@ -224,16 +232,27 @@ class Checkpointer:
         self._check_open()
         self._saves.reap(wait=True)
 
-    def close(self) -> None:
-        """Wait for a save in flight, then give the root back; safe to call twice."""
+    def close(self, timeout: float | str | timedelta | None = None) -> None:
+        """Wait for a save in flight, then give the root back; safe to call twice.
+
+        Without a `timeout` (seconds, or a text like `"5 min"`) it waits until
+        the save has ended, however long that takes; each minute in which the
+        save makes no progress, the log says what it waits for.
+
+        Raises:
+            BusyError: the save goes on for longer, and holds the lock until it
+                has ended; this can be used, and closed, as before.
+            CheckpointError: the save failed, with `on_error="raise"`; it is closed.
+        """
+        seconds = None if timeout is None else parse_seconds(timeout)
         if self._process != os.getpid():
             return  # a forked child: the parent's save and lock are not its own
         try:
-            self._saves.reap(wait=True)
+            self._saves.reap(wait=True, seconds=seconds)
         finally:
-            # Else Ctrl-C cut the wait short: the save goes on, and the lock.
+            # Else the wait was cut short: the save goes on, and the lock.
             if self._saves.save is None:
-                self._open.close()
+                Apart(self._open.close).run()
                 self._process = -1
                 atexit.unregister(self._at_exit)
 

@@ -60,6 +60,8 @@ def copy_shares(shares: Sequence[Share], targets: Numbers, sources: Numbers) -> 
             job.run()
     finally:
         _settle(others)
+    for job in (first, *others):
+        job.check()
 
 
 class _Job:
@@ -70,22 +72,39 @@ class _Job:
         # Reentrant, so that who was interrupted while taking it can take it again.
         self._claimed = threading.RLock()
         self.done = Flag()
+        self._copied = False
+        self._failure: BaseException | None = None
 
     def start(self) -> None:
         """Let a thread come; without one, whoever waits does it.
 
         `threading`'s start waits for the thread in a way that an interrupt breaks.
         """
-        with contextlib.suppress(RuntimeError):
-            _thread.start_new_thread(self.run, ())
+        with contextlib.suppress(RuntimeError, MemoryError):
+            _thread.start_new_thread(self._run_apart, ())
 
     def run(self) -> None:
         """Do it, unless somebody does or has done it."""
-        if self._claimed.acquire(blocking=False) and not self.done.is_set():
-            try:
+        if not self._claimed.acquire(blocking=False):
+            return
+        try:
+            if not self.done.is_set():
                 _copy(self._moves)
-            finally:
-                self.done.set()
+                self._copied = True
+        except BaseException as error:
+            self._failure = error
+            raise
+        finally:
+            self.done.set()
+
+    def check(self) -> None:
+        """See that it was done; raises what kept it from that."""
+        if not self._copied:
+            raise self._failure or RuntimeError("a thread that copied died without a word")
+
+    def _run_apart(self) -> None:
+        with contextlib.suppress(BaseException):  # `check` raises it where it is waited for
+            self.run()
 
     def settle(self) -> None:
         """From here on nobody does it: wait for him who does, and let nobody begin."""

@@ -12,6 +12,7 @@ CheckpointError
 │   └── LockedError                     another writer has the root     → stop it, use another root
 ├── DeviceError       (a RuntimeError)  the device refused              → see its message
 │   └── DeviceMemoryError (a MemoryError)  it doesn't fit there         → snapshot="hold"
+├── BusyError         (a TimeoutError)  a save goes on for longer       → wait again
 └── ClosedError       (a RuntimeError)  the checkpointer was closed     → open another
 """
 
@@ -20,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 __all__ = [
+    "BusyError",
     "CheckpointError",
     "ClosedError",
     "CorruptError",
@@ -126,6 +128,10 @@ class DeviceError(CheckpointError, RuntimeError):
 
 class DeviceMemoryError(DeviceError, MemoryError):
     """The device's memory is too small for this."""
+
+
+class BusyError(CheckpointError, TimeoutError):
+    """A save goes on for longer than was waited for; it isn't cut off."""
 
 
 class ClosedError(CheckpointError, RuntimeError):

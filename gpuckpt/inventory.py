@@ -141,11 +141,15 @@ class Snapshot:
 
     def release(self) -> None:
         """Let go of the state; safe to call twice."""
-        try:
-            for frozen in self.frozen.values():
+        first: BaseException | None = None
+        for frozen in self.frozen.values():
+            try:  # each, whatever happens to those before
                 frozen.release()
-        finally:
-            self._set_staged()
+            except BaseException as error:
+                first = first or error
+        self._set_staged()
+        if first is not None:
+            raise first
 
     def _set_staged(self) -> None:
         if not self.staged.is_set():

@@ -11,6 +11,9 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
+# How often who waits for a thread sees whether it is still there.
+_LOOK_SECONDS = 1.0
+
 
 def ordered_map(
     work: Callable[[T], R],
@@ -18,6 +21,7 @@ def ordered_map(
     *,
     workers: int,
     drop: Callable[[T], None] = lambda _: None,
+    ending: Callable[[], object] = lambda: None,
 ) -> Generator[R, None, None]:
     """Yield `work(item)` for each item, in order, made by `workers` threads.
 
@@ -25,13 +29,17 @@ def ordered_map(
     an arena's slot, say) until the caller has taken results.  The first
     failure, of `items` or of `work`, is raised when its turn comes.  Leaving
     early, or a failure, stops everything; `drop` is then called on each item
-    whose result the caller didn't get.
+    whose result the caller didn't get.  `ending` is called before threads are
+    waited for at the end: who waits in `work` for other work must go on then.
     """
     line = _Line(work, items, workers, drop)
     try:
         yield from line.results()
     finally:
-        line.stop()
+        try:
+            ending()
+        finally:
+            line.stop()
 
 
 def alternated(lines: Iterable[Iterator[T]]) -> Iterator[T]:
@@ -73,36 +81,53 @@ class _Line(Generic[T, R]):
         # In the order of the items; after the last, None or what `items` raised.
         self._results: queue.SimpleQueue[_Task[T, R] | BaseException | None] = queue.SimpleQueue()
         self._stopped, self._ended = threading.Event(), False
+        self._end: BaseException | None = None
+        self._current: _Task[T, R] | None = None  # the caller hasn't got its result yet
         self._threads: list[threading.Thread] = []
         try:
             for at in range(workers):
                 self._start(self._run, f"gpuckpt-work-{at}")
             self._start(self._draw, "gpuckpt-draw")
         except BaseException:
-            self._end_workers()
             self._ended = True
             self.stop()
             raise
 
     def results(self) -> Iterator[R]:
         """The results, in order."""
-        while isinstance(task := self._next(), _Task):
-            task.done.wait()
+        while (task := self._next()) is not None:
+            self._wait(task)
             if task.failure is not None:
-                self._drop(task.item)
                 raise task.failure
-            yield task.result
-        if task is not None:
-            raise task
+            result, self._current = task.result, None
+            yield result
+        if self._end is not None:
+            raise self._end
 
     def stop(self) -> None:
-        """Drop what is left, so that a source that waits for room gets it; join all threads."""
+        """Drop what is left, so that a source that waits for room gets it; join all threads.
+
+        Whatever fails meanwhile is raised at the end.
+        """
         self._stopped.set()
-        while not self._ended and isinstance(task := self._next(), _Task):
-            task.done.wait()
-            self._drop(task.item)
+        first: BaseException | None = None
+        while not self._ended or self._current is not None:
+            try:
+                self._drop_one()
+            except BaseException as error:
+                first = first or error
+        self._end_workers()
         for thread in self._threads:
             thread.join()
+        if first is not None:
+            raise first
+
+    def _drop_one(self) -> None:
+        task = self._current or self._next()
+        if task is not None:
+            self._wait(task)
+            self._current = None
+            self._drop(task.item)
 
     def _start(self, run: Callable[[], None], name: str) -> None:
         thread = threading.Thread(target=run, name=name)
@@ -113,19 +138,35 @@ class _Line(Generic[T, R]):
         for _ in range(self._workers):
             self._tasks.put(None)
 
-    def _next(self) -> _Task[T, R] | BaseException | None:
-        task = self._results.get()
-        self._ended = not isinstance(task, _Task)
-        return task
+    def _next(self) -> _Task[T, R] | None:
+        """The next task; None if there is none, and `_end` says why if that is a failure."""
+        while not self._ended:
+            try:
+                found = self._results.get(timeout=_LOOK_SECONDS)
+            except queue.Empty:
+                if self._threads[-1].is_alive() or not self._results.empty():
+                    continue
+                found = RuntimeError("the thread that draws chunks died without a word")
+            if isinstance(found, _Task):
+                self._current = found
+                return found
+            self._ended, self._end = True, found
+        return None
+
+    def _wait(self, task: _Task[T, R]) -> None:
+        """Wait until somebody has done it; it has failed if there is nobody left who could."""
+        while not task.done.wait(_LOOK_SECONDS):
+            workers = self._threads[: self._workers]
+            if not any(thread.is_alive() for thread in workers) and not task.done.is_set():
+                task.failure = RuntimeError("the threads that encode died without a word")
+                return
 
     def _draw(self) -> None:
         end: BaseException | None = None
         try:
             with _closing(self._items):
                 for item in self._items:
-                    task: _Task[T, R] = _Task(item)
-                    self._results.put(task)
-                    self._tasks.put(task)
+                    self._hand_on(item)
                     if self._stopped.is_set():
                         break
         except BaseException as error:
@@ -134,14 +175,30 @@ class _Line(Generic[T, R]):
             self._results.put(end)
             self._end_workers()
 
+    def _hand_on(self, item: T) -> None:
+        """Give an item to the workers, and its place to the caller; or neither, and drop it."""
+        try:
+            task: _Task[T, R] = _Task(item)
+            self._results.put(task)
+        except BaseException:
+            self._drop(item)
+            raise
+        try:
+            self._tasks.put(task)
+        except BaseException as error:
+            task.failure = error
+            task.done.set()
+            raise
+
     def _run(self) -> None:
         while (task := self._tasks.get()) is not None:
-            if not self._stopped.is_set():
-                try:
+            try:
+                if not self._stopped.is_set():
                     task.result = self._work(task.item)
-                except BaseException as error:
-                    task.failure = error
-            task.done.set()
+            except BaseException as error:
+                task.failure = error
+            finally:
+                task.done.set()
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 from gpuckpt.apart import Flag
+from gpuckpt.errors import BusyError
 from gpuckpt.layout import manifest_name
 from gpuckpt.manifest import Manifest
 from gpuckpt.stats import Stats
@@ -99,11 +100,11 @@ class Pending:
         `wait` and `close` wait for it.
 
         Raises:
-            TimeoutError: it isn't yet; it goes on.
+            BusyError (a TimeoutError): it isn't yet; it goes on.
             CheckpointError: it failed; no checkpoint was made.
         """
         if not self.committed.wait(timeout):
-            raise TimeoutError(f"step {self.step} isn't durable after {timeout} s; it goes on")
+            raise BusyError(f"step {self.step} isn't durable after {timeout} s; it goes on")
         if self._failure is not None:
             raise self._failure
         assert self._result is not None
@@ -112,5 +113,7 @@ class Pending:
     def finish(self, result: Checkpoint | None, failure: BaseException | None) -> None:
         """Say how it ended: for the writer, once."""
         self._result, self._failure = result, failure
-        self.staged.set()
-        self.committed.set()
+        try:
+            self.staged.set()
+        finally:
+            self.committed.set()

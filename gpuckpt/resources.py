@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping
 
@@ -13,6 +14,8 @@ from gpuckpt.layout import CHUNK_NBYTES, CHUNK_NBYTES_MAX
 from gpuckpt.plan import Plan
 from gpuckpt.sizes import parse_nbytes
 from gpuckpt.snapshot import room_beside_copy
+
+log = logging.getLogger("gpuckpt")
 
 _WORKERS_MAX = 8
 
@@ -57,8 +60,9 @@ class Resources:
     def arena(self, device_names: Iterable[str], largest_nbytes: int = 0) -> Arena:
         """The arena, taken at its first use: page-locked if a GPU is among the devices.
 
-        Taken anew if a chunk of `largest_nbytes` wouldn't fit a slot, or if it
-        was taken before there was a GPU.
+        Taken anew if a chunk of `largest_nbytes` wouldn't fit a slot, if it
+        was taken before there was a GPU, or if a slot wasn't given back: call
+        this when no save and no restore goes on.
 
         Raises:
             InvalidError: slots for such chunks don't fit the budget.
@@ -66,6 +70,9 @@ class Resources:
         name = max(device_names, default="cpu")  # "cuda:…" sorts after "cpu"
         locked = self._page_locked or name != "cpu"
         arena = self._arena
+        if arena is not None and arena.lacks_slots:
+            log.warning("slots of host memory were lost to a failure; new ones are taken")
+            arena = None
         if arena is None or arena.chunk_nbytes < largest_nbytes or locked > self._page_locked:
             self._arena, self._page_locked = None, locked  # the old one goes before the new comes
             slot_nbytes = max(self.chunk_nbytes, largest_nbytes)

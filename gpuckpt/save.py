@@ -162,7 +162,7 @@ def _write_chunks(  # noqa: PLR0917 - all that a save has
         return done
 
     guarded = derivation.guarded(work)
-    line = ordered_map(guarded, staged, workers=stats.workers, drop=drop)
+    line = ordered_map(guarded, staged, workers=stats.workers, drop=drop, ending=derivation.end)
     with contextlib.closing(line), derivation.ended():
         for done in balance.watched(line):
             stats.add(done.lap, again=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from gpuckpt.background import BackgroundSave
 from gpuckpt.census import Census
+from gpuckpt.errors import BusyError
 from gpuckpt.governor import Governor
 from gpuckpt.inventory import Inventory, Snapshot
 from gpuckpt.journal import Journal
@@ -69,10 +70,11 @@ class Saves:
             journal=self._journal,
         )
         lap = Lap()
-        self.save.start()
         if snapshot.mode == "hold" and not self._updates_seen:
             # A loop that announces no updates would change what is being read.
-            snapshot.staged.wait_out()
+            snapshot.staged.wait_out(self.save.start)
+        else:
+            self.save.start()
         self._updates_seen = False
         lap.mark("held")
         stats.add(lap)
@@ -85,10 +87,11 @@ class Saves:
         if self.save is not None:
             self.save.snapshot.order_update()
 
-    def reap(self, *, wait: bool) -> None:
-        """Take note of a save that has ended; wait for it if asked to.
+    def reap(self, *, wait: bool, seconds: float | None = None) -> None:
+        """Take note of a save that has ended; wait for it if asked to, or at most some `seconds`.
 
         Raises:
+            BusyError: it hasn't ended by then; it goes on.
             CheckpointError: it failed, with `on_error="raise"`.
         """
         save = self.save
@@ -97,6 +100,12 @@ class Saves:
         save.cancel_unless_begun()
         if not (wait or save.ended):
             return
+        if seconds is not None and not save.ends_within(seconds):
+            raise BusyError(
+                f"step {save.pending.step} is still being saved after {seconds:g} s (it waits "
+                f"for {save.waits_for}); it goes on, and keeps the root locked until it has "
+                "ended: close again, or let the process end, which waits for it"
+            )
         save.join()
         self.save = None
         self._governor.ended(save.pending.stats, failed=save.pending.failure is not None)

@@ -25,19 +25,19 @@ class Planner:
     def __init__(self, chunk_nbytes: int, *, split: bool = True) -> None:
         """`split` says whether planes are wanted: not if nothing will be compressed."""
         self._chunk_nbytes, self._split = chunk_nbytes, split
-        self._roster: Roster | None = None
-        self._plans: Mapping[str, Plan] = {}
+        self._known: tuple[Roster | None, Mapping[str, Plan]] = (None, {})
 
     def plans(self, roster: Roster) -> Mapping[str, Plan]:
         """A plan for each device."""
-        if roster is not self._roster:
-            self._plans = make_plans(
+        known, plans = self._known
+        if roster is not known:
+            plans = make_plans(
                 *(roster.specs, roster.strides, roster.by_device),
                 chunk_nbytes=self._chunk_nbytes,
                 split=self._split,
             )
-            self._roster = roster
-        return self._plans
+            self._known = roster, plans  # at once: an interrupt can't part them
+        return plans
 
 
 def capture(

@@ -38,7 +38,7 @@ ROWS: list[set[str]] = [
     {"names", "plan", "stats", "arrays", "stores"},
     {"tree", "arena"},
     {"devices", "manifest", "outline"},
-    {"inventory", "pending", "journal", "derived", "filled"},
+    {"inventory", "pending", "journal", "derived", "filled", "watch"},
     {"census", "snapshot", "staging", "coding", "segments", "commit"},
     {"bases", "deltacoding", "matching", "rows", "increments"},
     {"resources", "encoder", "reading"},

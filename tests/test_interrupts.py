@@ -19,6 +19,7 @@ import gpuckpt
 from gpuckpt.arena import AREAS, FEWEST_SLOTS
 from gpuckpt.plan import area_nbytes
 from gpuckpt.stores.memory import MemoryStore
+from tests.faults import CALLS, Interrupt, begin_interrupted, interrupt_in
 from tests.test_checkpointer import SlowStore
 
 
@@ -139,6 +140,26 @@ def test_an_interrupted_restore_leaves_no_thread_and_no_slot_behind(tmp_path):
         state["w"][:] = 0
         ckpt.restore(state)
         assert (state["w"] == np.arange(10**5)).all()
+
+
+@pytest.mark.parametrize(("call", "snapshot"), CALLS)
+def test_ctrl_c_at_any_line_is_raised_and_leaves_everything_whole(tmp_path, call, snapshot):
+    whole = Interrupt()
+    interrupt_in(call, whole, tmp_path, snapshot=snapshot)
+    stride = max(whole.lines // 23, 1)
+    for at in range(1 + len(call) % stride, whole.lines, stride):
+        interrupt = Interrupt(at)
+        raised = interrupt_in(call, interrupt, tmp_path, snapshot=snapshot)
+        assert raised == (interrupt.where is not None)
+
+
+def test_ctrl_c_at_any_line_of_its_making_leaves_no_lock_behind(tmp_path):
+    whole = Interrupt()
+    assert not begin_interrupted(whole, tmp_path)
+    for at in range(1, whole.lines, 3):
+        interrupt = Interrupt(at)
+        raised = begin_interrupted(interrupt, tmp_path)
+        assert raised == (interrupt.where is not None)
 
 
 @pytest.mark.parametrize("name", ["gpuckpt", "gpuckpt-work-0", "gpuckpt-draw"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
+import mmap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -141,7 +142,21 @@ def _look_numpy(array: npt.NDArray[Any], owner: object, name: str, kind: str) ->
     if isinstance(array, np.ma.MaskedArray):
         raise UnsupportedError(name, "a masked array; save its .data and its .mask")
     writable = kind == "numpy" and array.flags.writeable
+    if isinstance(array, np.memmap):
+        owner = owner, _kept_open(array, name)
     return _tensor(array.view(np.ndarray), owner, name, kind, writable=writable)
+
+
+def _kept_open(array: Any, name: str) -> memoryview | None:
+    """A view of a mapped file that keeps it from being closed; numpy's doesn't, and reads on."""
+    while isinstance(array, np.ndarray):
+        array = array.base
+    if not isinstance(array, mmap.mmap):
+        return None  # a copy of one
+    try:
+        return memoryview(array)
+    except ValueError:
+        raise UnsupportedError(name, "a memmap whose file was closed; open it again") from None
 
 
 def _of_interface(leaf: Any) -> Any:

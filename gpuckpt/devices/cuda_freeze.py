@@ -193,9 +193,11 @@ class CudaHold:
         opening may lie behind an update that came after the last read.
         """
         if not self._released:
+            try:
+                self._open()
+            finally:
+                self._ended.set()  # also if the device refuses: nobody waits for ever
             self._released = True
-            self._open()
-            self._ended.set()
         self._owners = ()
 
     def _open(self) -> None:

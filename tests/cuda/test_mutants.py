@@ -161,7 +161,9 @@ NOTICED = {
     "checkpointer: Checkpointer.update: self._saves.order_update()": By("update after a copy"),
     "saving: Saves.order_update: self.save.snapshot.order_update()": By("update after a copy"),
     "saving: Saves._capture: snapshot.order_update()": By("update after a copy, unannounced"),
-    "saving: Saves.begin: snapshot.staged.wait_out()": By("update after a hold, unannounced"),
+    "saving: Saves.begin: snapshot.staged.wait_out(self.save.start)": By(
+        "update after a hold, unannounced", hangs=True
+    ),
     "saving: Saves.reap: save.join()": By("slots after a full disk"),
     "inventory: Snapshot.order_update: frozen.order_update()": By("update after a copy"),
     "inventory: Snapshot.settle: frozen.settle()": By("update once a copy is staged"),
