@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from typing import Any, Literal, Self
 
 from gpuckpt import layout
@@ -16,8 +17,10 @@ from gpuckpt.governor import Governor
 from gpuckpt.journal import Log, open_journal
 from gpuckpt.loading import restore_state
 from gpuckpt.matching import Rename
+from gpuckpt.notice import Notice, Preempt
 from gpuckpt.options import FULL_EVERY, Options, make_header
 from gpuckpt.pending import Checkpoint, Pending, checkpoint_of
+from gpuckpt.preemption import PREEMPTED, LastSave, Preemption
 from gpuckpt.resources import Resources
 from gpuckpt.retention import Keep
 from gpuckpt.saving import Saves
@@ -51,6 +54,12 @@ class Checkpointer:
     file, or True for one in the root, that gets a line for each save; with
     `trace`, its stages' beginnings and ends as well.
 
+    `preempt` is how the process is told to end soon: True for SIGTERM or
+    SIGUSR1, a signal, a function that `step` and `save` ask whether (or in how
+    many seconds) it is to end, or several of these.  It has `grace` from then
+    on.  The next `step` saves, due or not, in a way that saves before have
+    shown to be in time, and returns once that is durable; then `should_stop`.
+
     Not for use by several threads at once.  A root has one writer at a time.
     """
 
@@ -68,6 +77,8 @@ class Checkpointer:
         full_every: int = FULL_EVERY,
         log: Log = None,
         trace: bool = False,
+        preempt: Preempt = None,
+        grace: float | str | timedelta = "30 s",
         store: Store | None = None,
         chunk_nbytes: int = layout.CHUNK_NBYTES,
     ) -> None:
@@ -75,7 +86,8 @@ class Checkpointer:
 
         Raises:
             LockedError: another writer has the root.
-            InvalidError: an option makes no sense.
+            InvalidError: an option makes no sense, or signals are to be caught
+                and this isn't the main thread.
         """
         self._options = Options(codec, snapshot, when_busy, on_error, full_every, trace)
         self._resources = Resources(memory, chunk_nbytes=chunk_nbytes)
@@ -86,9 +98,14 @@ class Checkpointer:
             keep=keep,
             journal=open_journal(log, self._store),
         )
+        notice = Notice(preempt, grace)
+        self._last = LastSave(notice, self._saves)
         self._process = os.getpid()
-        self._open = contextlib.ExitStack()
-        self._open.enter_context(writing(self._store))
+        with contextlib.ExitStack() as opening:
+            opening.enter_context(notice.watched())
+            opening.callback(self._last.close)
+            opening.enter_context(writing(self._store))
+            self._open = opening.pop_all()
         # The interpreter's exit doesn't cut off a save, also if nobody calls `close`.
         atexit.register(self._at_exit)
 
@@ -116,18 +133,22 @@ class Checkpointer:
         """Tell that `state` has seen `step` training steps; saves it if that is due.
 
         Returns at once if not, or if a save is in flight and `when_busy` is
-        `skip`.  Else as `save`.
+        `skip`.  Else as `save`.  If the process is to end soon, saves in any
+        case, and returns once that is durable: see `preempt`.
         """
         self._check_open()
         step = layout.check_step(step)
         self._governor.step(busy=self._saves.save is not None)
+        self._last.ask()
+        if self._last.is_due():
+            return self._last.save(make_header(step, epoch, metrics), state, anyway=False)
         self._saves.reap(wait=False)
         if not self._governor.is_due(step, epoch):
             return None
         if self._saves.save is not None and self._options.when_busy == "skip":
             log.info("step %d isn't saved: step %d still is", step, self._saves.save.pending.step)
             return None
-        return self._saves.begin(make_header(step, epoch, metrics), state)
+        return self._last.save(make_header(step, epoch, metrics), state, anyway=False)
 
     def save(
         self,
@@ -138,6 +159,8 @@ class Checkpointer:
     ) -> Pending:
         """Save `state` in the background, due or not; waits for a save in flight first.
 
+        If the process is to end soon, returns once that is durable: see `preempt`.
+
         On return the caller may go on and, but for `hold`, change the state;
         `Pending.stats.stall_seconds` says how long it took.
 
@@ -146,7 +169,28 @@ class Checkpointer:
             CheckpointError: the save before failed, with `on_error="raise"`.
         """
         self._check_open()
-        return self._saves.begin(make_header(step, epoch, metrics), state)
+        self._last.ask()
+        pending = self._last.save(make_header(step, epoch, metrics), state, anyway=True)
+        assert pending is not None
+        return pending
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether the process was told to end, and all was saved that there was time for.
+
+        Then the loop should end, the process too, with `exit_code`.
+        """
+        return self._last.outcome is not None
+
+    @property
+    def preemption(self) -> Preemption | None:
+        """Once it `should_stop`: who told so, and which step is durable."""
+        return self._last.outcome
+
+    @property
+    def exit_code(self) -> int:
+        """`PREEMPTED` (75) once it `should_stop`, for a scheduler that starts it again; else 0."""
+        return PREEMPTED if self.should_stop else 0
 
     @contextlib.contextmanager
     def update(self) -> Iterator[None]:
