@@ -27,8 +27,9 @@ from hypothesis import strategies as st
 import gpuckpt
 from gpuckpt import Every
 from gpuckpt.background import BackgroundSave
-from gpuckpt.deadline import MARGIN, Taken, Way, choose, remaining, turn
+from gpuckpt.deadline import MARGIN, Taken, Took, Way, choose, remaining, turn
 from gpuckpt.effort import AUTO, RAW
+from gpuckpt.journal import read_journal
 from gpuckpt.notice import SAME_SECONDS, Notice
 from gpuckpt.resources import Resources
 from gpuckpt.save import DELTA
@@ -612,14 +613,13 @@ def test_a_signal_after_the_last_step_lets_the_run_end_as_it_would_have(tmp_path
 def test_a_run_that_has_not_saved_yet_knows_from_its_log_how_long_a_save_takes(tmp_path):
     state = {"w": np.arange(10**6)}
     with gpuckpt.Checkpointer(tmp_path, log=True) as ckpt:
-        took = ckpt.save(1, state).stats
-        ckpt.wait()
-    seconds = took.stall_seconds + took.background_seconds
+        ckpt.save(1, state)
+    (record,) = read_journal(tmp_path)
     with gpuckpt.Checkpointer(tmp_path, log=True, preempt=lambda: 60) as ckpt:
         ckpt.resume(state)
         pending = ckpt.step(2, state)
         assert pending is not None
-        assert pending.stats.predicted_seconds == pytest.approx(seconds)
+        assert pending.stats.predicted_seconds == Took.of(record.stats).seconds
 
 
 def test_a_loop_that_saves_by_itself_alone_is_served_as_well(tmp_path):
@@ -683,6 +683,32 @@ def test_a_forked_child_dies_of_the_signal_and_its_parent_hears_nothing(tmp_path
     assert in_a_child(tmp_path, program, code=75) == f"{signal.SIGTERM:d}\nFalse\n"
     with gpuckpt.Checkpointer(tmp_path) as ckpt:
         assert ckpt.steps() == [2, 3]
+
+
+def test_the_documentations_loop_ends_as_one_that_was_never_stopped(tmp_path):
+    text = (Path(__file__).parents[1] / "docs" / "PREEMPTION.md").read_text()
+    program = tmp_path / "train.py"
+    program.write_text(text.split("```python\n")[1].split("```")[0])
+
+    def run(root: str, *, stop: bool) -> tuple[int, str, str]:
+        """Its exit code, what it says first, and what it says last."""
+        command = [sys.executable, str(program), str(tmp_path / root), "40"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            first = process.stdout.readline()
+            if stop:
+                process.send_signal(signal.SIGTERM)
+            last, _ = process.communicate(timeout=60)
+        return process.returncode, first, last
+
+    code, first, last = run("stopped", stop=True)
+    assert (code, first) == (gpuckpt.PREEMPTED, "from step 0\n")
+    assert last.startswith("Preemption(by='SIGTERM', step=")
+    newest = last.split("newest=")[1].split(",")[0]
+    assert run("stopped", stop=False) == (0, f"from step {newest}\n", "")
+    assert run("whole", stop=False) == (0, "from step 0\n", "")
+    stopped, whole = (gpuckpt.load(tmp_path / root)["w"] for root in ("stopped", "whole"))
+    assert stopped.tobytes() == whole.tobytes()
 
 
 def train(root: str, announce: Connection) -> None:
