@@ -116,6 +116,16 @@ class Notice:
         finally:
             self._put_back()
 
+    def handler(self, number: int) -> Any:
+        """Ours, or what it passes on to once the block has ended."""
+        return self._handle if self._open else self.before(number)
+
+    def before(self, number: int) -> Any:
+        """The handler that there would be without us."""
+        earlier = self._earlier[number]
+        owner = _notice_of(earlier)
+        return earlier if owner is None else owner.handler(number)
+
     def _catch(self, number: signal.Signals) -> None:
         earlier = signal.getsignal(number)
         if earlier is None:
@@ -138,24 +148,19 @@ class Notice:
             now = self._clock()
             again = now >= self._first.setdefault(number, now) + SAME_SECONDS
             self._came.set()
-        earlier = self._earlier[number]
+        earlier = self.before(number)
         # Another checkpointer's wants to know of the first, too.
         if again or _notice_of(earlier) is not None:
             _pass_on(number, frame, earlier)
 
     def _put_back(self) -> None:
         """Put the handlers back that were there; leave alone who has come after us."""
-        if os.getpid() != self._process:
-            return
         self._open = False
-        for number, earlier in self._earlier.items():
-            while (before := _notice_of(earlier)) is not None and not before._open:  # noqa: SLF001
-                earlier = before._earlier[number]  # noqa: SLF001, PLW2901
-            self._earlier[number] = earlier
+        for number in self._earlier:
             if signal.getsignal(number) != self._handle:
                 continue  # from now on we only pass on
             try:
-                signal.signal(number, earlier)
+                signal.signal(number, self.before(number))
             except ValueError:
                 log.warning(
                     "%s keeps gpuckpt's handler, which passes it on: close the Checkpointer in "

@@ -187,22 +187,53 @@ def test_another_signal_does_not_give_more_time():
         assert (notice.by, notice.left, got) == ("SIGUSR1", 10, [])
 
 
-@pytest.mark.parametrize("first_closed", [0, 1])
-def test_two_checkpointers_of_a_process_both_hear_of_it_in_whatever_order_they_close(first_closed):
+def test_two_checkpointers_of_a_process_both_hear_of_it():
+    clock = Clock()
     with handled() as got:
-        notices = [Notice(signal.SIGUSR1, 30), Notice(signal.SIGUSR1, 30)]
+        notices = [Notice(signal.SIGUSR1, 30, clock) for _ in range(2)]
+        with notices[0].watched(), notices[1].watched():
+            signal.raise_signal(signal.SIGUSR1)
+            assert [notice.announced for notice in notices] == [True, True]
+            assert got == []
+            clock.now += SAME_SECONDS
+            signal.raise_signal(signal.SIGUSR1)
+            assert got == [signal.SIGUSR1]
+
+
+@pytest.mark.parametrize("first_closed", [0, 1])
+def test_of_two_checkpointers_either_may_be_closed_first(first_closed):
+    with handled() as got:
+        notices = [Notice(signal.SIGUSR1, 30) for _ in range(2)]
         blocks = [notice.watched() for notice in notices]
         for block in blocks:
             block.__enter__()
-        signal.raise_signal(signal.SIGUSR1)
-        assert [notice.announced for notice in notices] == [True, True]
-        assert got == []
         blocks[first_closed].__exit__(None, None, None)
-        for notice in notices:
-            notice._first = {signal.SIGUSR1: -math.inf}
+        signal.raise_signal(signal.SIGUSR1)
+        assert notices[1 - first_closed].announced
+        assert not notices[first_closed].announced
+        assert got == []
+        blocks[1 - first_closed].__exit__(None, None, None)
         signal.raise_signal(signal.SIGUSR1)
         assert got == [signal.SIGUSR1]
-        blocks[1 - first_closed].__exit__(None, None, None)
+
+
+def test_a_handler_that_was_set_meanwhile_stays_and_may_pass_on_to_ours():
+    later: list[int] = []
+    with handled() as got:
+        with (notice := Notice(signal.SIGUSR1, 30)).watched():
+            ours: Any = signal.getsignal(signal.SIGUSR1)
+
+            def handler(number: int, frame: Any) -> None:
+                later.append(number)
+                ours(number, frame)
+
+            signal.signal(signal.SIGUSR1, handler)
+            signal.raise_signal(signal.SIGUSR1)
+            assert (notice.announced, later, got) == (True, [signal.SIGUSR1], [])
+        assert signal.getsignal(signal.SIGUSR1) is handler
+        signal.raise_signal(signal.SIGUSR1)
+        assert (len(later), got) == (2, [signal.SIGUSR1])
+        signal.signal(signal.SIGUSR1, notice.before(signal.SIGUSR1))
 
 
 def test_handlers_are_put_back_when_the_loop_fails_and_when_the_root_cannot_be_had(tmp_path):
@@ -290,7 +321,7 @@ class RatedStore(MemoryStore):
     def __init__(self, clock: Clock, nbytes_per_second: float) -> None:
         super().__init__()
         self.clock, self.rate = clock, nbytes_per_second
-        self.hangs, self.late = -1, 0.0
+        self.hangs, self.late, self.late_appends = -1, 0.0, 0
         self.gate, self.reached = threading.Event(), threading.Event()
 
     def create(self, name: str) -> MemoryAppender:
@@ -303,6 +334,7 @@ class RatedStore(MemoryStore):
                 self.appends += 1
                 store.clock.now += sum(len(part) for part in parts) / store.rate
                 super().append(parts)
+                store.late_appends += hangs and store.gate.is_set()
                 if hangs and self.appends == 5:
                     store.clock.now += store.late
                     store.reached.set()
@@ -413,6 +445,7 @@ def test_less_time_is_made_up_for_by_less_work(monkeypatch, left, codec):
         pending = run.last(3)
         assert pending is not None
         assert pending.stats.codec == codec
+        assert (pending.stats.encoded_nbytes == pending.stats.raw_nbytes) == (codec == RAW)
         assert run.is_saved(3)
 
 
@@ -488,6 +521,7 @@ def test_a_save_in_flight_that_should_be_late_gives_way_to_one_that_should_not(m
         assert run.last(4) is not None
         with pytest.raises(gpuckpt.PreemptedError, match="step 3 was given up"):
             before.result()
+        assert run.store.late_appends == 0, "it ended at once"
         assert run.ckpt.steps() == [1, 2, 4]
         assert run.is_saved(4)
         assert gpuckpt.load("", 2, store=run.store)["w"].size == run.state["w"].size
@@ -529,6 +563,21 @@ def test_a_step_that_is_saved_already_is_not_saved_again(monkeypatch, waited):
         assert run.ckpt.preemption is not None
         assert run.ckpt.preemption.saved
         assert len(run.store.names()) == 2
+
+
+def test_a_save_of_this_very_step_is_waited_for_though_it_should_be_late(monkeypatch):
+    with Run(monkeypatch, grace=5) as run:
+        run.save(1, 2)
+        before = run.begin_one_that_hangs(3, late=50)
+        opener = threading.Timer(0.2, run.store.gate.set)
+        opener.start()
+        signal.raise_signal(signal.SIGUSR1)
+        assert run.ckpt.step(3, run.state) is None
+        opener.join()
+        assert before.result().step == 3
+        assert run.ckpt.preemption is not None
+        assert run.ckpt.preemption.saved
+        assert run.is_saved(3)
 
 
 def test_a_signal_while_a_save_begins_is_seen_to_in_that_step(monkeypatch):
