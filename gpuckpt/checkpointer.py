@@ -246,7 +246,7 @@ class Checkpointer:
         )
         for name in [*found.missing, *found.mismatched]:
             log.warning("%s keeps its value: step %d doesn't fit it", name, manifest.step)
-        self._saves.previous = manifest
+        self._saves.go_on_from(manifest)
         self._governor.resumed(manifest.step, manifest.epoch)
         return manifest.step
 

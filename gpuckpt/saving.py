@@ -49,7 +49,7 @@ class Saves:
         self._updates_seen = False
         self._taken = Taken()
         self.committed: int | None = None
-        """The step that it has saved last, as far as that was taken note of."""
+        """The step that was saved last, as far as that was taken note of; None after a restore."""
         self.save: BackgroundSave | None = None
         """The one in flight, or that nobody has taken note of yet."""
         self.previous: Manifest | None = None
@@ -100,6 +100,10 @@ class Saves:
         self._governor.saved()
         return pending
 
+    def go_on_from(self, manifest: Manifest) -> None:
+        """The state is that of a committed step now."""
+        self.previous, self.committed = manifest, None
+
     def recall(self) -> None:
         """Take note of how long saves of runs before have taken, if there is a log of them."""
         if self._journal is not None:
@@ -129,7 +133,8 @@ class Saves:
         """Take note of a save that has ended; wait for it if asked to.
 
         Raises:
-            CheckpointError: it failed, with `on_error="raise"`, which stands for the option.
+            CheckpointError: it failed, with `on_error="raise"`: this one or, unless
+                it is given, the option.
         """
         save = self.save
         if save is None:

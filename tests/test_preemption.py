@@ -565,6 +565,15 @@ def test_a_step_that_is_saved_already_is_not_saved_again(monkeypatch, waited):
         assert len(run.store.names()) == 2
 
 
+def test_a_step_that_comes_again_after_a_restore_is_saved_again(monkeypatch):
+    with Run(monkeypatch) as run:
+        run.save(1, 2)
+        run.ckpt.restore(run.state, step=1)
+        run.move(9)
+        assert run.last(2) is not None
+        assert run.is_saved(2)
+
+
 def test_a_save_of_this_very_step_is_waited_for_though_it_should_be_late(monkeypatch):
     with Run(monkeypatch, grace=5) as run:
         run.save(1, 2)
