@@ -15,11 +15,13 @@ from gpuckpt.errors import (
     LockedError,
     MismatchError,
     NotFoundError,
+    PreemptedError,
     StorageError,
     TornError,
     UnsupportedError,
 )
 from gpuckpt.pending import Checkpoint, Pending
+from gpuckpt.preemption import PREEMPTED, Preemption
 from gpuckpt.retention import Keep
 from gpuckpt.rng import RNG
 from gpuckpt.schedule import Every
@@ -27,6 +29,7 @@ from gpuckpt.stats import Stats
 from gpuckpt.warm import Report, warm_start
 
 __all__ = [
+    "PREEMPTED",
     "RNG",
     "BusyError",
     "Checkpoint",
@@ -44,6 +47,8 @@ __all__ = [
     "MismatchError",
     "NotFoundError",
     "Pending",
+    "PreemptedError",
+    "Preemption",
     "Report",
     "Stats",
     "StorageError",

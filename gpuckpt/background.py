@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 
-from gpuckpt.apart import Apart
+from gpuckpt.apart import Apart, Flag
+from gpuckpt.errors import PreemptedError
 from gpuckpt.inventory import Snapshot
 from gpuckpt.journal import Journal
 from gpuckpt.manifest import Manifest
@@ -42,6 +44,8 @@ class BackgroundSave:
         self.snapshot, self.pending = snapshot, pending
         self._write, self._root, self._beside, self._journal = write, root, beside, journal
         self._after = after
+        self._given_up = Flag()
+        self._begun = time.perf_counter()
         self._watch = Watch(pending.stats)
         self._apart = Apart(self._run, self._fail, self._watch.look)
 
@@ -52,6 +56,15 @@ class BackgroundSave:
     def cancel_unless_begun(self) -> None:
         """If an interrupt came between this and its `start`, let it have failed."""
         self._apart.cancel_unless_begun()
+
+    def give_up(self) -> None:
+        """Have it fail soon, unless it has come as far as its commit; doesn't wait for that."""
+        self._given_up.set()
+
+    def check(self) -> None:
+        """For its own thread: fail if it was given up."""
+        if self._given_up.is_set():
+            raise PreemptedError(self.pending.step)
 
     def join(self) -> None:
         """Wait until it has ended; an interrupt leaves it running."""
@@ -72,6 +85,19 @@ class BackgroundSave:
     def ended(self) -> bool:
         """Whether its thread has nothing left to do."""
         return self._apart.ended.is_set()
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """How long it has gone on, snapshot apart."""
+        return time.perf_counter() - self._begun
+
+    @property
+    def share(self) -> float:
+        """How much of the state has come to the disk, from 0 to 1; 1 only once all has."""
+        plans = self.snapshot.plans.values()
+        sizes = [chunk.nbytes for plan in plans for batch in plan.batches for chunk in batch]
+        done = sum(sizes[: self.pending.stats.chunks])
+        return done / sum(sizes) if done else 0.0
 
     def _run(self) -> None:
         manifest: Manifest | None = None

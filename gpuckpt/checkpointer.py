@@ -18,8 +18,10 @@ from gpuckpt.governor import Governor
 from gpuckpt.journal import Log, open_journal
 from gpuckpt.loading import restore_state
 from gpuckpt.matching import Rename
+from gpuckpt.notice import Notice, Preempt
 from gpuckpt.options import FULL_EVERY, Options, make_header
 from gpuckpt.pending import Checkpoint, Pending, checkpoint_of
+from gpuckpt.preemption import PREEMPTED, LastSave, Preemption
 from gpuckpt.resources import Resources
 from gpuckpt.retention import Keep
 from gpuckpt.saving import Saves
@@ -54,6 +56,12 @@ class Checkpointer:
     file, or True for one in the root, that gets a line for each save; with
     `trace`, its stages' beginnings and ends as well.
 
+    `preempt` is how the process is told to end soon: True for SIGTERM or
+    SIGUSR1, a signal, a function that `step` and `save` ask whether (or in how
+    many seconds) it is to end, or several of these.  It has `grace` from then
+    on.  The next `step` saves, due or not, in a way that saves before have
+    shown to be in time, and returns once that is durable; then `should_stop`.
+
     Not for use by several threads at once.  A root has one writer at a time.
     """
 
@@ -71,6 +79,8 @@ class Checkpointer:
         full_every: int = FULL_EVERY,
         log: Log = None,
         trace: bool = False,
+        preempt: Preempt = None,
+        grace: float | str | timedelta = "30 s",
         store: Store | None = None,
         chunk_nbytes: int = layout.CHUNK_NBYTES,
     ) -> None:
@@ -78,7 +88,8 @@ class Checkpointer:
 
         Raises:
             LockedError: another writer has the root.
-            InvalidError: an option makes no sense.
+            InvalidError: an option makes no sense, or signals are to be caught
+                and this isn't the main thread.
         """
         self._options = Options(codec, snapshot, when_busy, on_error, full_every, trace)
         self._resources = Resources(memory, chunk_nbytes=chunk_nbytes)
@@ -89,15 +100,19 @@ class Checkpointer:
             keep=keep,
             journal=open_journal(log, self._store),
         )
+        notice = Notice(preempt, grace)
+        self._last = LastSave(notice, self._saves)
         self._process = os.getpid()
-        self._open = contextlib.ExitStack()
+        self._lock, self._open = contextlib.ExitStack(), contextlib.ExitStack()
         try:
+            self._open.enter_context(notice.watched())
+            self._open.callback(self._last.close)
             # Apart, so that no interrupt can leave a lock that nobody knows of.
-            Apart(lambda: self._open.enter_context(writing(self._store))).run()
+            Apart(lambda: self._lock.enter_context(writing(self._store))).run()
             # The interpreter's exit doesn't cut off a save, also if nobody calls `close`.
             atexit.register(self._at_exit)
         except BaseException:
-            self._open.close()
+            self._give_back()
             raise
 
     def __enter__(self) -> Self:
@@ -124,18 +139,22 @@ class Checkpointer:
         """Tell that `state` has seen `step` training steps; saves it if that is due.
 
         Returns at once if not, or if a save is in flight and `when_busy` is
-        `skip`.  Else as `save`.
+        `skip`.  Else as `save`.  If the process is to end soon, saves in any
+        case, and returns once that is durable: see `preempt`.
         """
         self._check_open()
         step = layout.check_step(step)
         self._governor.step(busy=self._saves.save is not None)
+        self._last.ask()
+        if self._last.is_due():
+            return self._last.save(make_header(step, epoch, metrics), state, anyway=False)
         self._saves.reap(wait=False)
         if not self._governor.is_due(step, epoch):
             return None
         if self._saves.save is not None and self._options.when_busy == "skip":
             log.info("step %d isn't saved: step %d still is", step, self._saves.save.pending.step)
             return None
-        return self._saves.begin(make_header(step, epoch, metrics), state)
+        return self._last.save(make_header(step, epoch, metrics), state, anyway=False)
 
     def save(
         self,
@@ -146,6 +165,8 @@ class Checkpointer:
     ) -> Pending:
         """Save `state` in the background, due or not; waits for a save in flight first.
 
+        If the process is to end soon, returns once that is durable: see `preempt`.
+
         On return the caller may go on and, but for `hold`, change the state;
         `Pending.stats.stall_seconds` says how long it took.
 
@@ -154,7 +175,28 @@ class Checkpointer:
             CheckpointError: the save before failed, with `on_error="raise"`.
         """
         self._check_open()
-        return self._saves.begin(make_header(step, epoch, metrics), state)
+        self._last.ask()
+        pending = self._last.save(make_header(step, epoch, metrics), state, anyway=True)
+        assert pending is not None
+        return pending
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether the process was told to end, and all was saved that there was time for.
+
+        Then the loop should end, the process too, with `exit_code`.
+        """
+        return self._last.outcome is not None
+
+    @property
+    def preemption(self) -> Preemption | None:
+        """Once it `should_stop`: who told so, and which step is durable."""
+        return self._last.outcome
+
+    @property
+    def exit_code(self) -> int:
+        """`PREEMPTED` (75) once it `should_stop`, for a scheduler that starts it again; else 0."""
+        return PREEMPTED if self.should_stop else 0
 
     @contextlib.contextmanager
     def update(self) -> Iterator[None]:
@@ -210,7 +252,7 @@ class Checkpointer:
         )
         for name in [*found.missing, *found.mismatched]:
             log.warning("%s keeps its value: step %d doesn't fit it", name, manifest.step)
-        self._saves.previous = manifest
+        self._saves.go_on_from(manifest)
         self._governor.resumed(manifest.step, manifest.epoch)
         return manifest.step
 
@@ -252,9 +294,14 @@ class Checkpointer:
         finally:
             # Else the wait was cut short: the save goes on, and the lock.
             if self._saves.save is None:
-                Apart(self._open.close).run()
+                self._give_back()
                 self._process = -1
                 atexit.unregister(self._at_exit)
+
+    def _give_back(self) -> None:
+        """Let others have the root, and signals their handlers."""
+        Apart(self._lock.close).run()
+        self._open.close()
 
     def _at_exit(self) -> None:
         save = self._saves.save

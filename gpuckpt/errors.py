@@ -10,6 +10,7 @@ CheckpointError
 ├── FormatError                         written by a newer gpuckpt      → upgrade
 ├── StorageError      (an OSError)      the storage refused             → free space, retry
 │   └── LockedError                     another writer has the root     → stop it, use another root
+├── PreemptedError                      it gave way to a later save     → wait for that one
 ├── DeviceError       (a RuntimeError)  the device refused              → see its message
 │   └── DeviceMemoryError (a MemoryError)  it doesn't fit there         → snapshot="hold"
 ├── BusyError         (a TimeoutError)  a save goes on for longer       → wait again
@@ -32,6 +33,7 @@ __all__ = [
     "LockedError",
     "MismatchError",
     "NotFoundError",
+    "PreemptedError",
     "StorageError",
     "TornError",
     "UnsupportedError",
@@ -120,6 +122,18 @@ class StorageError(CheckpointError, OSError):
 
 class LockedError(StorageError):
     """Another writer has this root."""
+
+
+class PreemptedError(CheckpointError):
+    """A save was given up for that of a newer state, since the process is to end; no harm done."""
+
+    def __init__(self, step: int) -> None:
+        """`step` is the one that wasn't saved."""
+        super().__init__(
+            f"the save of step {step} was given up: the process is to end, and the state as it is "
+            "now can be saved sooner; wait for that save"
+        )
+        self.step = step
 
 
 class DeviceError(CheckpointError, RuntimeError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -64,6 +64,7 @@ def save_snapshot(
     workers: int | None = None,
     full_every: int = 1,
     segment_nbytes: int = layout.SEGMENT_NBYTES,
+    check: Callable[[], object] = lambda: None,
 ) -> Manifest:
     """Write a snapshot and commit it; on return it is durable.
 
@@ -71,7 +72,8 @@ def save_snapshot(
     unless each is to be full.  `workers` threads encode, or as many as
     `resources` allow.  Releases the snapshot as soon as nothing of it
     is read any more, and in any case.  If it fails, what it wrote is deleted,
-    and no checkpoint was made.
+    and no checkpoint was made; so it does if `check`, which is called now and
+    then until the commit, raises.
     """
     token = secrets.token_hex(4)
     writer = Writer(
@@ -85,11 +87,14 @@ def save_snapshot(
         balance = Balance(
             stats.workers, lambda: writer.waiting_nbytes, free_seconds=resources.free_seconds
         )
-        rows = _write_chunks(snapshot, writer, resources, codec, before, previous, balance, stats)
+        rows = _write_chunks(
+            snapshot, writer, resources, codec, before, previous, balance, stats, check
+        )
         tensors = rows.entries(header.step, previous)
         lap = Lap()
         writer.finish(tensors, header.step, lap)
         stats.cpu_seconds += writer.cpu_seconds
+        check()
         resources.free_seconds = balance.next_free_seconds(lap.seconds_of("sync"))
         manifest = Manifest(
             step=header.step,
@@ -138,6 +143,7 @@ def _write_chunks(  # noqa: PLR0917 - all that a save has
     previous: Manifest | None,
     balance: Balance,
     stats: Stats,
+    check: Callable[[], object],
 ) -> Rows:
     """Bring every chunk of a snapshot to the disk."""
     arena = resources.arena(snapshot.plans, largest_nbytes(snapshot.plans))
@@ -168,6 +174,7 @@ def _write_chunks(  # noqa: PLR0917 - all that a save has
             stats.add(done.lap, again=True)
             stats.cpu_seconds += done.lap.cpu_seconds
             try:
+                check()
                 if isinstance(done, Again):
                     rows.compare(done.staged.chunks, done.fingerprints)
                     continue

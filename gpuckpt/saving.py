@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from gpuckpt.background import BackgroundSave
 from gpuckpt.census import Census
-from gpuckpt.errors import BusyError
+from gpuckpt.deadline import REMEMBERED, Taken, Way
+from gpuckpt.effort import Effort
+from gpuckpt.errors import BusyError, CheckpointError, PreemptedError
 from gpuckpt.governor import Governor
 from gpuckpt.inventory import Inventory, Snapshot
-from gpuckpt.journal import Journal
+from gpuckpt.journal import Journal, read_journal
 from gpuckpt.manifest import Manifest
 from gpuckpt.options import Options
 from gpuckpt.pending import Pending
@@ -44,22 +47,39 @@ class Saves:
         self._census, self._fastest = Census(), Fastest()
         self._planner = Planner(resources.chunk_nbytes, split=options.codec != "raw")
         self._updates_seen = False
+        self._taken = Taken()
+        self.committed: int | None = None
+        """The step that was saved last, as far as that was taken note of; None after a restore."""
         self.save: BackgroundSave | None = None
         """The one in flight, or that nobody has taken note of yet."""
         self.previous: Manifest | None = None
         """What the next one refers to for what hasn't changed."""
 
-    def begin(self, header: Header, state: Any) -> Pending:
+    def begin(
+        self,
+        header: Header,
+        state: Any,
+        *,
+        lap: Lap | None = None,
+        way: Way | None = None,
+        left: float = 0.0,
+    ) -> Pending:
         """Take a snapshot of `state` and save it in the background.
 
         Waits for the save before, and, for a `hold` whose loop announces no
-        updates, until nothing of the state is read any more.
+        updates, until nothing of the state is read any more.  `lap` has run
+        since the caller was blocked.  With `left` seconds until the process is
+        to end, it is saved by `way`.
         """
-        lap = Lap()
+        lap = lap or Lap()
         spans = Spans() if self._options.trace else None
         stats = Stats(header.step, codec=self._options.codec, spans=spans)
         self.reap(wait=True)
         self._governor.begin()
+        if way is not None:
+            self._governor.effort = Effort(self._resources.workers, way.codec)
+            stats.codec, stats.left_seconds = way.codec, max(left, 0.0)
+            stats.predicted_seconds = way.seconds or 0.0
         lap.mark("wait")
         snapshot = self._capture(state, stats, lap)
         pending = Pending(stats, snapshot.staged)
@@ -81,18 +101,42 @@ class Saves:
         self._governor.saved()
         return pending
 
+    def go_on_from(self, manifest: Manifest) -> None:
+        """The state is that of a committed step now."""
+        self.previous, self.committed = manifest, None
+
+    def recall(self) -> None:
+        """Take note of how long saves of runs before have taken, if there is a log of them."""
+        if self._journal is not None:
+            with contextlib.suppress(CheckpointError):
+                for record in read_journal(self._journal.path)[-REMEMBERED:]:
+                    if record.error is None:
+                        self._taken.note(record.stats.codec, record.stats)
+
     def order_update(self) -> None:
         """Order what the caller does next after the copy in flight."""
         self._updates_seen = True
         if self.save is not None:
             self.save.snapshot.order_update()
 
-    def reap(self, *, wait: bool, seconds: float | None = None) -> None:
+    def ways(self) -> tuple[Way, ...]:
+        """How the next save can be made, and how long each takes."""
+        return self._taken.ways(self._options.codec, self._resources.workers)
+
+    def remaining_seconds(self) -> float | None:
+        """Seconds until the save in flight is durable, if that can be said."""
+        assert self.save is not None
+        return self._taken.remaining(
+            *(self.save.elapsed_seconds, self.save.share, self._governor.effort.codec)
+        )
+
+    def reap(self, *, wait: bool, seconds: float | None = None, on_error: str = "") -> None:
         """Take note of a save that has ended; wait for it if asked to, or at most some `seconds`.
 
         Raises:
             BusyError: it hasn't ended by then; it goes on.
-            CheckpointError: it failed, with `on_error="raise"`.
+            CheckpointError: it failed, with `on_error="raise"`: this one or, unless
+                it is given, the option.
         """
         save = self.save
         if save is None:
@@ -108,8 +152,14 @@ class Saves:
             )
         save.join()
         self.save = None
-        self._governor.ended(save.pending.stats, failed=save.pending.failure is not None)
-        conclude(save.pending, self._options.on_error, stacklevel=6)
+        failure = save.pending.failure
+        self._governor.ended(save.pending.stats, failed=failure is not None)
+        if isinstance(failure, PreemptedError):
+            return  # as was decided here
+        if failure is None:
+            self.committed = save.pending.step
+            self._taken.note(self._governor.effort.codec, save.pending.stats)
+        conclude(save.pending, on_error or self._options.on_error, stacklevel=6)
 
     def reserve(self, state: Any) -> None:
         """Take the memory that copies of `state` will need."""
@@ -138,7 +188,8 @@ class Saves:
         return snapshot
 
     def _write(self, snapshot: Snapshot, header: Header, stats: Stats) -> Manifest:
-        effort = self._governor.effort
+        effort, save = self._governor.effort, self.save
+        assert save is not None
         with self._governor.beside(stats):
             manifest = save_snapshot(
                 *(snapshot, header, self._store, self._resources),
@@ -147,6 +198,7 @@ class Saves:
                 previous=self.previous,
                 full_every=self._options.full_every,
                 stats=stats,
+                check=save.check,
             )
         # Here, so that the loop needn't take the one before apart.
         before, self.previous = self.previous, manifest

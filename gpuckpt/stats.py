@@ -49,7 +49,9 @@ class Stats:
     for chunks on their way.  `shares`: the rates of `rates`, each as a share of
     the highest that the same checkpointer's saves have had.  `remarks` are
     sentences about what was saved: values that aren't finite, a state that
-    hasn't changed.  `spans` are kept if they were asked for.
+    hasn't changed.  `left_seconds` and `predicted_seconds`: of the save before a
+    preemption, how much time was left for it, and how long such a save should
+    take.  `spans` are kept if they were asked for.
     """
 
     step: int
@@ -87,6 +89,8 @@ class Stats:
     tensors: int = 0
     chunks: int = 0
     workers: int = 0
+    left_seconds: float = 0.0
+    predicted_seconds: float = 0.0
     host_nbytes: int = 0
     copy_nbytes: int = 0
     shares: dict[str, float] = field(default_factory=dict)

@@ -239,6 +239,7 @@ EQUIVALENT = {
     "devices/stream: _give_back: stream.synchronize()": (
         "page-locked memory goes with it, and to free that waits for the device"
     ),
+    "background: BackgroundSave.give_up: self._given_up.set()": "without it a save is only slower",
     "background: BackgroundSave._run: self.snapshot.release()": "save_snapshot has done it",
     "checkpointer: Checkpointer._at_exit: save.join()": "the interpreter waits for threads",
     "inventory: Snapshot.end_downloads: frozen.end_downloads()": "a failed save releases next",
