@@ -18,9 +18,10 @@ from gpuckpt.pending import Checkpoint, Pending
 from gpuckpt.remarks import remark, remarks_on
 from gpuckpt.resources import Resources
 from gpuckpt.retention import Keep, prune_quietly
-from gpuckpt.save import choice, save_snapshot
+from gpuckpt.save import choice
 from gpuckpt.snapshot import Planner, capture
 from gpuckpt.sources import open_source
+from gpuckpt.space import save_with_room
 from gpuckpt.stats import Stats
 from gpuckpt.stores import Store
 from gpuckpt.stores.local import LocalStore
@@ -60,10 +61,12 @@ def save(
 
     def write() -> Manifest:
         with store.lock():
-            manifest = save_snapshot(
+            manifest = save_with_room(
                 *(snapshot, header, store, resources),
                 codec=codec,
+                asked=codec,
                 previous=_newest(store),
+                keep=keep,
                 stats=stats,
             )
             stats.remarks = remarks_on(manifest, None)

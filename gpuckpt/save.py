@@ -33,10 +33,11 @@ from gpuckpt.stores import Store
 DELTA = "delta"
 # Where it costs no time.
 AUTO = "auto"
+RAW = "raw"
 CODECS: dict[str, Choice] = {
     AUTO: choose_by_entropy,
     DELTA: choose_by_entropy,
-    "raw": choose_nothing,
+    RAW: choose_nothing,
     "zstd": choose_all,
 }
 

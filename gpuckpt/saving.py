@@ -18,8 +18,9 @@ from gpuckpt.plan import Plan, largest_nbytes
 from gpuckpt.remarks import conclude, remarks_on
 from gpuckpt.resources import Resources
 from gpuckpt.retention import Keep, prune_quietly
-from gpuckpt.save import DELTA, Header, save_snapshot
+from gpuckpt.save import DELTA, Header
 from gpuckpt.snapshot import Planner, capture, reserve
+from gpuckpt.space import save_with_room
 from gpuckpt.spans import Lap, Spans
 from gpuckpt.stats import Fastest, Stats
 from gpuckpt.stores import Store
@@ -131,11 +132,13 @@ class Saves:
     def _write(self, snapshot: Snapshot, header: Header, stats: Stats) -> Manifest:
         effort = self._governor.effort
         with self._governor.beside(stats):
-            manifest = save_snapshot(
+            manifest = save_with_room(
                 *(snapshot, header, self._store, self._resources),
                 codec=effort.codec,
+                asked=self._options.codec,
                 workers=effort.workers,
                 previous=self.previous,
+                keep=self._keep,
                 full_every=self._options.full_every,
                 stats=stats,
             )
