@@ -33,12 +33,12 @@ from gpuckpt.stores import Store
 DELTA = "delta"
 # Where it costs no time.
 AUTO = "auto"
-RAW = "raw"
+RAW, ZSTD = "raw", "zstd"
 CODECS: dict[str, Choice] = {
     AUTO: choose_by_entropy,
     DELTA: choose_by_entropy,
     RAW: choose_nothing,
-    "zstd": choose_all,
+    ZSTD: choose_all,
 }
 
 

@@ -18,9 +18,9 @@ from gpuckpt.plan import Plan, largest_nbytes
 from gpuckpt.remarks import conclude, remarks_on
 from gpuckpt.resources import Resources
 from gpuckpt.retention import Keep, prune_quietly
-from gpuckpt.save import DELTA, Header
+from gpuckpt.save import DELTA, Header, save_snapshot
 from gpuckpt.snapshot import Planner, capture, reserve
-from gpuckpt.space import save_with_room
+from gpuckpt.space import Room, save_with_room
 from gpuckpt.spans import Lap, Spans
 from gpuckpt.stats import Fastest, Stats
 from gpuckpt.stores import Store
@@ -130,18 +130,19 @@ class Saves:
         return snapshot
 
     def _write(self, snapshot: Snapshot, header: Header, stats: Stats) -> Manifest:
-        effort = self._governor.effort
+        effort, full_every = self._governor.effort, self._options.full_every
         with self._governor.beside(stats):
-            manifest = save_with_room(
+            save = partial(
+                save_snapshot,
                 *(snapshot, header, self._store, self._resources),
-                codec=effort.codec,
-                asked=self._options.codec,
                 workers=effort.workers,
                 previous=self.previous,
-                keep=self._keep,
-                full_every=self._options.full_every,
+                full_every=full_every,
                 stats=stats,
             )
+            room = Room(self._store, self._keep, self.previous, full_every)
+            asked = self._options.codec
+            manifest = save_with_room(save, snapshot, room, stats, codec=effort.codec, asked=asked)
         # Here, so that the loop needn't take the one before apart.
         before, self.previous = self.previous, manifest
         stats.remarks = remarks_on(manifest, before)

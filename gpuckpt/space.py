@@ -13,7 +13,7 @@ import contextlib
 import errno
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 from gpuckpt import layout
 from gpuckpt.commit import sweep
@@ -21,10 +21,8 @@ from gpuckpt.errors import CheckpointError, StorageError
 from gpuckpt.increments import Before
 from gpuckpt.inventory import Snapshot
 from gpuckpt.manifest import Manifest
-from gpuckpt.plan import Plan
-from gpuckpt.resources import Resources
 from gpuckpt.retention import Keep, outdated
-from gpuckpt.save import RAW, Header, save_snapshot
+from gpuckpt.save import AUTO, RAW, ZSTD
 from gpuckpt.sizes import format_nbytes
 from gpuckpt.stats import Stats
 from gpuckpt.stores import Store, free_nbytes
@@ -37,83 +35,75 @@ _LOOKS, _PAUSE_SECONDS = 5, 0.05
 
 
 def save_with_room(
+    save: Callable[..., Manifest],
     snapshot: Snapshot,
-    header: Header,
-    store: Store,
-    resources: Resources,
+    room: Room,
+    stats: Stats,
     *,
     codec: str,
     asked: str,
-    previous: Manifest | None,
-    keep: Keep | None,
-    stats: Stats,
-    workers: int | None = None,
-    full_every: int = 1,
 ) -> Manifest:
-    """`save_snapshot`, with room made for it where that runs short; call it holding the lock.
+    """`save(codec=…)`, with room made for it where that runs short; call it holding the lock.
 
-    `asked` is the codec of which `codec` is what this save makes: with little
-    room, it is the one that counts.  A copy that met a full disk is written
-    once more, from its beginning, if room could be made.
+    `asked` is the user's codec, and `codec` what became of it for this save: of
+    `auto`, where chunks surely don't fit as they are, all are compressed.  A
+    copy that met a full disk is written once more, from its beginning, if room
+    could be made.
 
     Raises:
         StorageError: it surely doesn't fit, and nothing was written; or the
             storage refused.  It names the step.
     """
-    room = Room(store, keep, previous)
-
-    def attempt(codec: str) -> Manifest:
-        return save_snapshot(
-            *(snapshot, header, store, resources),
-            codec=codec,
-            previous=previous,
-            stats=stats,
-            workers=workers,
-            full_every=full_every,
-        )
-
-    with _naming(header.step), snapshot.kept():
+    smallest = ZSTD if asked == AUTO else asked
+    with _naming(stats.step), snapshot.kept():
         if room.lacks(snapshot.inventory.nbytes):
-            codec = asked
             stats.freed_nbytes += room.make()
-            before = Before.of(previous, snapshot.inventory.specs, store, full_every)
-            room.check(least_nbytes(snapshot.plans, before, codec))
+            if room.lacks(room.least_nbytes(snapshot, RAW)):
+                codec = smallest
+            room.check(room.least_nbytes(snapshot, codec))
         try:
-            return attempt(codec)
+            return save(codec=codec)
         except StorageError as error:
             made = room.make() if error.errno in _FULL else 0
             stats.freed_nbytes += made
             if not made or snapshot.live:
                 raise
-            log.warning("step %d is written anew, since room was made: %s", header.step, error)
+            log.warning("step %d is written anew, since room was made: %s", stats.step, error)
         stats.begin_again()
-        return attempt(asked)
-
-
-def least_nbytes(plans: Mapping[str, Plan], before: Before, codec: str) -> int:
-    """Bytes that a save of these chunks surely writes, whatever is in them.
-
-    Of a chunk that may be what it was before, or another tensor's rounded, or
-    that is compressed, nothing is known.  But some bytes are always written.
-    """
-    if codec != RAW:
-        return 1
-    chunks = (
-        chunk
-        for plan in plans.values()
-        for batch in plan.batches
-        for chunk in batch
-        if chunk.tensor not in plan.copies and not before.has(chunk)
-    )
-    return max(sum(chunk.nbytes for chunk in chunks), 1)
+        return save(codec=smallest)
 
 
 class Room:
     """What a store has left for one save, and what may go to make more of it."""
 
-    def __init__(self, store: Store, keep: Keep | None, previous: Manifest | None) -> None:
-        """`previous` is the checkpoint that this run saved or restored last."""
-        self._store, self._keep, self._previous = store, keep, previous
+    def __init__(
+        self, store: Store, keep: Keep | None, previous: Manifest | None, full_every: int = 1
+    ) -> None:
+        """`previous` is the checkpoint that this run saved or restored last.
+
+        Unless each is to be full, the next may refer to it.
+        """
+        self._store, self._keep = store, keep
+        self._previous, self._full_every = previous, full_every
+
+    def least_nbytes(self, snapshot: Snapshot, codec: str) -> int:
+        """Bytes that a save of this snapshot surely writes, whatever is in it.
+
+        Of a chunk that may be what it was before, or another tensor's rounded,
+        or that is compressed, nothing is known.  But some bytes are always written.
+        """
+        if codec != RAW:
+            return 1
+        specs = snapshot.inventory.specs
+        before = Before.of(self._previous, specs, self._store, self._full_every)
+        chunks = (
+            chunk
+            for plan in snapshot.plans.values()
+            for batch in plan.batches
+            for chunk in batch
+            if chunk.tensor not in plan.copies and not before.has(chunk)
+        )
+        return max(sum(chunk.nbytes for chunk in chunks), 1)
 
     def lacks(self, nbytes: int) -> bool:
         """Whether the store says that so much doesn't fit; one look."""

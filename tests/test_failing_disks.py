@@ -353,6 +353,19 @@ def test_a_save_that_may_turn_out_to_be_small_is_not_refused(codec):
         ckpt.wait()
 
 
+def test_tensors_that_may_be_others_rounded_need_no_room():
+    store = SmallStore(165_000)
+    with checkpointer(store, codec="raw", **LARGER) as ckpt:
+        assert ckpt.save(1, mixed(1)).result().raw_nbytes == 240_000
+
+
+def test_with_little_room_auto_compresses_though_the_loop_leaves_no_core(monkeypatch):
+    monkeypatch.setattr("gpuckpt.cores.Cores.left", lambda _: 0.0)
+    store, state = SmallStore(100_000), {"w": np.zeros(100_000, np.float32)}
+    with checkpointer(store) as ckpt:
+        ckpt.save(1, state).result()
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     st.sampled_from([0.0, 1.0, 2.0]),
@@ -504,7 +517,7 @@ class Unsure(MemoryStore):
 
 def test_segments_of_the_last_checkpoint_stay_while_nobody_knows_whether_it_was_replaced():
     store, state = Unsure(), new_state()
-    with checkpointer(store, codec="raw") as ckpt:
+    with checkpointer(store, codec="raw", full_every=1) as ckpt:
         ckpt.save(1, state).result()
         good = dict(store.files)
         advance(state, 2)
@@ -648,6 +661,22 @@ def test_a_local_store_says_how_much_room_there_is_where_bytes_take_what_they_ta
         assert abs(free - system.f_bfree * system.f_frsize) < system.f_blocks * system.f_frsize / 2
     assert LocalStore("/proc").free_nbytes() is None
     assert LocalStore("/dev/shm").free_nbytes() is not None
+
+
+def test_where_bytes_may_take_less_than_they_are_nobody_knows_how_much_fits(monkeypatch):
+    """Btrfs, ZFS, and whatever lies on a server."""
+    monkeypatch.setattr("gpuckpt.stores.room._kind", lambda _: 0x9123683E)
+    assert LocalStore("/dev/shm").free_nbytes() is None
+
+
+def test_advice_that_the_system_refuses_fails_nothing(tmp_path, monkeypatch):
+    system = System(tmp_path, monkeypatch)
+    system.fault = Fault(0, errno.EINVAL, only="posix_fadvise")
+    file = local(tmp_path).create("f")
+    file.append([bytes(50_000)])
+    assert system.fault.struck
+    file.sync()
+    file.close()
 
 
 # Real file systems and limits
