@@ -19,6 +19,7 @@ import pytest
 
 from gpuckpt.errors import StorageError
 from gpuckpt.stores import Appender
+from gpuckpt.stores.blocks import ALIGNMENT
 from gpuckpt.stores.memory import MemoryAppender, MemoryStore
 
 # What becomes of an operation that is reported as failed.
@@ -215,8 +216,8 @@ class System:
             if name == "close" or (self.fault.how == DONE and name in self.NAMING):
                 call(target, *arguments, **options)
             if self.fault.how == TORN and name == "pwritev":
-                whole = b"".join(arguments[0])
-                call(target, [whole[: len(whole) // 2]], *arguments[1:], **options)
+                first = arguments[0][0]  # of direct writes, aligned parts
+                call(target, [first[: first.nbytes // 2 // ALIGNMENT * ALIGNMENT]], *arguments[1:])
             raise OSError(self.fault.code, os.strerror(self.fault.code))
 
         return wrapped

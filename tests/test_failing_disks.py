@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,7 +35,10 @@ from gpuckpt.stores.blocks import ALIGNMENT, Blocks
 from gpuckpt.stores.local import LocalStore
 from gpuckpt.stores.memory import MemoryStore
 from gpuckpt.verify import verify_step
+from tests.crash_store import CrashStore, PowerLossError
 from tests.faults import CODES, DONE, HOWS, REFUSED, Fault, FaultyStore, SmallStore, System, refusal
+from tests.test_crash import LATER, NEW, OLD
+from tests.test_crash import check as check_reboot
 
 CHUNK = 64 << 10  # the least of which there are deltas
 NOBODY_KNOWS = "may be there all the same"
@@ -528,6 +532,77 @@ def test_segments_of_the_last_checkpoint_stay_while_nobody_knows_whether_it_was_
     assert good.keys() <= store.files.keys()
 
 
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.integers(60_000, 700_000), min_size=1, max_size=6),
+    st.sampled_from(["raw", "auto", "delta"]),
+    st.sampled_from([1, 8]),
+    st.booleans(),
+    st.sampled_from(["copy", "hold"]),
+)
+def test_a_disk_whose_room_comes_and_goes_has_whole_checkpoints_and_what_was_announced(
+    rooms, codec, full_every, says, snapshot
+):
+    store, state, states, announced = SmallStore(0, says=says), new_state(), dict[int, State](), 0
+    options = {"codec": codec, "full_every": full_every, "snapshot": snapshot}
+    with checkpointer(store, keep=gpuckpt.Keep(last=1), **options) as ckpt:
+        for step, nbytes in enumerate([*rooms, 10**6], 1):
+            states[step] = advance(state, step)
+            store.nbytes = nbytes
+            if failure_of(ckpt, step, state) is None:
+                announced = step
+            check(store, states)
+            assert unnamed(store) == set()
+            assert steps(store) == ([announced] if announced else [])
+        assert announced == len(rooms) + 1
+
+
+def test_a_power_loss_while_room_is_made_leaves_the_old_checkpoint_or_the_new_one():
+    for operation in itertools.count():
+        store = CrashStore()
+        for step, state in enumerate((LATER, LATER, OLD)):
+            gpuckpt.save("", state, step, store=store)
+        (store,) = store.reboots()
+        store.free_nbytes = lambda: 1000  # type: ignore[attr-defined]
+        store.crash_before = operation
+        try:
+            gpuckpt.save("", NEW, 3, store=store, keep=gpuckpt.Keep(last=1))
+        except PowerLossError:
+            for after in store.reboots():
+                check_reboot(after, committed=False)
+        else:
+            assert steps(store) == [3]
+            break
+
+
+class Gate(SmallStore):
+    """A store that writes once it is let, and then has no room."""
+
+    def __init__(self) -> None:
+        super().__init__(10**9, says=False)
+        self.opened = threading.Event()
+
+    @property
+    def left(self) -> int:
+        assert self.opened.wait(30)
+        return super().left
+
+
+def test_a_disk_that_is_slow_before_it_fails_holds_up_nobody():
+    store, state = Gate(), new_state()
+    with checkpointer(store) as ckpt:
+        pending = ckpt.save(1, state)
+        was = advance(state, 1)  # the loop goes on
+        assert not pending.committed.is_set()
+        store.nbytes = 1000
+        store.opened.set()
+        with pytest.raises(StorageError, match=r"step 1 was not saved: .*No space left"):
+            ckpt.wait()
+        store.nbytes = 10**9
+        ckpt.save(2, state).result()
+    assert same(gpuckpt.load("", store=store), was)
+
+
 # Each call of the system in turn
 
 
@@ -540,11 +615,13 @@ def unnamed_in(root: Path) -> set[str]:
     return unnamed(LocalStore(root)) - {"lock"}
 
 
-@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize(
+    ("how", "codes"), [*((how, CODES) for how in HOWS), (REFUSED, [errno.EINVAL])]
+)
 def test_whatever_the_system_refuses_the_last_good_checkpoint_stays_and_the_next_save_works(
-    tmp_path, monkeypatch, how
+    tmp_path, monkeypatch, how, codes
 ):
-    struck = set()
+    struck, survived = set(), set()
     for at in itertools.count():
         root, state, states = tmp_path / str(at), new_state(), dict[int, State]()
         with monkeypatch.context() as patch:
@@ -554,10 +631,11 @@ def test_whatever_the_system_refuses_the_last_good_checkpoint_stays_and_the_next
                 states[1] = advance(state, 1)
                 assert failure_of(ckpt, 1, state) is None
                 states[2] = advance(state, 2)
-                system.fault = fault = Fault(at, CODES[at % len(CODES)], how)
+                system.fault = fault = Fault(at, codes[at % len(codes)], how)
                 failure = failure_of(ckpt, 2, state)
                 system.fault = Fault(-1)
                 struck.add(fault.struck)
+                survived |= {fault.struck} if failure is None else set()
                 if failure is not None:
                     told = str(failure)
                     assert told.startswith("step 2 was not saved: can't ")
@@ -575,6 +653,7 @@ def test_whatever_the_system_refuses_the_last_good_checkpoint_stays_and_the_next
             break
     assert struck >= {"open", "pwritev", "preadv", "fsync", "close", "replace", "unlink", "scandir"}
     assert struck >= {"stat", "statvfs", "fcntl", "posix_fadvise"}
+    assert ("pwritev" in survived) == (errno.EINVAL in codes), "then it is written in another way"
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.EMFILE])
