@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from gpuckpt.retention import Keep, prune_quietly
 from gpuckpt.save import choice, save_snapshot
 from gpuckpt.snapshot import Planner, capture
 from gpuckpt.sources import open_source
+from gpuckpt.space import Room, save_with_room
 from gpuckpt.stats import Stats
 from gpuckpt.stores import Store
 from gpuckpt.stores.local import LocalStore
@@ -60,12 +62,15 @@ def save(
 
     def write() -> Manifest:
         with store.lock():
-            manifest = save_snapshot(
+            previous = _newest(store)
+            save = partial(
+                save_snapshot,
                 *(snapshot, header, store, resources),
-                codec=codec,
-                previous=_newest(store),
+                previous=previous,
                 stats=stats,
             )
+            room = Room(store, keep, previous)
+            manifest = save_with_room(save, snapshot, room, stats, codec=codec, asked=codec)
             stats.remarks = remarks_on(manifest, None)
             prune_quietly(store, keep, manifest)
         return manifest

@@ -22,10 +22,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from gpuckpt import layout
-from gpuckpt.errors import CheckpointError, CorruptError, NotFoundError
+from gpuckpt.errors import CheckpointError, CorruptError, NotFoundError, StorageError
 from gpuckpt.manifest import Manifest, pack_manifest, unpack_manifest, unpack_segments
 from gpuckpt.stores import Store, read_all, write_all
 
@@ -51,8 +51,12 @@ def commit(store: Store, manifest: Manifest, *, abandon: Callable[[], object]) -
             store.remove(temporary)
         abandon()
         raise
-    store.rename(temporary, name)  # 4
-    store.sync_names()  # 5
+    try:
+        store.rename(temporary, name)  # 4
+        store.sync_names()  # 5
+    except CheckpointError as error:
+        # Without `errno`: whoever would make room and try again can't know what is there.
+        raise StorageError(f"{error}; it may be there all the same, or after a reboot") from error
 
 
 def open_step(store: Store, step: int | None = None) -> Manifest:
@@ -114,6 +118,7 @@ def sweep(
     committed: Manifest | None = None,
     known: Manifest | None = None,
     durable: bool = False,
+    spared: Collection[str] = (),
 ) -> list[str]:
     """Remove what no committed manifest names, and return the names of what was removed.
 
@@ -125,7 +130,7 @@ def sweep(
     that isn't committed, are other manifests read.  Else, unless the names are
     `durable`, they are synced first: a manifest that is gone, or replaced, only
     in memory would be back after a crash, and must find its segments.  One that
-    is `known` isn't read.
+    is `known` isn't read.  Segments that are to be `spared` stay in any case.
     """
     known = known or committed
     names = store.names()
@@ -139,7 +144,7 @@ def sweep(
     if segments:
         with contextlib.suppress(CheckpointError):
             kept = {name for step in steps(store) for name in _named(store, step, known)}
-            doomed += [name for name in segments if name not in kept]
+            doomed += [name for name in segments if name not in kept and name not in spared]
     if doomed and committed is None and not durable:
         store.sync_names()
     for name in doomed:

@@ -51,6 +51,11 @@ class Before:
         """Whether there are none."""
         return not any(self._chunks)
 
+    def has(self, chunk: Chunk) -> bool:
+        """Whether there is an entry that a chunk may turn out to be, unchanged."""
+        entry = self._chunks[chunk.tensor].get(chunk.start)
+        return entry is not None and entry.nbytes == chunk.nbytes
+
     def same(self, chunk: Chunk, fingerprint: str) -> ChunkEntry | None:
         """The entry of a chunk that has not changed."""
         entry = self._chunks[chunk.tensor].get(chunk.start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -110,6 +111,7 @@ class Snapshot:
     staged: Flag = field(default_factory=Flag)
     staged_seconds: float = 0.0
     begun: float = field(default_factory=time.perf_counter)
+    _kept: bool = False
 
     @property
     def live(self) -> list[str]:
@@ -139,8 +141,20 @@ class Snapshot:
         for frozen in self.frozen.values():
             frozen.end_downloads()
 
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Inside, copies aren't let go of, so that they can be read again; at its end, all is."""
+        self._kept = not self.live
+        try:
+            yield
+        finally:
+            self._kept = False
+            self.release()
+
     def release(self) -> None:
         """Let go of the state; safe to call twice."""
+        if self._kept:
+            return
         first: BaseException | None = None
         for frozen in self.frozen.values():
             try:  # each, whatever happens to those before

@@ -21,6 +21,7 @@ MANIFEST_NBYTES_MAX = INDEX_NBYTES_MAX = 256 << 20
 LOCK = "lock"
 LOG = "saves.jsonl"
 TEMPORARY = ".tmp"
+BEGINNING = "step-"  # of the name of any file of a checkpoint
 
 MAGIC = b"gpuckpt\0"
 HEADER = struct.Struct("<8sI52x")  # magic, version

@@ -24,7 +24,8 @@ def conclude(pending: Pending, on_error: str, *, stacklevel: int) -> None:
     failure = pending.failure
     if failure is not None and (on_error == "raise" or not isinstance(failure, Exception)):
         raise failure
-    told = [f"step {pending.step} was not saved: {failure}"] if failure else pending.stats.remarks
+    beginning = f"step {pending.step} was not saved: "
+    told = [beginning + str(failure).removeprefix(beginning)] if failure else pending.stats.remarks
     remark(told, stacklevel=stacklevel + 1)
 
 

@@ -95,16 +95,22 @@ def prune(store: Store, keep: Keep | None, committed: Manifest | None = None) ->
             "step %d is older than step %d, which resume takes; use another root to go on from it",
             *(committed.step, found[-1]),
         )
-    doomed: list[int] = []
-    if keep is not None and found:
-        kept = keep.survivors(_facts(store, keep, found))
-        kept |= {committed.step} if committed is not None else set()
-        doomed = [step for step in found if step not in kept]
+    doomed = outdated(store, keep, committed)
     if doomed:
         delete(store, doomed, committed)
     else:
         sweep(store, committed=committed)
     return doomed
+
+
+def outdated(store: Store, keep: Keep | None, known: Manifest | None) -> list[int]:
+    """The steps that `keep` doesn't keep: never the newest, nor that of the one that is `known`."""
+    found = steps(store) if keep is not None else []
+    if keep is None or not found:
+        return []
+    kept = keep.survivors(_facts(store, keep, found))
+    kept |= {known.step} if known is not None else set()
+    return [step for step in found if step not in kept]
 
 
 def _facts(store: Store, keep: Keep, found: Sequence[int]) -> list[Manifest]:

@@ -33,11 +33,12 @@ from gpuckpt.stores import Store
 DELTA = "delta"
 # Where it costs no time.
 AUTO = "auto"
+RAW, ZSTD = "raw", "zstd"
 CODECS: dict[str, Choice] = {
     AUTO: choose_by_entropy,
     DELTA: choose_by_entropy,
-    "raw": choose_nothing,
-    "zstd": choose_all,
+    RAW: choose_nothing,
+    ZSTD: choose_all,
 }
 
 

@@ -24,6 +24,7 @@ from gpuckpt.resources import Resources
 from gpuckpt.retention import Keep, prune_quietly
 from gpuckpt.save import DELTA, Header, save_snapshot
 from gpuckpt.snapshot import Planner, capture, reserve
+from gpuckpt.space import Room, save_with_room
 from gpuckpt.spans import Lap, Spans
 from gpuckpt.stats import Fastest, Stats
 from gpuckpt.stores import Store
@@ -188,18 +189,21 @@ class Saves:
         return snapshot
 
     def _write(self, snapshot: Snapshot, header: Header, stats: Stats) -> Manifest:
-        effort, save = self._governor.effort, self.save
-        assert save is not None
+        effort, full_every, begun = self._governor.effort, self._options.full_every, self.save
+        assert begun is not None
         with self._governor.beside(stats):
-            manifest = save_snapshot(
+            save = partial(
+                save_snapshot,
                 *(snapshot, header, self._store, self._resources),
-                codec=effort.codec,
                 workers=effort.workers,
                 previous=self.previous,
-                full_every=self._options.full_every,
+                full_every=full_every,
                 stats=stats,
-                check=save.check,
+                check=begun.check,
             )
+            room = Room(self._store, self._keep, self.previous, full_every)
+            asked = self._options.codec
+            manifest = save_with_room(save, snapshot, room, stats, codec=effort.codec, asked=asked)
         # Here, so that the loop needn't take the one before apart.
         before, self.previous = self.previous, manifest
         stats.remarks = remarks_on(manifest, before)

@@ -45,6 +45,7 @@ class Stats:
     GPUs to the host; `filter_nbytes` what the host
     fingerprinted, `encode_nbytes` what was given to the encoder,
     `encoded_nbytes` its chunks on disk, `written_nbytes` those written now,
+    `freed_nbytes` were deleted for want of room, before the save or for a second attempt at it,
     `host_nbytes` the arena and bases, `copy_nbytes` what the devices keep for copies and
     for chunks on their way.  `shares`: the rates of `rates`, each as a share of
     the highest that the same checkpointer's saves have had.  `remarks` are
@@ -86,6 +87,7 @@ class Stats:
     encode_nbytes: int = 0
     encoded_nbytes: int = 0
     written_nbytes: int = 0
+    freed_nbytes: int = 0
     tensors: int = 0
     chunks: int = 0
     workers: int = 0
@@ -118,6 +120,11 @@ class Stats:
             for name, (nbytes, took) in found.items()
             if nbytes >= _RATE_NBYTES and took
         }
+
+    def begin_again(self) -> None:
+        """Forget the chunks of an attempt that failed; what it cost in time stays."""
+        self.chunks = self.encoded_nbytes = self.written_nbytes = self.delta_nbytes = 0
+        self.unchanged_nbytes = self.derived_nbytes = self.brought_nbytes = 0
 
     def add(self, lap: Lap, *, again: bool = False) -> None:
         """Count a thread's marks, each as its stage's seconds and as those of what it is part of.

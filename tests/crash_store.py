@@ -140,6 +140,7 @@ class CrashStore:
         self.kills: Callable[[Operation], bool] = lambda _: False
         self._disk, self._files, self._dead = Disk(image), 0, False
         self._writer = threading.Lock()
+        self.free: int | None = None
 
     def create(self, name: str) -> _Appender:
         if name in self._disk.live:
@@ -191,6 +192,10 @@ class CrashStore:
         self.refuses(operation)
         self._disk.apply(operation)
         self.record.append(operation)
+
+    def free_nbytes(self) -> int | None:
+        """What the disk says it has left."""
+        return self.free
 
     def image(self) -> Image:
         """What a process finds, for which unsynced files are as good as others."""

@@ -55,6 +55,7 @@ ROWS: list[set[str]] = [
         "remarks",
         "diagnosis",
     },
+    {"space"},
     {"saving"},
     {"preemption"},
     {"checkpointer", "warm"},

@@ -59,6 +59,7 @@ class CudaCopy:
         self._made: Any = None
         self._found: tuple[Summaries, list[str]] | None = None
         self._ways: list[str] | None = None
+        self._wants: Wants | None = None
         self._deltas = deltas
 
     def begin(self) -> None:
@@ -108,9 +109,13 @@ class CudaCopy:
             return CudaTransfer(self._stream, read, self._shadow)
 
     def _chosen(self, wants: Wants | None) -> tuple[Summaries, list[str]]:
-        """What the device says of all chunks, and how each is to come; the first call waits."""
+        """What the device says of all chunks, and how each is to come; the first call waits.
+
+        So does the first one with other wants: the copies are read again.
+        """
         summaries, prints = self._look()
-        if self._ways is None:
+        if self._ways is None or wants is not self._wants:
+            self._wants = wants
             chunks = self._tables.every_chunk
             self._ways = [_WHOLE] * len(chunks)
             if wants is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -118,6 +118,19 @@ class Opens(Protocol):
     def open(self, name: str) -> AbstractContextManager[File]:
         """Open a file until the end of the block."""
         ...
+
+
+class Measured(Protocol):
+    """What a `Store` may do besides: say how much room it has."""
+
+    def free_nbytes(self) -> int | None:
+        """Bytes for which there is room, more of which surely don't fit; None if nobody knows."""
+        ...
+
+
+def free_nbytes(store: Store) -> int | None:
+    """How much room a store has, if it says so."""
+    return cast(Measured, store).free_nbytes() if hasattr(store, "free_nbytes") else None
 
 
 def read_all(store: Store, name: str) -> bytes:

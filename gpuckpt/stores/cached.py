@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Sequence
@@ -46,7 +47,8 @@ class CachedFile:
     def start_writeback(self) -> None:
         """Hand written pages to the disk; on Linux, DONTNEED begins to write dirty ones."""
         ready = self.offset - self._written_back
-        os.posix_fadvise(self._descriptor, self._written_back, ready, os.POSIX_FADV_DONTNEED)
+        with contextlib.suppress(OSError):  # advice; whatever goes wrong, `fsync` will tell
+            os.posix_fadvise(self._descriptor, self._written_back, ready, os.POSIX_FADV_DONTNEED)
         self._written_back = self.offset
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import logging
 import os
@@ -11,24 +10,16 @@ import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gpuckpt.errors import CheckpointError, CorruptError, LockedError, NotFoundError, StorageError
+from gpuckpt.errors import CorruptError, LockedError, StorageError
 from gpuckpt.layout import LOCK
 from gpuckpt.stores import Buffer
 from gpuckpt.stores.blocks import Blocks
 from gpuckpt.stores.cached import CachedFile, read_some
 from gpuckpt.stores.direct import DirectFile
+from gpuckpt.stores.refusals import told, translated
+from gpuckpt.stores.room import free_nbytes
 
 log = logging.getLogger("gpuckpt")
-
-_REMEDIES = {
-    errno.ENOSPC: "the disk is full: free space, keep fewer checkpoints, or use another root",
-    errno.EDQUOT: "the quota is used up: free space, keep fewer checkpoints, or raise it",
-    errno.EROFS: "the file system is mounted read-only",
-    errno.EACCES: "check the permissions of the directory",
-    errno.EIO: "the disk reports an error: check it before you trust it again",
-    errno.ENOTDIR: "a root is a directory, and this is below a file",
-    errno.EMFILE: "too many open files: raise `ulimit -n`",
-}
 
 
 class LocalStore:
@@ -59,31 +50,31 @@ class LocalStore:
     def open(self, name: str) -> Iterator[LocalFile]:
         """Open a file until the end of the block."""
         path = self._path / name
-        with _told(path, "read"):
+        with told(path, "read"):
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             yield LocalFile(path, descriptor)
         finally:
-            os.close(descriptor)
+            _close(descriptor)
 
     def size(self, name: str) -> int:
         """Bytes in a file."""
-        with _told(self._path / name, "read"):
+        with told(self._path / name, "read"):
             return (self._path / name).stat().st_size
 
     def rename(self, old: str, new: str) -> None:
         """Give a file another name."""
-        with _told(self._path / old, "rename"):
+        with told(self._path / old, "rename"):
             (self._path / old).replace(self._path / new)
 
     def remove(self, name: str) -> None:
         """Delete a file; nothing happens if it isn't there."""
-        with _told(self._path / name, "remove"):
+        with told(self._path / name, "remove"):
             (self._path / name).unlink(missing_ok=True)
 
     def names(self) -> list[str]:
         """The names of all files, sorted; none if the directory isn't there."""
-        with _told(self._path, "list"):
+        with told(self._path, "list"):
             try:
                 with os.scandir(self._path) as entries:
                     return sorted(entry.name for entry in entries if entry.is_file())
@@ -92,8 +83,14 @@ class LocalStore:
 
     def sync_names(self) -> None:
         """Make all creations, renames and removals so far durable."""
-        with _told(self._path, "sync"):
+        with told(self._path, "sync"):
             _sync_directory(self._path)
+
+    def free_nbytes(self) -> int | None:
+        """Bytes that the file system has left; None where that doesn't say how much fits."""
+        with contextlib.suppress(OSError):
+            return free_nbytes(self._path)
+        return None
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -104,11 +101,11 @@ class LocalStore:
         """
         self._make_directory()
         path = self._path / LOCK
-        with _told(path, "lock"):
+        with told(path, "lock"):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         held = _Held(descriptor)
         try:
-            with _told(path, "lock"):
+            with told(path, "lock"):
                 self._take(descriptor, path)
             os.register_at_fork(after_in_child=held.close)
             yield
@@ -119,21 +116,27 @@ class LocalStore:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            owner = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip() or "unknown"
             raise LockedError(
-                f"{path}: another writer has this root ({owner}); "
+                f"{path}: another writer has this root ({_owner(descriptor)}); "
                 "stop it or wait for it, or give this run a root of its own"
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        # Only for people to read: a full disk, which has no room for it, may be locked too.
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
     def _make_directory(self) -> None:
         """Make the root and those parents that are missing, each durable in its own parent."""
-        with _told(self._path, "create"):
+        with told(self._path, "create"):
             missing = [path for path in (self._path, *self._path.parents) if not path.exists()]
             for path in reversed(missing):
                 path.mkdir(exist_ok=True)
-                _sync_directory(path.parent)
+                try:
+                    _sync_directory(path.parent)
+                except OSError:
+                    with contextlib.suppress(OSError):
+                        path.rmdir()  # else it would be there, and nobody would sync it again
+                    raise
 
 
 class LocalFile:
@@ -148,7 +151,7 @@ class LocalFile:
         try:
             found = read_some(self._descriptor, buffer, offset)
         except OSError as error:
-            raise _translated(error, self._path, "read") from error
+            raise translated(error, self._path, "read", f" at byte {offset}") from error
         if found < buffer.nbytes:
             wanted, end = offset + buffer.nbytes, offset + found
             raise CorruptError(str(self._path), f"ends at {end}, {wanted} bytes expected")
@@ -163,7 +166,7 @@ class _Held:
     def close(self) -> None:
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
-            os.close(descriptor)
+            _close(descriptor)
 
 
 class LocalAppender:
@@ -173,7 +176,7 @@ class LocalAppender:
         """`blocks` are the store's, for the direct writes of one file at a time."""
         self._path, self._blocks = path, blocks
         self._given_up: StorageError | None = None
-        with _told(path, "create"):
+        with told(path, "create"):
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
             self._descriptor: int | None = os.open(path, flags, 0o666)
         self._file: CachedFile | DirectFile = CachedFile(self._descriptor, 0)
@@ -219,7 +222,7 @@ class LocalAppender:
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is None:
             return
-        with _told(self._path, "close"):
+        with told(self._path, "close"):
             try:
                 self._file.drop()
             finally:
@@ -237,7 +240,7 @@ class LocalAppender:
         if self._given_up is not None:
             raise self._given_up
         try:
-            with _told(self._path, verb):
+            with told(self._path, verb):
                 yield
         except StorageError as error:
             self._given_up = error
@@ -280,31 +283,22 @@ def _cut(views: Sequence[memoryview], nbytes: int) -> tuple[list[memoryview], li
     return first, rest
 
 
+def _owner(descriptor: int) -> str:
+    """Who has a lock, as far as the file tells."""
+    with contextlib.suppress(OSError):
+        return os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip() or "unknown"
+    return "unknown"
+
+
+def _close(descriptor: int) -> None:
+    """Close a file to which nothing was written: no error of that means anything."""
+    with contextlib.suppress(OSError):
+        os.close(descriptor)
+
+
 def _sync_directory(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _told(path: Path, verb: str) -> Iterator[None]:
-    """Translate the operating system's errors, here and nowhere else."""
-    try:
-        yield
-    except StorageError:
-        raise
-    except OSError as error:
-        raise _translated(error, path, verb) from error
-
-
-def _translated(error: OSError, path: Path, verb: str) -> CheckpointError:
-    if isinstance(error, FileNotFoundError):
-        return NotFoundError(f"{path}: there is no such file")
-    code = error.errno or 0
-    remedy = _REMEDIES.get(code)
-    reason = error.strerror or str(error)
-    told = StorageError(f"can't {verb} {path}: {reason}" + (f"; {remedy}" if remedy else ""))
-    told.errno = code
-    return told

@@ -56,6 +56,10 @@ class MemoryStore:
     def sync_names(self) -> None:
         """Nothing: memory has no other kind of durability."""
 
+    def free_nbytes(self) -> int | None:
+        """Nobody knows."""
+        return None
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the files for writing."""

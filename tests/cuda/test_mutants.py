@@ -243,6 +243,7 @@ EQUIVALENT = {
     "background: BackgroundSave._run: self.snapshot.release()": "save_snapshot has done it",
     "checkpointer: Checkpointer._at_exit: save.join()": "the interpreter waits for threads",
     "inventory: Snapshot.end_downloads: frozen.end_downloads()": "a failed save releases next",
+    "inventory: Snapshot.kept: self.release()": "BackgroundSave does it a moment later",
     "restore: restore_tensors: resources.devices[name].finish_uploads()": (
         "the host has waited for every upload"
     ),
