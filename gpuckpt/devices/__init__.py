@@ -110,7 +110,8 @@ class Frozen(Protocol):
 
         They arrive in the slot or, where they are host memory already, stay
         where they are.  The first call may wait until the device knows what
-        the snapshot's chunks are; what it wants is for all calls.
+        the snapshot's chunks are; what it wants is for all calls with it.  A copy
+        may be downloaded once more, from its beginning, with other wants.
         """
         ...
 
