@@ -69,8 +69,8 @@ class BackgroundSave:
         self.cancel_unless_begun()
         self._apart.ended.wait()
 
-    def wait(self, seconds: float) -> bool:
-        """Wait so long until it has ended; whether it has."""
+    def ends_within(self, seconds: float) -> bool:
+        """Wait until it has ended, at most so long; whether it has."""
         self.cancel_unless_begun()
         return self._apart.ended.wait(seconds)
 

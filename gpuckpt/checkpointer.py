@@ -98,14 +98,15 @@ class Checkpointer:
             keep=keep,
             journal=open_journal(log, self._store),
         )
-        notice = Notice(preempt, grace)
-        self._last = LastSave(notice, self._saves)
+        self._last = LastSave(Notice(preempt, grace), self._saves)
         self._process = os.getpid()
-        with contextlib.ExitStack() as opening:
-            opening.enter_context(notice.watched())
-            opening.callback(self._last.close)
-            opening.enter_context(writing(self._store))
-            self._open = opening.pop_all()
+        self._open = contextlib.ExitStack()
+        self._open.enter_context(writing(self._store))
+        try:
+            self._last.open()
+        except BaseException:
+            self._open.close()
+            raise
         # The interpreter's exit doesn't cut off a save, also if nobody calls `close`.
         atexit.register(self._at_exit)
 
@@ -277,6 +278,7 @@ class Checkpointer:
         finally:
             # Else Ctrl-C cut the wait short: the save goes on, and the lock.
             if self._saves.save is None:
+                self._last.close()
                 self._open.close()
                 self._process = -1
                 atexit.unregister(self._at_exit)
