@@ -100,15 +100,13 @@ class Checkpointer:
             keep=keep,
             journal=open_journal(log, self._store),
         )
-        notice = Notice(preempt, grace)
-        self._last = LastSave(notice, self._saves)
+        self._last = LastSave(Notice(preempt, grace), self._saves)
         self._process = os.getpid()
-        self._lock, self._open = contextlib.ExitStack(), contextlib.ExitStack()
+        self._open = contextlib.ExitStack()
         try:
-            self._open.enter_context(notice.watched())
-            self._open.callback(self._last.close)
             # Apart, so that no interrupt can leave a lock that nobody knows of.
-            Apart(lambda: self._lock.enter_context(writing(self._store))).run()
+            Apart(lambda: self._open.enter_context(writing(self._store))).run()
+            self._last.open()
             # The interpreter's exit doesn't cut off a save, also if nobody calls `close`.
             atexit.register(self._at_exit)
         except BaseException:
@@ -300,8 +298,8 @@ class Checkpointer:
 
     def _give_back(self) -> None:
         """Let others have the root, and signals their handlers."""
-        Apart(self._lock.close).run()
-        self._open.close()
+        self._last.close()
+        Apart(self._open.close).run()
 
     def _at_exit(self) -> None:
         save = self._saves.save

@@ -10,6 +10,7 @@ it is only a little older, and a process that ends by itself can still say why.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,9 +59,18 @@ class LastSave:
     def __init__(self, notice: Notice, saves: Saves) -> None:
         """`saves` are those of the checkpointer."""
         self._notice, self._saves = notice, saves
+        self._handlers = contextlib.ExitStack()
         self.outcome: Preemption | None = None
         if notice.expected:
             saves.recall()
+
+    def open(self) -> None:
+        """Have the handlers of signals in place until `close`: both in the main thread.
+
+        Raises:
+            InvalidError: a signal can't be caught.
+        """
+        self._handlers.enter_context(self._notice.watched())
 
     def is_due(self) -> bool:
         """Whether the run's end was announced and its state not seen to yet."""
@@ -96,7 +106,8 @@ class LastSave:
         return pending
 
     def close(self) -> None:
-        """The loop is over; say so if its end was announced only after its last step."""
+        """Put the handlers back; say so if the end was announced only after the last step."""
+        self._handlers.close()
         if self.is_due():
             log.warning("%s came after the last step; nothing was saved for it", self._notice.by)
 
