@@ -35,6 +35,11 @@ __all__ = [
     "UnsupportedError",
 ]
 
+_REMEDY = (
+    "use an older step (fallback=True takes the newest that is intact), salvage the tensors that "
+    "are intact (`gpuckpt repair`), or restore the file from a copy"
+)
+
 
 class CheckpointError(Exception):
     """Base of every error that gpuckpt raises on purpose."""
@@ -102,9 +107,9 @@ class TornError(CheckpointError, RuntimeError):
 class CorruptError(CheckpointError):
     """Bytes are not what was written: found by a checksum, or by their structure."""
 
-    def __init__(self, where: str, reason: str) -> None:
+    def __init__(self, where: str, reason: str, remedy: str = _REMEDY) -> None:
         """`where` names file, offset and tensor as far as they are known."""
-        super().__init__(f"{where}: {reason}; use an older step, or restore the file from a copy")
+        super().__init__(f"{where}: {reason}; {remedy}")
         self.where, self.reason = where, reason
 
 

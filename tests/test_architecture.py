@@ -55,7 +55,7 @@ ROWS: list[set[str]] = [
         "remarks",
         "diagnosis",
     },
-    {"saving"},
+    {"saving", "fallback"},
     {"checkpointer", "warm"},
     {"api"},
     {"__init__"},
