@@ -1,0 +1,1 @@
+"""Kills, reboots and flipped bits, by the thousand."""
