@@ -15,11 +15,12 @@ import gpuckpt
 from gpuckpt import layout
 from gpuckpt.commit import open_step
 from gpuckpt.manifest import TensorEntry
+from gpuckpt.resources import Resources
 from gpuckpt.stores.local import LocalStore
 from gpuckpt.verify import verify_step
 from tests.saving import save
 
-Damage = Callable[[Path], None]
+Damage = Callable[[Path], object]
 
 
 def state_at(step: int) -> dict[str, Any]:
@@ -72,7 +73,7 @@ def manifest_of(root: Path, step: int) -> Path:
 
 
 DAMAGES: dict[str, Damage] = {
-    "a flipped bit in a tensor": lambda root: rot(root, 3) and None,
+    "a flipped bit in a tensor": lambda root: rot(root, 3),
     "a flipped bit in the manifest": lambda root: flip(manifest_of(root, 3), 200),
     "a manifest that was cut short": lambda root: (
         manifest_of(root, 3).write_bytes(b'{"gpu') and None
@@ -233,15 +234,9 @@ def test_saves_after_a_fallback_refer_to_the_intact_step_and_not_to_the_damaged_
         stats = save(ckpt, 3, state)
         assert stats.unchanged_nbytes == state["frozen"].nbytes
     assert damaged.name not in open_step(LocalStore(tmp_path), 3).segments
-    assert not verify_step(LocalStore(tmp_path), 3, resources())
+    assert not verify_step(LocalStore(tmp_path), 3, Resources("64 MiB"))
     loaded = gpuckpt.load(tmp_path)
     assert all(np.array_equal(loaded[name], state[name]) for name in state)
-
-
-def resources():
-    from gpuckpt.resources import Resources
-
-    return Resources("64 MiB")
 
 
 def test_after_damage_was_found_the_next_save_refers_to_nothing_of_before(tmp_path):
@@ -254,7 +249,7 @@ def test_after_damage_was_found_the_next_save_refers_to_nothing_of_before(tmp_pa
             ckpt.restore({"frozen": np.zeros(40_000), "w": np.zeros(10)})
         stats = save(ckpt, 2, state)
     assert stats.unchanged_nbytes == 0
-    assert not verify_step(LocalStore(tmp_path), 2, resources())
+    assert not verify_step(LocalStore(tmp_path), 2, Resources("64 MiB"))
     assert np.array_equal(gpuckpt.load(tmp_path)["frozen"], state["frozen"])
 
 

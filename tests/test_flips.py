@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,10 +83,10 @@ def test_bytes_that_change_on_their_way_while_the_state_is_held_fail_the_save(
     original = CpuHold.download
 
     class Flipping:
-        def __init__(self, transfer):
+        def __init__(self, transfer: Any) -> None:
             self.transfer = transfer
 
-        def wait(self):
+        def wait(self) -> Any:
             arrived = self.transfer.wait()
             arrived[0].planes[0][4] ^= 1
             return arrived

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,10 @@ from bench.durability.flip_states import MEMORY, Root, exact, kind_of, leaf_of, 
 from bench.durability.outcomes import FOUND, RIGHT, Outcome
 from gpuckpt import layout
 from gpuckpt.errors import CheckpointError
+from gpuckpt.repair import repair
 from gpuckpt.resources import Resources
 from gpuckpt.spec import Extent
+from gpuckpt.stores.local import LocalStore
 from gpuckpt.verify import Damage, verify_step
 
 VERIFY_EVERY = 8  # of the flips in chunks: it reads all
@@ -119,6 +122,8 @@ def _of_chunk(root: Root, place: Place, rng: random.Random, *, verified: bool) -
         fault = _blame(lambda: gpuckpt.load(root.path / place.file), place, alone=True)
     if rng.random() < 0.25 and fault is None:
         fault = _falls_back(root, place.step)
+    if rng.random() < 0.05 and fault is None:
+        fault = _salvaged(root, place)
     if verified and fault is None:
         damage = _verify(root, place.step)
         if {one.tensor for one in damage} != place.tensors:
@@ -134,6 +139,20 @@ def _falls_back(root: Root, step: int) -> str | None:
         return None
     older = (root.wanted[one] for one in root.wanted if one < step)
     return None if any(exact(found, one) for one in older) else "fallback takes what no step was"
+
+
+def _salvaged(root: Root, place: Place) -> str | None:
+    """`repair` brings every tensor but those that are damaged, bit for bit."""
+    with tempfile.TemporaryDirectory() as name:
+        done = repair(root.store, place.step, LocalStore(name), memory=MEMORY)
+        found, wanted = gpuckpt.load(name), root.wanted[place.step]
+        lost = {one.entry.spec.name for one in done.lost}
+        if not lost <= place.tensors or not place.tensors <= lost | done.found.recovered.keys():
+            return f"repair says that {sorted(lost)} are lost"
+        for one in set(names_in(wanted)) - lost:
+            if not exact(leaf_of(found, one), leaf_of(wanted, one)):
+                return f"repair brings {one} wrong"
+    return None
 
 
 def _blame(read: Any, place: Place, *, alone: bool = False) -> str | None:

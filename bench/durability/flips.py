@@ -27,6 +27,7 @@ from bench.machine import machine
 from bench.timing import write_report
 
 DISK_SHARE = 0.6
+OF_TENSORS = 4  # flips in a kind of chunk for one in a header, an index, a manifest
 
 
 def run(count: int, seed: int, directory: Path | None = None) -> dict[str, Any]:
@@ -58,7 +59,8 @@ def disk_flips(directory: Path, rng: random.Random, seed: int) -> Iterator[Outco
     while True:
         for root, kinds in found:
             for kind in sorted(kinds):
-                yield flip_file(root, rng.choice(kinds[kind]), rng, at)
+                for _ in range(OF_TENSORS if kinds[kind][0].tensors else 1):
+                    yield flip_file(root, rng.choice(kinds[kind]), rng, at)
             at += 1
 
 

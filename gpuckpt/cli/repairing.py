@@ -95,13 +95,13 @@ def _lines(done: Repaired, root: str, to: str, *, fill: bool) -> list[str]:
     if found.unread:
         lines += ["", f"  its manifest can't be read: {found.unread}", f"  {_of_values(done)}"]
     for name, at in found.recovered.items():
-        lines += ["", f"  found again, bit for bit, in what step {at} needs: {name}"]
+        lines += ["", f"  damaged, but found again, bit for bit, in the files of step {at}: {name}"]
     for loss in found.losses:
         lines += ["", *_loss_lines(loss, done, fill=fill)]
     size = format_nbytes(written.encoded_nbytes)
     lines += ["", f"written to {to} and verified: {len(written.tensors)} tensors, {size}"]
     if done.is_whole:
-        lines[0] += "; nothing is lost"
+        lines[0] += ", nothing is lost"
     elif done.lost:
         lines.append("restore(state, strict=False) leaves the lost ones as they are in `state`")
     return lines
