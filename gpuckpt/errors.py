@@ -6,7 +6,7 @@ CheckpointError
 ├── NotFoundError     (a LookupError)   no such step, tensor or device  → ask for another
 ├── MismatchError     (a ValueError)    names, shapes, dtypes don't fit → fix the target
 ├── TornError         (a RuntimeError)  the state changed while saved   → order updates after it
-├── CorruptError                        bytes aren't what was written   → use an older step
+├── CorruptError                        bytes aren't what was written   → fallback=True, repair
 ├── FormatError                         written by a newer gpuckpt      → upgrade
 ├── StorageError      (an OSError)      the storage refused             → free space, retry
 │   └── LockedError                     another writer has the root     → stop it, use another root
