@@ -124,6 +124,33 @@ def test_what_is_lost_keeps_its_value_when_the_rest_is_restored(root):
     assert not verify_step(LocalStore(root.parent / "to"), 4, Resources("64 MiB"))
 
 
+class Layer:
+    """An object that wants all of its state, as a module of PyTorch does."""
+
+    def __init__(self, fill: float) -> None:
+        self.w, self.b = np.full(50, fill), np.full(60, fill)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"w": self.w, "b": self.b}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.w, self.b = state["w"], state["b"]
+
+
+def test_an_object_that_refuses_a_part_of_its_state_gets_it_by_names(tmp_path):
+    gpuckpt.save(tmp_path / "root", {"layer": Layer(1.0)}, 1, codec="raw")
+    rot(tmp_path / "root", 1, "layer.w")
+    repaired(tmp_path / "root")
+    state = {"layer": Layer(5.0)}
+    with gpuckpt.Checkpointer(tmp_path / "to") as ckpt:
+        with pytest.raises(gpuckpt.MismatchError, match="load_state_dict refused"):
+            ckpt.restore(state, strict=False)
+        state = {"layer": Layer(5.0)}
+        assert ckpt.restore(state, strict=False, names="*") == 1
+    assert (state["layer"].w == 5).all()
+    assert (state["layer"].b == 1).all()
+
+
 def test_in_a_list_none_stands_in_the_place_of_what_is_lost(root):
     rot(root, 3, "list.0")
     repaired(root)
@@ -189,6 +216,17 @@ def test_a_step_whose_manifest_is_gone_is_salvaged_by_its_number(root):
     done = repaired(root, 3)
     assert "may never have been committed" in done.found.unread
     assert np.array_equal(gpuckpt.load(root.parent / "to", 3)["frozen"], np.arange(1000))
+
+
+def test_of_several_saves_of_a_step_the_one_that_its_manifest_names_is_salvaged(root, tmp_path):
+    """A save that was cut short may have left larger files."""
+    other = {**state_at(8), "more": np.zeros(9000)}
+    gpuckpt.save(tmp_path / "other", other, 3, codec="raw")
+    (left,) = (tmp_path / "other").glob("*.segment")
+    (root / left.name).write_bytes(left.read_bytes())
+    break_manifest(root, 3)
+    repaired(root)
+    assert np.array_equal(loaded(root)["model.w"], state_at(3)["model"]["w"])
 
 
 @pytest.fixture

@@ -103,7 +103,10 @@ def _lines(done: Repaired, root: str, to: str, *, fill: bool) -> list[str]:
     if done.is_whole:
         lines[0] += ", nothing is lost"
     elif done.lost:
-        lines.append("restore(state, strict=False) leaves the lost ones as they are in `state`")
+        lines.append(
+            "restore(state, strict=False) leaves the lost ones as they are in `state`; "
+            'add names="*" where an object refuses a part of its state'
+        )
     return lines
 
 
