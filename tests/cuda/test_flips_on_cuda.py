@@ -41,7 +41,8 @@ def test_a_bit_that_flips_between_the_device_and_encoding_is_found_when_it_is_re
     codec, snapshot, name, monkeypatch
 ):
     """Also of a difference that the device took."""
-    original, hit = Encoder._known, []
+    original = Encoder._known
+    hit: list[str] = []
 
     def known(encoder: Any, chunk: Any, arrived: Arrived, spec: Any, part: Any) -> Any:
         seen = original(encoder, chunk, arrived, spec, part)
@@ -93,6 +94,25 @@ def test_a_bit_that_flips_between_decoding_and_the_device_is_found_there(codec, 
             ckpt.restore(into)
         assert ckpt.restore(into) == 1
     assert all(np.array_equal(into[one].get(), state[one].get()) for one in state)
+
+
+def test_bits_that_flip_in_the_copy_that_a_gpu_keeps_for_deltas_are_found():
+    store, state = MemoryStore(), new_state()
+    with checkpoints(store, "delta", "copy") as ckpt:
+        save(ckpt, 1, state)
+        device: Any = ckpt._resources.devices["cuda:0"]
+        tables = device._copying[1]
+        first, memory = tables.rows_nbytes + tables.packed_nbytes, device._shadow._memory
+        for at in range(first, first + tables.layout.staged_nbytes, 20_000):
+            byte = memory[at : at + 1]
+            byte.set(byte.get() ^ np.uint8(8))
+        for array in state.values():
+            with ckpt.update():
+                cupy.multiply(array, array.dtype.type(1.0001), out=array)
+        assert save(ckpt, 2, state).delta_nbytes
+        with pytest.raises(gpuckpt.CorruptError, match=r"^(a|b|c|t) in .*the fingerprint"):
+            ckpt.restore(new_state())
+        assert ckpt.restore(new_state(), 1) == 1
 
 
 def test_with_fallback_every_array_on_the_device_is_the_older_step_s():
