@@ -10,6 +10,7 @@ import contextlib
 import random
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,6 +28,8 @@ from bench.durability.flip_states import (
     train,
 )
 from bench.durability.outcomes import FOUND, PASSED, RIGHT, Outcome
+from gpuckpt import layout
+from gpuckpt.commit import open_step
 from gpuckpt.encoder import Encoder
 from gpuckpt.reading import read_chunks
 from gpuckpt.stores import Buffer
@@ -35,12 +38,20 @@ from gpuckpt.stores.local import LocalStore
 Bytes = npt.NDArray[np.uint8]
 
 
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A tensor or a file, and the byte of it that was flipped (of a tensor: of what passed by)."""
+
+    name: str
+    byte: int
+
+
 class Flipper:
     """Flips one bit of what passes by, once, and remembers whose it was."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng, self._lock, self._left, self._where = rng, threading.Lock(), 0, ""
-        self.hit: str | None = None
+        self.hit: Hit | None = None
 
     @contextlib.contextmanager
     def armed(self, where: str, most: int) -> Iterator[None]:
@@ -51,8 +62,8 @@ class Flipper:
         finally:
             self._left = 0
 
-    def pass_by(self, where: str, name: str, data: Bytes) -> None:
-        """Maybe flip a bit of these bytes, which are `name`'s."""
+    def pass_by(self, where: str, name: str, data: Bytes, start: int = 0) -> None:
+        """Maybe flip a bit of these bytes, which are `name`'s from `start` on."""
         with self._lock:
             if not data.size or self._left == 0 or where != self._where:
                 return
@@ -61,7 +72,7 @@ class Flipper:
                 return
             at, bit = some_bit(self._rng, 0, data.size)
             data.reshape(-1)[at] ^= bit
-            self.hit = f"{name} (byte {at} of {data.size})"
+            self.hit = Hit(name, start + at)
 
 
 class FlippingStore(LocalStore):
@@ -86,8 +97,10 @@ class _FlippingAppender:
     def append(self, parts: Sequence[Buffer]) -> None:
         """Append copies, of which a bit may be flipped."""
         copies = [np.frombuffer(bytes(part), np.uint8).copy() for part in parts]
+        start = self._file.offset
         for copy in copies:
-            self._flipper.pass_by("disk", self._name, copy)
+            self._flipper.pass_by("disk", self._name, copy, start)
+            start += copy.size
         self._file.append([copy.data for copy in copies])
 
 
@@ -129,17 +142,38 @@ class Run:
         hit = self.flipper.hit
         if hit is None:
             return Outcome(place, PASSED, "" if failure is None else f"{self.told}: {failure}")
-        fault = ""
-        if failure is None:
-            fault = "" if exact(found, self.state) else "the step comes back wrong"
-        else:
+        fault = self._fault(hit, found, failure, named=named)
+        if failure is not None:
             self.put_right()
-            whose = hit.split(" (byte")[0]
-            clear = isinstance(failure, gpuckpt.CorruptError | gpuckpt.FormatError)
-            clear &= str(failure).startswith(whose) if named else whose in str(failure)
-            fault = "" if clear else f"{type(failure).__name__}: {failure}"
         verdict = RIGHT if failure is None else FOUND
         return Outcome(place, verdict, fault and f"{self.told}: {hit}: {fault}")
+
+    def _fault(self, hit: Hit, found: Any, failure: Exception | None, *, named: bool) -> str:
+        """What is wrong with what was read of the newest step, or with the error; else nothing."""
+        tensors = self._tensors_at(hit)
+        if failure is None:
+            whole = exact(found, self.state)
+            return "nothing was found" if tensors else "" if whole else "the step is wrong"
+        told = str(failure)
+        clear = isinstance(failure, gpuckpt.CorruptError | gpuckpt.FormatError)
+        clear &= hit.name.removesuffix(layout.TEMPORARY) in told
+        if named or tensors:
+            names = tensors or {hit.name}
+            clear &= told.startswith(tuple(f"{name} {word}" for name in names for word in "i("))
+        return "" if clear else f"{type(failure).__name__}: {told}"
+
+    def _tensors_at(self, hit: Hit) -> set[str]:
+        """The tensors of the newest step that are made of a byte of a segment."""
+        if layout.segment_step(hit.name) is None:
+            return set()
+        return {
+            entry.spec.name
+            for entry in open_step(self.store, self.step).tensors
+            for chunk in entry.chunks
+            for link in chunk.links
+            if link.extent.segment == hit.name
+            and 0 <= hit.byte - link.extent.offset < link.extent.length
+        }
 
     def put_right(self) -> None:
         """After damage was found, the next save refers to nothing of it, and is whole."""
