@@ -113,7 +113,7 @@ def _missing(entry: TensorEntry, manifest: Manifest) -> Wound:
         f"this file has {held} of its {entry.spec.nbytes} bytes; where the others are only the "
         f"manifest of step {manifest.step} said"
     )
-    return Wound(first, first.extent, reason)
+    return Wound(first, replace(first.extent, length=0), reason)  # none of its bytes is damaged
 
 
 def _wounds(
