@@ -11,9 +11,10 @@ from gpuckpt.background import BackgroundSave
 from gpuckpt.census import take_inventory
 from gpuckpt.checkpointer import Root
 from gpuckpt.commit import open_step
-from gpuckpt.errors import CheckpointError, CorruptError, NotFoundError
+from gpuckpt.errors import CheckpointError
+from gpuckpt.fallback import take_step
 from gpuckpt.loading import load_state
-from gpuckpt.manifest import Manifest, pack_manifest
+from gpuckpt.manifest import Manifest
 from gpuckpt.options import make_header
 from gpuckpt.pending import Checkpoint, Pending
 from gpuckpt.remarks import remark, remarks_on
@@ -98,6 +99,7 @@ def load(
     names: str | Iterable[str] | None = None,
     like: str | None = None,
     *,
+    fallback: bool = False,
     memory: int | str = "256 MiB",
     store: Store | None = None,
 ) -> Any:
@@ -109,8 +111,9 @@ def load(
     goes where it was saved from.  Arrays are of the library that they were
     saved from unless `like` names another: `numpy`, `cupy`, `torch`, `jax`.
     With `names` (names or globs), a flat dict of the leaves that they pick.
-    `root` may also be one data file, which is read without its manifest: a
-    flat dict of the tensors in it.
+    With `fallback`, the newest intact step before one that is damaged, and a
+    RuntimeWarning.  `root` may also be one data file, which is read without
+    its manifest: a flat dict of the tensors in it.
 
     Raises:
         NotFoundError: no such root, step, name or device.
@@ -121,12 +124,11 @@ def load(
         one = open_source(root)
         return load_state(one.manifest, one.store, resources, device=device, names=names, like=like)
     store = store if store is not None else LocalStore(root)
-    while True:
-        manifest = open_step(store, step)
-        try:
-            return load_state(manifest, store, resources, device=device, names=names, like=like)
-        except (NotFoundError, CorruptError):
-            # A writer may have deleted or replaced the step that was being read.  As bytes: a
-            # manifest with a NaN in it equals none, not even itself.
-            if pack_manifest(open_step(store, step)) == pack_manifest(manifest):
-                raise
+    chosen = names if names is None or isinstance(names, str) else list(names)
+
+    def take(manifest: Manifest) -> Any:
+        return load_state(manifest, store, resources, device=device, names=chosen, like=like)
+
+    taken = take_step(store, step, take, fallback=fallback)
+    remark(taken.remarks, stacklevel=3)
+    return taken.result

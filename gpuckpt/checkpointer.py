@@ -13,15 +13,16 @@ from typing import Any, Literal, Self
 from gpuckpt import layout
 from gpuckpt.apart import Apart
 from gpuckpt.commit import open_step, steps, writing
-from gpuckpt.errors import CheckpointError, ClosedError
+from gpuckpt.errors import CheckpointError, ClosedError, CorruptError, StorageError
+from gpuckpt.fallback import restore_step
 from gpuckpt.governor import Governor
 from gpuckpt.journal import Log, open_journal
-from gpuckpt.loading import restore_state
 from gpuckpt.matching import Rename
 from gpuckpt.notice import Notice, Preempt
 from gpuckpt.options import FULL_EVERY, Options, make_header
 from gpuckpt.pending import Checkpoint, Pending, checkpoint_of
 from gpuckpt.preemption import PREEMPTED, LastSave, Preemption
+from gpuckpt.remarks import remark
 from gpuckpt.resources import Resources
 from gpuckpt.retention import Keep
 from gpuckpt.saving import Saves
@@ -206,15 +207,17 @@ class Checkpointer:
             self._saves.order_update()
         yield
 
-    def resume(self, state: Any) -> int:
+    def resume(self, state: Any, *, fallback: bool = False) -> int:
         """Restore the newest committed checkpoint into `state`; its step, or 0 if there is none.
 
-        With `every`, also takes the memory for copies, so that the first
-        snapshot stalls the loop no longer than the next.
+        With `fallback` the newest that is intact, as `restore` says.  With
+        `every`, also takes the memory for copies, so that the first snapshot
+        stalls the loop no longer than the next.
         """
         self._check_open()
         self._saves.reap(wait=True)
-        done = self.restore(state) if steps(self._store) else 0
+        found = steps(self._store)
+        done = self._restore(state, None, fallback=fallback) if found else 0
         if self._governor.plans_saves:
             self._saves.reserve(state)
         return done
@@ -226,32 +229,47 @@ class Checkpointer:
         names: Iterable[str] | None = None,
         rename: Rename = None,
         strict: bool = True,  # noqa: FBT001, FBT002 (the public interface fixes its place)
+        *,
+        fallback: bool = False,
     ) -> int:
         """Restore a committed step (the newest unless named) into `state`, in place; its step.
 
         `names` are names or globs of leaves of `state`; all others stay as
         they are.  `rename` leads from the checkpoint's names to the state's: a
-        mapping of names or of beginnings of names, or a function.
+        mapping of names or of beginnings of names, or a function.  With
+        `fallback`, if that step is damaged, the newest before it is restored
+        that is intact and fills every array that may have been written to
+        meanwhile; a RuntimeWarning says so.
 
         Raises:
             NotFoundError: no such step, or a name that fits nothing.
             MismatchError: with `strict`, the two don't fit; nothing was changed.
-            CorruptError: bytes aren't what was written; the state may have
-                been overwritten in part.
+            CorruptError: bytes aren't what was written, and with `fallback` no
+                older step could be taken; the state may have been overwritten
+                in part.  The next save writes everything anew.
         """
         self._check_open()
-        self._saves.reap(wait=True)
-        manifest = open_step(self._store, step)
-        found = restore_state(
-            *(state, manifest, self._store, self._resources),
+        return self._restore(
+            *(state, step),
             names=names,
             rename=rename,
             strict=strict,
+            fallback=fallback,
         )
+
+    def _restore(self, state: Any, step: int | None, **options: Any) -> int:
+        self._saves.reap(wait=True)
+        try:
+            taken = restore_step(state, self._store, self._resources, step, **options)
+        except (CorruptError, StorageError):
+            self._saves.go_on_from(None)  # the next save refers to nothing that may be damaged
+            raise
+        manifest, found = taken.manifest, taken.result
         for name in [*found.missing, *found.mismatched]:
             log.warning("%s keeps its value: step %d doesn't fit it", name, manifest.step)
         self._saves.go_on_from(manifest)
         self._governor.resumed(manifest.step, manifest.epoch)
+        remark(taken.remarks, stacklevel=4)
         return manifest.step
 
     def steps(self) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from gpuckpt.deltacoding import delta_pays, encode_delta, encode_folded, histogr
 from gpuckpt.derived import Derivation, Derived
 from gpuckpt.devices import Arrived, Histograms
 from gpuckpt.errors import TornError
-from gpuckpt.fingerprint import checksum
+from gpuckpt.fingerprint import checksum, fingerprint
 from gpuckpt.increments import Before, is_short
 from gpuckpt.look import Look, look
 from gpuckpt.planes import join
@@ -25,6 +26,8 @@ from gpuckpt.rows import CodedChunk, Fresh
 from gpuckpt.spans import Lap
 from gpuckpt.spec import Chunk, ChunkEntry, Spec
 from gpuckpt.staging import Reread, Staged
+
+log = logging.getLogger("gpuckpt")
 
 Bytes = npt.NDArray[np.uint8]
 # What was seen of a chunk, and the planes to try, where that is chosen already.
@@ -213,6 +216,9 @@ class Encoder:
                 join(planes, raw, turned=spec.turned)
             pays, share = delta_pays(raw, base, spec.width)
             if not pays or not is_short(before, share):
+                return None
+            if fingerprint(base.data) != before.fingerprint:
+                log.warning("%s: the bytes kept of it have changed in memory", spec.name)
                 return None
             encoded = encode_delta(raw, base, spec.width, part, spare)
         return Fresh(encoded, checksum(encoded.parts), before)

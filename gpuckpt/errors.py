@@ -6,7 +6,7 @@ CheckpointError
 ├── NotFoundError     (a LookupError)   no such step, tensor or device  → ask for another
 ├── MismatchError     (a ValueError)    names, shapes, dtypes don't fit → fix the target
 ├── TornError         (a RuntimeError)  the state changed while saved   → order updates after it
-├── CorruptError                        bytes aren't what was written   → use an older step
+├── CorruptError                        bytes aren't what was written   → fallback=True, repair
 ├── FormatError                         written by a newer gpuckpt      → upgrade
 ├── StorageError      (an OSError)      the storage refused             → free space, retry
 │   └── LockedError                     another writer has the root     → stop it, use another root
@@ -38,6 +38,11 @@ __all__ = [
     "TornError",
     "UnsupportedError",
 ]
+
+_REMEDY = (
+    "use an older step (fallback=True takes the newest that is intact), salvage the tensors that "
+    "are intact (`gpuckpt repair`), or restore the file from a copy"
+)
 
 
 class CheckpointError(Exception):
@@ -106,9 +111,9 @@ class TornError(CheckpointError, RuntimeError):
 class CorruptError(CheckpointError):
     """Bytes are not what was written: found by a checksum, or by their structure."""
 
-    def __init__(self, where: str, reason: str) -> None:
+    def __init__(self, where: str, reason: str, remedy: str = _REMEDY) -> None:
         """`where` names file, offset and tensor as far as they are known."""
-        super().__init__(f"{where}: {reason}; use an older step, or restore the file from a copy")
+        super().__init__(f"{where}: {reason}; {remedy}")
         self.where, self.reason = where, reason
 
 

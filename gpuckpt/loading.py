@@ -19,11 +19,9 @@ from gpuckpt.manifest import Manifest, TensorEntry
 from gpuckpt.matching import (
     Fresh,
     Match,
-    Rename,
     fill_fresh,
     finish_fresh,
     make_fresh,
-    match,
     select,
 )
 from gpuckpt.names import names_of
@@ -34,7 +32,7 @@ from gpuckpt.sizes import format_nbytes
 from gpuckpt.snapshot import place
 from gpuckpt.spec import Spec
 from gpuckpt.stores import Store
-from gpuckpt.tree import Flat, Mark, Path, flatten, from_json, walk_json
+from gpuckpt.tree import Flat, Mark, Path, from_json, walk_json
 
 
 def load_state(
@@ -62,30 +60,6 @@ def load_state(
     restore_tensors(jobs, resources, progress)
     finished = {at: finish(tensors[at], kinds[at][1]) for at in wanted}
     return _fill(tree, finished)
-
-
-def restore_state(
-    state: Any,
-    manifest: Manifest,
-    store: Store,
-    resources: Resources,
-    *,
-    names: Iterable[str] | None = None,
-    rename: Rename = None,
-    strict: bool = True,
-) -> Match:
-    """Restore a checkpoint into `state`, in place.
-
-    Raises:
-        MismatchError: with `strict`, names, shapes or dtypes differ; nothing
-            has been changed.
-    """
-    flat = flatten(state)
-    found = match(flat, manifest, names=names, rename=rename)
-    if strict:
-        found.raise_if_not_exact(f"{store.root}, step {manifest.step} doesn't fit the state")
-    fill_match(state, flat, found, manifest, store, resources)
-    return found
 
 
 def fill_match(  # noqa: PLR0917

@@ -237,7 +237,10 @@ def _checked_body(data: bytes, where: str) -> dict[str, Any]:
         raise CorruptError(where, "not a manifest")
     version = int(beginning[1])
     if version != layout.VERSION:
-        raise FormatError(f"{where}: format {version}, this gpuckpt reads {layout.VERSION}")
+        raise FormatError(
+            f"{where}: format {version}, this gpuckpt reads {layout.VERSION}; upgrade it, or, if "
+            "no newer one has written here, the file is damaged: use an older step"
+        )
     if not data.endswith(layout.MANIFEST_TAIL):
         raise CorruptError(where, "the manifest ends before its end")
     head, text = data[: layout.MANIFEST_HEAD_NBYTES], data[layout.MANIFEST_HEAD_NBYTES :]

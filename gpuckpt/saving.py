@@ -102,8 +102,8 @@ class Saves:
         self._governor.saved()
         return pending
 
-    def go_on_from(self, manifest: Manifest) -> None:
-        """The state is that of a committed step now."""
+    def go_on_from(self, manifest: Manifest | None) -> None:
+        """The state is that of a committed step now, or of none."""
         self.previous, self.committed = manifest, None
 
     def recall(self) -> None:

@@ -64,10 +64,10 @@ def open_source(source: Any) -> Opened:
     if step is not None:
         return Opened(str(path), store, open_step(store, step))
     step, tensors = read_index(store, path.name)
-    return Opened(str(path), store, _manifest_of(step, tensors))
+    return Opened(str(path), store, manifest_of(step, tensors))
 
 
-def _manifest_of(step: int, tensors: Sequence[TensorEntry]) -> Manifest:
+def manifest_of(step: int, tensors: Sequence[TensorEntry]) -> Manifest:
     """Tensors by name, as a flat dict: all that a segment knows of a state's structure."""
     rows = [[entry.spec.name, {"tensor": at}] for at, entry in enumerate(tensors)]
     return Manifest(step, {"dict": rows}, tuple(tensors))
@@ -85,8 +85,8 @@ def _merge_parts(opened: Sequence[Opened]) -> list[Opened]:
         ):
             merged.append(one)
             continue
-        tensors = _joined(before.manifest.tensors, one.manifest.tensors)
-        manifest = _manifest_of(one.manifest.step, tensors)
+        tensors = joined(before.manifest.tensors, one.manifest.tensors)
+        manifest = manifest_of(one.manifest.step, tensors)
         merged[-1] = Opened(one.label, one.store, manifest)
     return merged
 
@@ -99,13 +99,14 @@ def _save_of(label: str) -> str | None:
     return str(path.parent / ".".join(path.name.split(".")[:2]))
 
 
-def _joined(one: Iterable[TensorEntry], other: Iterable[TensorEntry]) -> list[TensorEntry]:
+def joined(one: Iterable[TensorEntry], other: Iterable[TensorEntry]) -> list[TensorEntry]:
+    """Rows of two segments of one save, those of one tensor as one row."""
     rows: dict[str, list[TensorEntry]] = {}
     for entry in (*one, *other):
         rows.setdefault(entry.spec.name, []).append(entry)
-    joined = []
+    found = []
     for entries in rows.values():
         chunks = {chunk.start: chunk for entry in entries for chunk in entry.chunks}
         ordered = tuple(chunks[start] for start in sorted(chunks))
-        joined.append(TensorEntry(entries[0].spec, ordered, entries[0].version))
-    return joined
+        found.append(TensorEntry(entries[0].spec, ordered, entries[0].version))
+    return found

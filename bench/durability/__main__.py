@@ -1,7 +1,8 @@
 """`python -m bench.durability COMMAND …`: campaigns that are too long for the tests.
 
 `kills` kills thousands of processes; `reboots` looks at every file system that
-losses of power could leave.  `COMMAND --help` says more.
+losses of power could leave; `flips` flips bits in files and in memory.
+`COMMAND --help` says more.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 from importlib import import_module
 
 # A command is the module of that name, which has `main(words)` and a docstring.
-COMMANDS = ("kills", "reboots")
+COMMANDS = ("kills", "reboots", "flips")
 
 
 def main() -> int:

@@ -1,7 +1,7 @@
 """The command line.
 
-Exit codes: 0 all is well; 1 damage was found, a self-test failed, or the demo's runs differ;
-2 the command could not be carried out, and a line on stderr says why.
+Exit codes: 0 all is well; 1 damage was found, something is lost, a self-test failed, or the
+demo's runs differ; 2 the command could not be carried out, and a line on stderr says why.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from gpuckpt.cli.listing import list_steps, show_step
+from gpuckpt.cli.repairing import repair_step
 from gpuckpt.cli.selftesting import selftest_directory
 from gpuckpt.cli.tracing import write_trace
 from gpuckpt.cli.verifying import verify_root
@@ -60,6 +61,23 @@ def verify(
 ) -> None:
     """Read and check every byte; exit with 1 on damage, naming tensor, file and offset."""
     raise typer.Exit(verify_root(root, step, Console(), as_json=as_json))
+
+
+@app.command()
+def repair(
+    root: RootArgument,
+    to: Annotated[Path, typer.Option(help="A directory for what is intact.")],
+    step: StepOption = None,
+    fill: Annotated[  # noqa: FBT002
+        bool, typer.Option("--fill", help="Take older values of what is lost, where there are any.")
+    ] = False,
+    as_json: JsonOption = False,  # noqa: FBT002
+) -> None:
+    """Salvage what is intact of a damaged checkpoint; exit with 1 if anything is lost.
+
+    ROOT isn't changed: what is intact becomes a checkpoint of another directory.
+    """
+    raise typer.Exit(repair_step(root, step, to, Console(), fill=fill, as_json=as_json))
 
 
 @app.command()

@@ -131,13 +131,18 @@ class _CpuUpload:
                 offset += aligned(piece.nbytes)
 
     def start(self, known: Sequence[str | None] = ()) -> Transfer[Sequence[Sequence[str]]]:
-        """Do it all."""
+        """Do it all.
+
+        What is scattered is looked at after that, though who read it has looked
+        at it: a slot's bytes may have changed since.
+        """
         found = []
         for at, (piece, (room,)) in enumerate(zip(self._pieces, self.rooms, strict=True)):
-            taken = known[at] if known else None
-            found.append([taken or fingerprint(room.data)])
-            for target in piece.targets[1:] if _is_filled_in_place(piece) else piece.targets:
+            targets = piece.targets[1:] if _is_filled_in_place(piece) else piece.targets
+            for target in targets:
                 scatter(room, target.array, piece.start)
+            taken = known[at] if known and not targets else None
+            found.append([taken or fingerprint(room.data)])
         return Done(found)
 
 

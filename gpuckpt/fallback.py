@@ -1,0 +1,204 @@
+"""Take the newest intact step before the one that was asked for, if that is damaged.
+
+A restore writes into the state while it checks, since a second copy of the
+state would take as much memory again.  So when it finds damage, the state
+holds parts of that step; an older one is taken only if it fills every array
+that may have been written to, so that in the end the state is one step's.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from gpuckpt.commit import open_step, steps
+from gpuckpt.errors import CheckpointError, CorruptError, MismatchError, NotFoundError, StorageError
+from gpuckpt.loading import fill_match
+from gpuckpt.manifest import Manifest, pack_manifest
+from gpuckpt.matching import Match, Rename, match
+from gpuckpt.resources import Resources
+from gpuckpt.stores import Store
+from gpuckpt.tree import Flat, flatten
+
+log = logging.getLogger("gpuckpt")
+
+T = TypeVar("T")
+
+# Errors of this file alone; others, like too many open files, say nothing of it.
+UNREADABLE = frozenset(
+    (errno.EIO, errno.EBADMSG, errno.ENODATA, errno.EUCLEAN, errno.EACCES, errno.ESTALE)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Taken(Generic[T]):
+    """The step that was taken, what came of it, and what to tell of one that was damaged."""
+
+    manifest: Manifest
+    result: T
+    remarks: tuple[str, ...] = ()
+
+
+def is_damage(error: CheckpointError, store: Store, manifest: Manifest | None) -> bool:
+    """Whether an error says that files of a step aren't there any more as they were written."""
+    if isinstance(error, CorruptError):
+        return True
+    if isinstance(error, NotFoundError):
+        return manifest is not None and not set(manifest.segments) <= set(store.names())
+    return isinstance(error, StorageError) and error.errno in UNREADABLE
+
+
+def take_step(
+    store: Store, step: int | None, take: Callable[[Manifest], T], *, fallback: bool
+) -> Taken[T]:
+    """What `take` makes of a committed step, the newest unless named.
+
+    With `fallback`, if that one is damaged, of the newest before it of which
+    `take` can make something.  One that a writer replaces meanwhile, or that
+    isn't the newest any more, is looked for again.
+
+    Raises:
+        CorruptError: it is damaged, and so are, with `fallback`, all before it.
+        CheckpointError: what else `take` raises, or opening the step.
+    """
+    while True:
+        asked = step if step is not None else max(steps(store), default=0)
+        manifest: Manifest | None = None
+        try:
+            manifest = open_step(store, step)
+            return Taken(manifest, take(manifest))
+        except CheckpointError as error:
+            if manifest is not None and _is_replaced(error, store, step, manifest):
+                continue
+            if not is_damage(error, store, manifest):
+                raise
+            if not fallback:
+                _note_remedy(error)
+                raise
+            failure = error
+        return _take_older(store, asked, take, failure)
+
+
+def _is_replaced(
+    error: CheckpointError, store: Store, step: int | None, manifest: Manifest
+) -> bool:
+    """Whether a writer has deleted or replaced the step that was being read.
+
+    Compared as bytes: a manifest with a NaN in it equals none, not even itself.
+    """
+    if not isinstance(error, NotFoundError | CorruptError):
+        return False
+    return pack_manifest(open_step(store, step)) != pack_manifest(manifest)
+
+
+def _take_older(
+    store: Store, asked: int, take: Callable[[Manifest], T], failure: CheckpointError
+) -> Taken[T]:
+    tried = []
+    for older in reversed([step for step in steps(store) if step < asked]):
+        try:
+            manifest = open_step(store, older)
+            taken = Taken(manifest, take(manifest), (_remark(asked, failure, older),))
+        except CheckpointError as error:
+            log.warning("step %d isn't taken either: %s", older, error)
+            tried.append(f"step {older}: {_reason(error)}")
+            continue
+        log.warning("%s", taken.remarks[0])
+        return taken
+    others = "; ".join(tried) or "there is none before it"
+    raise CorruptError(
+        f"{store.root}, step {asked}",
+        f"{_reason(failure)}; and no older step could be taken: {others}",
+        remedy="`gpuckpt repair` salvages the tensors that are intact",
+    ) from failure
+
+
+def _remark(asked: int, failure: CheckpointError, taken: int) -> str:
+    return f"step {asked} is damaged, and step {taken} was taken in its place: {_reason(failure)}"
+
+
+def _reason(error: CheckpointError) -> str:
+    return f"{error.where}: {error.reason}" if isinstance(error, CorruptError) else str(error)
+
+
+def _note_remedy(error: CheckpointError) -> None:
+    """Errors of damage name their remedies themselves."""
+    if not isinstance(error, CorruptError):
+        error.add_note(
+            "fallback=True takes the newest intact step before it; `gpuckpt repair` salvages "
+            "what is intact of this one"
+        )
+
+
+class Restoration:
+    """Restores steps into one state, one after the other until one is intact."""
+
+    def __init__(
+        self,
+        state: Any,
+        store: Store,
+        resources: Resources,
+        *,
+        names: Iterable[str] | None,
+        rename: Rename,
+        strict: bool,
+    ) -> None:
+        self._state, self._store, self._resources = state, store, resources
+        self._names = names if names is None or isinstance(names, str) else list(names)
+        self._rename, self._strict = rename, strict
+        self._flat: Flat | None = None
+        self._touched: dict[tuple[object, ...], str] = {}
+        """Arrays that a damaged step may have been written to, and a name of each."""
+
+    def take(self, manifest: Manifest) -> Match:
+        """Restore one step; every array that an attempt before may have touched is overwritten.
+
+        Raises:
+            MismatchError: it doesn't fit the state, or leaves a touched array as it is; nothing
+                more has been changed.
+            CorruptError: it is damaged; it may have been restored in part.
+        """
+        # Once: objects may answer with other arrays each time.
+        flat = self._flat = self._flat or flatten(self._state)
+        found = match(flat, manifest, names=self._names, rename=self._rename)
+        subject = f"{self._store.root}, step {manifest.step} doesn't fit the state"
+        if self._strict:
+            found.raise_if_not_exact(subject)
+        filled = {
+            target.where: target.spec.name for every in found.filled.values() for target in every
+        }
+        left = [name for where, name in self._touched.items() if where not in filled]
+        if left:
+            raise MismatchError(
+                subject,
+                missing=left,
+                hint="they hold parts of a newer step, which is damaged; restore others by names=",
+            )
+        self._touched |= filled
+        fill_match(self._state, flat, found, manifest, self._store, self._resources)
+        return found
+
+
+def restore_step(
+    state: Any,
+    store: Store,
+    resources: Resources,
+    step: int | None,
+    *,
+    names: Iterable[str] | None = None,
+    rename: Rename = None,
+    strict: bool = True,
+    fallback: bool = False,
+) -> Taken[Match]:
+    """Restore a committed step (the newest unless named) into `state`, in place.
+
+    Raises:
+        MismatchError: with `strict`, names, shapes or dtypes differ; nothing
+            has been changed.
+        CorruptError: as `take_step`; `state` may have been overwritten in part.
+    """
+    restoration = Restoration(state, store, resources, names=names, rename=rename, strict=strict)
+    return take_step(store, step, restoration.take, fallback=fallback)
