@@ -238,7 +238,7 @@ def a_copy_that_nobody_saves() -> bool:
         with stream:
             gate = Gate(stream, 0.7)
             with (
-                patch("gpuckpt.checkpointer.BackgroundSave", side_effect=KeyboardInterrupt),
+                patch("gpuckpt.saving.BackgroundSave", side_effect=KeyboardInterrupt),
                 pytest.raises(KeyboardInterrupt),
             ):
                 ckpt.save(2, {"w": other})

@@ -82,7 +82,7 @@ def test_the_next_copy_waits_for_one_that_nobody_saves(store):
         with stream:
             gate = Gate(stream)
             with (
-                patch("gpuckpt.checkpointer.BackgroundSave", side_effect=KeyboardInterrupt),
+                patch("gpuckpt.saving.BackgroundSave", side_effect=KeyboardInterrupt),
                 pytest.raises(KeyboardInterrupt),
             ):
                 ckpt.save(2, large)
