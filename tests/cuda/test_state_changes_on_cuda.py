@@ -13,6 +13,7 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, settings
 
 from tests import test_state_changes as on_host
+from tests.changing_states import Box
 from tests.strategies import Array
 
 
@@ -61,7 +62,7 @@ def brought(node: Any) -> Any:
         return {key: brought(value) for key, value in node.items()}
     if isinstance(node, list | tuple):
         return type(node)(brought(value) for value in node)
-    if isinstance(node, on_host.Box):
+    if isinstance(node, Box):
         return brought(node.items)
     return node.get() if isinstance(node, cp.ndarray) else on_host.taken(node)
 
