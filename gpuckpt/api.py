@@ -78,7 +78,7 @@ def save(
 
     pending = Pending(stats, snapshot.staged)
     saving = BackgroundSave(snapshot, pending, write, store.root)
-    pending.committed.wait_out(saving.start)
+    pending.committed.wait_out(saving.start_or_fail)
     checkpoint = pending.result()
     remark(stats.remarks, stacklevel=3)
     return checkpoint

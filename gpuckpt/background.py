@@ -53,6 +53,14 @@ class BackgroundSave:
         """Begin, once however often it is called; without a thread, that is how the save ends."""
         self._apart.start()
 
+    def start_or_fail(self) -> None:
+        """As `start`; if an interrupt keeps it from beginning, it has failed at once."""
+        try:
+            self.start()
+        except BaseException:
+            self.cancel_unless_begun()
+            raise
+
     def cancel_unless_begun(self) -> None:
         """If an interrupt came between this and its `start`, let it have failed."""
         self._apart.cancel_unless_begun()

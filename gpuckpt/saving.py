@@ -93,7 +93,7 @@ class Saves:
         lap = Lap()
         if snapshot.mode == "hold" and not self._updates_seen:
             # A loop that announces no updates would change what is being read.
-            snapshot.staged.wait_out(self.save.start)
+            snapshot.staged.wait_out(self.save.start_or_fail)
         else:
             self.save.start()
         self._updates_seen = False

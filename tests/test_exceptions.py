@@ -32,7 +32,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
-STRIDE = 163
+STRIDE = 331
 
 
 @pytest.mark.parametrize("thread", THREADS)

@@ -62,8 +62,10 @@ EXITS = {
 }
 
 
-@pytest.mark.parametrize("snapshot", ["copy", "hold"])
-@pytest.mark.parametrize("end", EXITS)
+@pytest.mark.parametrize(
+    ("end", "snapshot"),
+    [*((end, "copy") for end in EXITS), ("the end", "hold"), ("Ctrl-C", "hold")],
+)
 def test_an_exit_waits_for_the_save_in_flight(tmp_path, end, snapshot):
     statement, code = EXITS[end]
     finished = run(tmp_path, f"\nckpt.save(2, state)\n{statement}\n", snapshot)
@@ -143,8 +145,10 @@ CHILDREN = {
 }
 
 
-@pytest.mark.parametrize("snapshot", ["copy", "hold"])
-@pytest.mark.parametrize("child", CHILDREN)
+@pytest.mark.parametrize(
+    ("child", "snapshot"),
+    [*((one, "copy") for one in CHILDREN), ("updates", "hold"), ("saves elsewhere", "hold")],
+)
 def test_a_child_that_is_forked_while_a_save_is_in_flight(tmp_path, child, snapshot):
     program = """
     # A loop that announces its updates, so that `hold` goes on beside it.

@@ -161,7 +161,7 @@ NOTICED = {
     "checkpointer: Checkpointer.update: self._saves.order_update()": By("update after a copy"),
     "saving: Saves.order_update: self.save.snapshot.order_update()": By("update after a copy"),
     "saving: Saves._capture: snapshot.order_update()": By("update after a copy, unannounced"),
-    "saving: Saves.begin: snapshot.staged.wait_out(self.save.start)": By(
+    "saving: Saves.begin: snapshot.staged.wait_out(self.save.start_or_fail)": By(
         "update after a hold, unannounced", hangs=True
     ),
     "saving: Saves.reap: save.join()": By("slots after a full disk"),
