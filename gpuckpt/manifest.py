@@ -36,6 +36,10 @@ from gpuckpt.values import Json, parse_json
 NOT_AS_EXPECTED = (
     *(KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, OverflowError),
 )
+# What numpy can hold.
+AXES_MAX = 64
+# Later than anyone's clock, and not too late for a calendar.
+_TIME_LIMIT = 2**40
 _BEGINNING = re.compile(rb'\{"gpuckpt":([0-9]{1,9}),')
 
 
@@ -135,7 +139,7 @@ def unpack_manifest(data: bytes, where: str) -> Manifest:
             tensors=unpack_tensors(body["tensors"], segments),
             epoch=None if body["epoch"] is None else _integer(body["epoch"]),
             metrics={name: float(value) for name, value in body["metrics"].items()},
-            created=float(body["created"]),
+            created=_time(body["created"]),
             writer=str(body["writer"]),
         )
         _check_structure(manifest)
@@ -287,6 +291,8 @@ def _numbers(spec: Spec) -> int:
 def _unpack_tensor(row: Json, segments: Sequence[str], *, whole: bool) -> TensorEntry:
     axes = row["axes"]
     shape = tuple(as_count(extent) for extent in row["shape"])
+    if len(shape) > AXES_MAX:
+        raise ValueError(f"{row['name']!r} has {len(shape)} axes, {AXES_MAX} at most are read")
     spec = Spec(
         *(as_text(row["name"]), as_text(row["dtype"]), shape),
         axes=None if axes is None else tuple(as_count(axis) for axis in axes),
@@ -306,6 +312,13 @@ def _check_structure(manifest: Manifest) -> None:
         number = node.get("tensor")
         if number is not None and not 0 <= number < count:
             raise ValueError(f"the structure names tensor {number} of {count}")
+
+
+def _time(value: Json) -> float:
+    """Seconds since 1970, as a clock may have them."""
+    if type(value) not in (int, float) or not 0 <= value < _TIME_LIMIT:
+        raise ValueError(f"{value!r} isn't a time")
+    return float(value)
 
 
 def _integer(value: Json) -> int:

@@ -24,9 +24,10 @@ from gpuckpt.manifest import Manifest, pack_manifest
 from gpuckpt.segments import read_index
 from gpuckpt.stores.local import LocalStore
 from gpuckpt.values import parse_json
-from tests import hostile
+from tests import hostile, hostile_rows
 
 ROOTS = hostile.golden_roots()
+ROWS, INDEX_ROWS = hostile_rows.rows(), hostile_rows.index_rows()
 PEAK_NBYTES = 200 << 20
 
 
@@ -38,6 +39,41 @@ def test_a_stranger_s_changes_are_read_or_refused(root, data, tmp_path_factory):
     files = hostile.changed(root.files, lambda n: data.draw(st.integers(0, n - 1)))
     hostile.write(directory, files)
     hostile.use(directory)
+
+
+@pytest.mark.parametrize("what", ROWS)
+def test_a_stranger_s_checkpoint_is_refused(what, tmp_path):
+    hostile.write(tmp_path / "root", ROWS[what])
+    with pytest.raises(CheckpointError):
+        gpuckpt.load(tmp_path / "root", device="cpu", like="numpy")
+    hostile.use(tmp_path / "root")
+
+
+@pytest.mark.parametrize("what", INDEX_ROWS)
+def test_a_stranger_s_segment_is_refused(what, tmp_path):
+    hostile.write(tmp_path / "root", INDEX_ROWS[what])
+    (segment,) = (tmp_path / "root").glob("*.segment")
+    with pytest.raises(CheckpointError):
+        gpuckpt.load(segment, device="cpu", like="numpy")
+    hostile.use(tmp_path / "root")
+
+
+def test_what_the_rows_are_made_of_is_read(tmp_path):
+    hostile.write(tmp_path / "root", hostile_rows.base())
+    assert gpuckpt.load(tmp_path / "root")["w"].nbytes == hostile_rows.NBYTES
+    (segment,) = (tmp_path / "root").glob("*.segment")
+    assert not gpuckpt.load(segment)["w"].any()
+    whole = hostile.frame(hostile_rows.NBYTES, hostile_rows.NBYTES)
+    hostile.write(tmp_path / "root", hostile_rows.framed(hostile_rows.base(), whole))
+    assert not gpuckpt.load(tmp_path / "root")["w"].any()
+
+
+def test_every_row_together_takes_little_memory():
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.hostile_rows"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < PEAK_NBYTES
 
 
 @pytest.mark.parametrize("root", ROOTS, ids=lambda root: root.name)

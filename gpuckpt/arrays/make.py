@@ -10,7 +10,7 @@ import numpy as np
 
 from gpuckpt.arrays.view import Tensor, cuda_dtype
 from gpuckpt.dtypes import to_numpy
-from gpuckpt.errors import InvalidError, NotFoundError
+from gpuckpt.errors import InvalidError, NotFoundError, UnsupportedError
 from gpuckpt.spec import Spec
 
 KINDS = ("numpy", "cupy", "torch", "jax")
@@ -40,7 +40,10 @@ def make(spec: Spec, device: Allocator) -> Tensor:
     shape = tuple(spec.shape[axis] for axis in order)
     on_host = device.name == "cpu"
     dtype = to_numpy(spec.dtype) if on_host else cuda_dtype(spec.dtype, spec.name)
-    array = device.empty(shape, dtype)
+    try:
+        array = device.empty(shape, dtype)
+    except ValueError as error:  # its libraries allow fewer axes than the format
+        raise UnsupportedError(spec.name, f"can't be made on {device.name}: {error}") from error
     array = array.transpose(tuple(np.argsort(order))) if order else array
     return Tensor(replace(spec, device=device.name), array, array, writable=True)
 
