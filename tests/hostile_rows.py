@@ -131,6 +131,19 @@ def _deep(count: int) -> Any:
     return node
 
 
+ODD_CHECKS: tuple[Any, ...] = ("", "0" * 16, "0" * 32, 7, None)
+ODD_PLANES: tuple[Any, ...] = (
+    *([], [["zstd", 0]] * 2, [["lzma", 9]], [["raw", 9]], [["zstd", -1]], [["zstd"]]),
+    *(None, "ab", {}, [[None, 9]], [["zstd", 9, ["raw", 9]]]),
+)
+ODD_REQUIRES: tuple[Any, ...] = ("delta", ["magic"], {}, None, [[]])
+ODD_METRICS: tuple[Any, ...] = ([], {"a": "b"}, {"a": None}, {"a": []})
+ODD_SEGMENTS: tuple[Any, ...] = (
+    *(["../lock"], ["/etc/passwd"], ["lock"], [".."], [None], [], {}, None),
+)
+ODD_SHAPES: tuple[Any, ...] = (
+    *([-1], [2**63], [2**40, 2**40], [NBYTES + 1], [0.5], "ab", [1] * 65, [True]),
+)
 FRAMES = hostile.odd_frames(NBYTES)
 TEXTS = {
     "a field twice": b'{"step":0,',
@@ -146,16 +159,10 @@ FIELDS: dict[str, Change] = {
     **{f"step {step!r}": _body(step=step) for step in (True, -1, 1, 0.0, "0", 10**12, None)},
     **{f"created {at!r}": _body(created=at) for at in (1e300, -1, True, "nan", "inf", None)},
     **{f"epoch {at!r}": _body(epoch=at) for at in (0.5, True, "1")},
-    **{f"requires {at!r}": _body(requires=at) for at in ("delta", ["magic"], {}, None, [[]])},
-    **{
-        f"segments {at!r}": _body(segments=at)
-        for at in (["../lock"], ["/etc/passwd"], ["lock"], [".."], [None], [], {}, None)
-    },
-    **{f"metrics {at!r}": _body(metrics=at) for at in ([], {"a": "b"}, {"a": None}, {"a": []})},
-    **{
-        f"shape {str(at)[:20]}": _tensor(shape=at)
-        for at in ([-1], [2**63], [2**40, 2**40], [NBYTES + 1], [0.5], "ab", [1] * 65, [True])
-    },
+    **{f"requires {at!r}": _body(requires=at) for at in ODD_REQUIRES},
+    **{f"segments {at!r}": _body(segments=at) for at in ODD_SEGMENTS},
+    **{f"metrics {at!r}": _body(metrics=at) for at in ODD_METRICS},
+    **{f"shape {str(at)[:20]}": _tensor(shape=at) for at in ODD_SHAPES},
     **{
         f"dtype {at}": _tensor(dtype=at)
         for at in ("O", "U99999", "V0", "float32", "M8[ns]", "(2)u1", "u1,u1", "uint8 ", 7, "")
@@ -186,12 +193,9 @@ CHUNKS: dict[str, Change] = {
     **{f"segment {at!r}": _chunk(2, at) for at in (1, -1, True, 2**64, "0")},
     **{f"offset {at!r}": _chunk(3, at) for at in (-1, 2**40, 2**63 - 1, 2**63, 1.0, False)},
     **{f"encoded length {at!r}": _chunk(4, at) for at in (0, 2**40, -1, 2**64)},
-    **{f"fingerprint {str(at)[:9]!r}": _chunk(5, at) for at in ("", "0" * 32, 7, None)},
-    **{f"checksum {str(at)[:9]!r}": _chunk(6, at) for at in ("", "0" * 16, 7, None)},
-    **{
-        f"planes {at!r}": _chunk(7, at)
-        for at in ([], [["zstd", 0]] * 2, [["lzma", 9]], [["raw", 9]], [["zstd", -1]], None, "ab")
-    },
+    **{f"fingerprint {str(at)[:9]!r}": _chunk(5, at) for at in ODD_CHECKS},
+    **{f"checksum {str(at)[:9]!r}": _chunk(6, at) for at in ODD_CHECKS},
+    **{f"planes {at!r}": _chunk(7, at) for at in ODD_PLANES},
     "a sparse plane of itself": _chunk(7, [["sparse", 9, ["sparse", 4], ["raw", 5]]]),
     "a sparse plane of three": _chunk(7, [["sparse", 9, ["raw", 4], ["raw", 5], ["raw", 0]]]),
     "turned, and one plane": lambda body: body["tensors"][0]["chunks"][0].append("turned"),
