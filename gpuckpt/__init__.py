@@ -4,6 +4,7 @@ from gpuckpt._version import __version__
 from gpuckpt.api import load, save
 from gpuckpt.checkpointer import Checkpointer
 from gpuckpt.errors import (
+    AuthenticationError,
     CheckpointError,
     ClosedError,
     CorruptError,
@@ -27,6 +28,7 @@ from gpuckpt.warm import Report, warm_start
 
 __all__ = [
     "RNG",
+    "AuthenticationError",
     "Checkpoint",
     "CheckpointError",
     "Checkpointer",

@@ -19,6 +19,7 @@ from gpuckpt.remarks import remark, remarks_on
 from gpuckpt.resources import Resources
 from gpuckpt.retention import Keep, prune_quietly
 from gpuckpt.save import choice, save_snapshot
+from gpuckpt.seal import Key, Seal, make_seal
 from gpuckpt.snapshot import Planner, capture
 from gpuckpt.sources import open_source
 from gpuckpt.stats import Stats
@@ -37,12 +38,14 @@ def save(
     keep: Keep | None = None,
     memory: int | str = "256 MiB",
     store: Store | None = None,
+    key: Key | None = None,
 ) -> Checkpoint:
     """Save `state` as checkpoint `step` of `root`; on return it is durable.
 
     Blocks until then, and reads the state where it is.  A step that is there
     already is replaced, in one instant.  Ctrl-C is raised when the save has
-    ended: neither a commit nor the reading of the state is cut in half.
+    ended: neither a commit nor the reading of the state is cut in half.  With
+    a `key` (bytes, or the path of a key file) it is sealed.
 
     Raises:
         UnsupportedError: a leaf can't be saved; nothing has been written.
@@ -50,6 +53,7 @@ def save(
         StorageError: the storage refused; no checkpoint was made.
     """
     choice(codec)
+    seal = make_seal(key)
     header = make_header(step, epoch, metrics)
     resources = Resources(memory)
     inventory = take_inventory(state)
@@ -63,11 +67,12 @@ def save(
             manifest = save_snapshot(
                 *(snapshot, header, store, resources),
                 codec=codec,
-                previous=_newest(store),
+                previous=_newest(store, seal),
                 stats=stats,
+                seal=seal,
             )
             stats.remarks = remarks_on(manifest, None)
-            prune_quietly(store, keep, manifest)
+            prune_quietly(store, keep, manifest, seal)
         return manifest
 
     pending = Pending(stats, snapshot.staged)
@@ -79,10 +84,10 @@ def save(
     return checkpoint
 
 
-def _newest(store: Store) -> Manifest | None:
+def _newest(store: Store, seal: Seal | None) -> Manifest | None:
     """What the tensors' versions go on from; a damaged one is no reason not to save."""
     try:
-        return open_step(store)
+        return open_step(store, seal=seal)
     except CheckpointError:
         return None
 
@@ -96,6 +101,7 @@ def load(
     *,
     memory: int | str = "256 MiB",
     store: Store | None = None,
+    key: Key | None = None,
 ) -> Any:
     """Load a committed step (the newest unless named) as a new state.
 
@@ -106,23 +112,26 @@ def load(
     saved from unless `like` names another: `numpy`, `cupy`, `torch`, `jax`.
     With `names` (names or globs), a flat dict of the leaves that they pick.
     `root` may also be one data file, which is read without its manifest: a
-    flat dict of the tensors in it.
+    flat dict of the tensors in it.  With a `key`, nothing is loaded that isn't
+    sealed with it; without one, seals aren't looked at.
 
     Raises:
         NotFoundError: no such root, step, name or device.
         CorruptError: bytes aren't what was written.
+        AuthenticationError: they aren't sealed with `key`.
     """
+    seal = make_seal(key)
     resources = Resources(memory)
     if store is None and Path(root).is_file():
-        one = open_source(root)
+        one = open_source(root, seal)
         return load_state(one.manifest, one.store, resources, device=device, names=names, like=like)
     store = store if store is not None else LocalStore(root)
     while True:
-        manifest = open_step(store, step)
+        manifest = open_step(store, step, seal)
         try:
             return load_state(manifest, store, resources, device=device, names=names, like=like)
         except (NotFoundError, CorruptError):
             # A writer may have deleted or replaced the step that was being read.  As bytes: a
             # manifest with a NaN in it equals none, not even itself.
-            if pack_manifest(open_step(store, step)) == pack_manifest(manifest):
+            if pack_manifest(open_step(store, step, seal)) == pack_manifest(manifest):
                 raise

@@ -22,6 +22,7 @@ from gpuckpt.resources import Resources
 from gpuckpt.retention import Keep
 from gpuckpt.saving import Saves
 from gpuckpt.schedule import Every
+from gpuckpt.seal import Key, make_seal
 from gpuckpt.stores import Store
 from gpuckpt.stores.local import LocalStore
 
@@ -49,7 +50,9 @@ class Checkpointer:
     changed since the save before aren't written again, and their segments
     stay; with `full_every=1` each checkpoint has files of its own alone.  `log` is a
     file, or True for one in the root, that gets a line for each save; with
-    `trace`, its stages' beginnings and ends as well.
+    `trace`, its stages' beginnings and ends as well.  With a `key` (32 bytes or
+    more, or the path of a file that holds them) checkpoints are sealed, and none
+    is read that isn't sealed with it.
 
     Not for use by several threads at once.  A root has one writer at a time.
     """
@@ -69,6 +72,7 @@ class Checkpointer:
         log: Log = None,
         trace: bool = False,
         store: Store | None = None,
+        key: Key | None = None,
         chunk_nbytes: int = layout.CHUNK_NBYTES,
     ) -> None:
         """Take the root for writing, and sweep away what a crash may have left there.
@@ -77,6 +81,7 @@ class Checkpointer:
             LockedError: another writer has the root.
             InvalidError: an option makes no sense.
         """
+        self._seal = make_seal(key)
         self._options = Options(codec, snapshot, when_busy, on_error, full_every, trace)
         self._resources = Resources(memory, chunk_nbytes=chunk_nbytes)
         self._store = store if store is not None else LocalStore(root)
@@ -85,6 +90,7 @@ class Checkpointer:
             *(self._store, self._resources, self._options, self._governor),
             keep=keep,
             journal=open_journal(log, self._store),
+            seal=self._seal,
         )
         self._process = os.getpid()
         self._open = contextlib.ExitStack()
@@ -190,10 +196,11 @@ class Checkpointer:
             MismatchError: with `strict`, the two don't fit; nothing was changed.
             CorruptError: bytes aren't what was written; the state may have
                 been overwritten in part.
+            AuthenticationError: they aren't sealed with the key; the same.
         """
         self._check_open()
         self._saves.reap(wait=True)
-        manifest = open_step(self._store, step)
+        manifest = open_step(self._store, step, self._seal)
         found = restore_state(
             *(state, manifest, self._store, self._resources),
             names=names,
@@ -217,7 +224,7 @@ class Checkpointer:
         """The newest committed checkpoint."""
         if not self.steps():
             return None
-        return checkpoint_of(open_step(self._store), self._store.root)
+        return checkpoint_of(open_step(self._store, seal=self._seal), self._store.root)
 
     def wait(self) -> None:
         """Wait until no save is in flight; raises if it failed, as `on_error` says."""

@@ -12,6 +12,7 @@ from datetime import timedelta
 from gpuckpt.commit import delete, open_step, steps, sweep
 from gpuckpt.errors import CheckpointError, InvalidError
 from gpuckpt.manifest import Manifest
+from gpuckpt.seal import Seal
 from gpuckpt.sizes import parse_seconds
 from gpuckpt.stores import Store
 
@@ -82,12 +83,18 @@ def _check_best(best: tuple[str, str, int]) -> None:
         raise InvalidError(hint)
 
 
-def prune(store: Store, keep: Keep | None, committed: Manifest | None = None) -> list[int]:
+def prune(
+    store: Store,
+    keep: Keep | None,
+    committed: Manifest | None = None,
+    seal: Seal | None = None,
+) -> list[int]:
     """Delete the steps that `keep` doesn't keep, and what no manifest names; their numbers.
 
     A step that was `committed` just now survives even if it isn't the newest:
     a run that was set back to an older step begins below those that it left
-    behind.  Call it only while holding the store's lock.
+    behind.  With a `seal`, manifests that aren't sealed say nothing.  Call it
+    only while holding the store's lock.
     """
     found = steps(store)
     if committed is not None and found and found[-1] > committed.step:
@@ -97,7 +104,7 @@ def prune(store: Store, keep: Keep | None, committed: Manifest | None = None) ->
         )
     doomed: list[int] = []
     if keep is not None and found:
-        kept = keep.survivors(_facts(store, keep, found))
+        kept = keep.survivors(_facts(store, keep, found, seal))
         kept |= {committed.step} if committed is not None else set()
         doomed = [step for step in found if step not in kept]
     if doomed:
@@ -107,16 +114,18 @@ def prune(store: Store, keep: Keep | None, committed: Manifest | None = None) ->
     return doomed
 
 
-def _facts(store: Store, keep: Keep, found: Sequence[int]) -> list[Manifest]:
+def _facts(store: Store, keep: Keep, found: Sequence[int], seal: Seal | None) -> list[Manifest]:
     """As much of the manifests as `keep` asks for: none of them is read for step numbers."""
     if keep.best is None and keep.newer_than is None:
         return [Manifest(step, {"dict": []}, ()) for step in found]
-    return [open_step(store, step) for step in found]
+    return [open_step(store, step, seal) for step in found]
 
 
-def prune_quietly(store: Store, keep: Keep | None, committed: Manifest) -> None:
+def prune_quietly(
+    store: Store, keep: Keep | None, committed: Manifest, seal: Seal | None = None
+) -> None:
     """`prune` after a save, which is durable whatever happens here: a failure costs only space."""
     try:
-        prune(store, keep, committed)
+        prune(store, keep, committed, seal)
     except CheckpointError as error:
         log.warning("old checkpoints could not be deleted: %s", error)

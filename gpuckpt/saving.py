@@ -19,6 +19,7 @@ from gpuckpt.remarks import conclude, remarks_on
 from gpuckpt.resources import Resources
 from gpuckpt.retention import Keep, prune_quietly
 from gpuckpt.save import DELTA, Header, save_snapshot
+from gpuckpt.seal import Seal
 from gpuckpt.snapshot import Planner, capture, reserve
 from gpuckpt.spans import Lap, Spans
 from gpuckpt.stats import Fastest, Stats
@@ -37,9 +38,11 @@ class Saves:
         *,
         keep: Keep | None,
         journal: Journal | None,
+        seal: Seal | None = None,
     ) -> None:
         self._store, self._resources, self._options = store, resources, options
         self._governor, self._keep, self._journal = governor, keep, journal
+        self._seal = seal
         self._census, self._fastest = Census(), Fastest()
         self._planner = Planner(resources.chunk_nbytes, split=options.codec != "raw")
         self._updates_seen = False
@@ -64,7 +67,7 @@ class Saves:
         pending = Pending(stats, snapshot.staged)
         self.save = BackgroundSave(
             *(snapshot, pending, lambda: self._write(snapshot, header, stats), self._store.root),
-            after=partial(prune_quietly, self._store, self._keep),
+            after=partial(prune_quietly, self._store, self._keep, seal=self._seal),
             beside=True,
             journal=self._journal,
         )
@@ -138,6 +141,7 @@ class Saves:
                 previous=self.previous,
                 full_every=self._options.full_every,
                 stats=stats,
+                seal=self._seal,
             )
         # Here, so that the loop needn't take the one before apart.
         before, self.previous = self.previous, manifest

@@ -27,6 +27,7 @@ ROWS: list[set[str]] = [
         "effort",
         "apart",
         "balance",
+        "seal",
         "spans",
         "switching",
     },

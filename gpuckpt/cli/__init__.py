@@ -30,13 +30,25 @@ app = typer.Typer(
 RootArgument = Annotated[Path, typer.Argument(help="The directory of one run's checkpoints.")]
 LogArgument = Annotated[Path, typer.Argument(help="A root with a log of its saves, or a log.")]
 StepOption = Annotated[int | None, typer.Option(help="A committed step [default: the newest].")]
+KeyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--key-file",
+        envvar="GPUCKPT_KEY_FILE",
+        help="Take nothing that isn't sealed with the key in this file.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print facts as JSON, for scripts.")]
 
 
 @app.command()
-def ls(root: RootArgument, as_json: JsonOption = False) -> None:  # noqa: FBT002
+def ls(
+    root: RootArgument,
+    key_file: KeyOption = None,
+    as_json: JsonOption = False,  # noqa: FBT002
+) -> None:
     """List a root's committed steps: age, size, ratio, epoch, metrics."""
-    raise typer.Exit(list_steps(root, Console(), as_json=as_json))
+    raise typer.Exit(list_steps(root, Console(), as_json=as_json, key=key_file))
 
 
 @app.command()
@@ -46,20 +58,22 @@ def show(
     names: Annotated[
         list[str] | None, typer.Option(help="Only these names or globs; may be repeated.")
     ] = None,
+    key_file: KeyOption = None,
     as_json: JsonOption = False,  # noqa: FBT002
 ) -> None:
     """Show what is in a checkpoint: names, dtypes, shapes, sizes, versions, plain values."""
-    raise typer.Exit(show_step(root, step, names, Console(), as_json=as_json))
+    raise typer.Exit(show_step(root, step, names, Console(), as_json=as_json, key=key_file))
 
 
 @app.command()
 def verify(
     root: RootArgument,
     step: Annotated[int | None, typer.Option(help="Only this step [default: all].")] = None,
+    key_file: KeyOption = None,
     as_json: JsonOption = False,  # noqa: FBT002
 ) -> None:
     """Read and check every byte; exit with 1 on damage, naming tensor, file and offset."""
-    raise typer.Exit(verify_root(root, step, Console(), as_json=as_json))
+    raise typer.Exit(verify_root(root, step, Console(), as_json=as_json, key=key_file))
 
 
 @app.command()

@@ -20,6 +20,7 @@ from gpuckpt.manifest import Manifest, TensorEntry
 from gpuckpt.matching import select
 from gpuckpt.names import names_of
 from gpuckpt.pending import Checkpoint, checkpoint_of
+from gpuckpt.seal import make_seal
 from gpuckpt.sizes import format_nbytes
 from gpuckpt.statistics import Statistics
 from gpuckpt.stores.local import LocalStore
@@ -56,8 +57,9 @@ class Shared:
         )
 
 
-def list_steps(root: Path, console: Console, *, as_json: bool) -> int:
+def list_steps(root: Path, console: Console, *, as_json: bool, key: Path | None = None) -> int:
     """Print one line for each committed step; 1 if some manifest is damaged."""
+    seal = make_seal(key)
     store = LocalStore(root)
     rows, broken = [], []
     found = steps(store)
@@ -65,7 +67,7 @@ def list_steps(root: Path, console: Console, *, as_json: bool) -> int:
         raise NotFoundError(f"{store.root}: there is no committed checkpoint")
     for step in found:
         try:
-            manifest = open_step(store, step)
+            manifest = open_step(store, step, seal)
             shared = Shared.of(manifest.tensors, step)
             rows.append((checkpoint_of(manifest, store.root), shared))
         except CheckpointError as error:
@@ -81,11 +83,17 @@ def list_steps(root: Path, console: Console, *, as_json: bool) -> int:
 
 
 def show_step(
-    root: Path, step: int | None, names: Sequence[str] | None, console: Console, *, as_json: bool
+    root: Path,
+    step: int | None,
+    names: Sequence[str] | None,
+    console: Console,
+    *,
+    as_json: bool,
+    key: Path | None = None,
 ) -> int:
     """Print a checkpoint's tensors and plain values."""
     store = LocalStore(root)
-    manifest = open_step(store, step)
+    manifest = open_step(store, step, make_seal(key))
     leaves = _leaves(manifest)
     if names:
         chosen = select(names, list(leaves))
