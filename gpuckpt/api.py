@@ -53,7 +53,7 @@ def save(
         StorageError: the storage refused; no checkpoint was made.
     """
     choice(codec)
-    seal = make_seal(key)
+    seal, key = make_seal(key), None  # so that no traceback's locals have it
     header = make_header(step, epoch, metrics)
     resources = Resources(memory)
     inventory = take_inventory(state)
@@ -120,7 +120,7 @@ def load(
         CorruptError: bytes aren't what was written.
         AuthenticationError: they aren't sealed with `key`.
     """
-    seal = make_seal(key)
+    seal, key = make_seal(key), None  # so that no traceback's locals have it
     resources = Resources(memory)
     if store is None and Path(root).is_file():
         one = open_source(root, seal)

@@ -81,7 +81,7 @@ class Checkpointer:
             LockedError: another writer has the root.
             InvalidError: an option makes no sense.
         """
-        self._seal = make_seal(key)
+        self._seal, key = make_seal(key), None  # so that no traceback's locals have it
         self._options = Options(codec, snapshot, when_busy, on_error, full_every, trace)
         self._resources = Resources(memory, chunk_nbytes=chunk_nbytes)
         self._store = store if store is not None else LocalStore(root)

@@ -58,7 +58,8 @@ def warm_start(
             nothing has been changed.
         AuthenticationError: a source isn't sealed with `key`.
     """
-    opened = open_sources(sources, make_seal(key))
+    seal, key = make_seal(key), None  # so that no traceback's locals have it
+    opened = open_sources(sources, seal)
     flat = flatten(state)
     found = [match(flat, one.manifest, rename=rename, whole_objects=False) for one in opened]
     report = _report(flat, found, [one.label for one in opened])

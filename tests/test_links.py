@@ -40,7 +40,7 @@ def link(path: Path) -> None:
 
 def dangle(path: Path) -> None:
     path.unlink()
-    path.symlink_to("/nowhere")
+    path.symlink_to("no-such-file")
 
 
 def pipe(path: Path) -> None:
