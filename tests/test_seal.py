@@ -201,7 +201,8 @@ def test_a_key_is_in_no_file_no_log_no_repr_and_no_traceback_s_locals(tmp_path, 
         own = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
         frames = [frame for frame in own.stack if "/tests/" not in frame.filename]
         assert frames
-        shown += "".join(f"{frame.locals}" for frame in frames) + str(caught.value)
+        shown += "".join(text for frame in frames for text in (frame.locals or {}).values())
+        shown += str(caught.value)
     for form in (repr(KEY)[2:-1], KEY.hex(), repr(list(KEY))):
         assert form not in shown + caplog.text
         assert form.encode() not in written
@@ -424,6 +425,14 @@ def test_a_save_takes_nothing_over_from_a_root_that_is_not_sealed(tmp_path):
     gpuckpt.save(tmp_path, STATE, 3, key=KEY)
     assert describe(gpuckpt.load(tmp_path, key=KEY)) == describe(STATE)
     assert {layout.segment_step(n) for n in open_step(LocalStore(tmp_path), 2).segments} == {2}
+
+
+def test_a_version_is_not_taken_over_from_what_is_not_sealed(tmp_path):
+    saved(tmp_path, None)
+    gpuckpt.save(tmp_path, STATE, 8, key=KEY)
+    gpuckpt.save(tmp_path, STATE, 9, key=KEY)
+    versions = [open_step(LocalStore(tmp_path), step).tensors[0].version for step in (7, 8, 9)]
+    assert versions == [7, 8, 8]
 
 
 def test_a_run_without_the_key_goes_on_unsealed(tmp_path):
