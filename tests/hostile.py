@@ -256,6 +256,8 @@ def use(root: Path) -> int:
         lambda: gpuckpt.load(root, memory="64 MiB"),
         lambda: list_steps(root, console, as_json=False),
         lambda: show_step(root, None, None, console, as_json=False),
+        lambda: list_steps(root, console, as_json=True),
+        lambda: show_step(root, None, None, console, as_json=True),
     ]
     for step in steps(store):
         every.append(lambda step=step: verify_step(store, step, resources))  # type: ignore[misc]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -14,9 +16,12 @@ import pytest
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 import gpuckpt
 from gpuckpt import hostmemory, layout, loading
+from gpuckpt.cli import main
+from gpuckpt.cli.listing import show_step
 from gpuckpt.commit import open_step
 from gpuckpt.errors import CheckpointError, CorruptError, DeviceMemoryError, UnsupportedError
 from gpuckpt.fingerprint import checksum, checksum128
@@ -106,6 +111,43 @@ def test_a_damaged_checkpoint_with_a_nan_among_its_values_is_refused_once(tmp_pa
 def test_json_that_could_be_read_in_two_ways_is_refused(text):
     with pytest.raises((ValueError, RecursionError)):
         parse_json(text)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_integers_of_more_digits_than_python_writes_are_shown(as_json, tmp_path):
+    """Found by the fuzzer."""
+    gpuckpt.save(tmp_path, {"n": 2**20_000 - 1, (2**20_000, "key"): -(2**20_000)})
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert show_step(tmp_path, None, None, Console(file=out, width=200), as_json=as_json) == 0
+    assert "0xffffffff" in out.getvalue()
+
+
+def test_what_a_terminal_would_obey_is_not_printed(tmp_path, capsys, monkeypatch):
+    evil = "\x1b[2J\x1b]0;owned\x07\x9b31m"
+    gpuckpt.save(tmp_path, {evil: np.arange(3), "b": evil}, 1, metrics={evil: 1.0})
+    (path,) = tmp_path.glob("*.manifest.json")
+    body = hostile.body_of(path.read_bytes()) | {"writer": evil}
+    path.write_bytes(hostile.sealed_manifest(json.dumps(body).encode()))
+    commands = [["ls"], ["show"], ["verify"]]
+    (segment,) = tmp_path.glob("*.segment")
+    data = segment.read_bytes()
+    for damaged in (False, True):
+        segment.write_bytes(data[:70] + bytes([data[70] ^ damaged]) + data[71:])
+        for command in commands:
+            monkeypatch.setattr(sys, "argv", ["gpuckpt", *command, str(tmp_path)])
+            with pytest.raises(SystemExit):
+                main()
+    body["tensors"][0]["dtype"] = evil
+    path.write_bytes(hostile.sealed_manifest(json.dumps(body).encode()))
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", ["gpuckpt", *command, str(tmp_path)])
+        with pytest.raises(SystemExit):
+            main()
+    shown = "".join(capsys.readouterr())
+    assert "owned" in shown
+    assert "DAMAGED" in shown
+    assert not {one for one in shown if not one.isprintable()} - {"\n"}
 
 
 def test_json_of_our_own_is_read():

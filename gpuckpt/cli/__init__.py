@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from gpuckpt.cli.listing import list_steps, show_step
+from gpuckpt.cli.listing import list_steps, printable, show_step
 from gpuckpt.cli.selftesting import selftest_directory
 from gpuckpt.cli.tracing import write_trace
 from gpuckpt.cli.verifying import verify_root
@@ -138,7 +138,7 @@ def main() -> None:
     try:
         app()
     except CheckpointError as error:
-        print(f"gpuckpt: {error}", file=sys.stderr)  # noqa: T201
+        print(f"gpuckpt: {printable(str(error))}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has gone, and wants no more

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from gpuckpt.cli.listing import print_json
+from gpuckpt.cli.listing import print_json, printable
 from gpuckpt.commit import open_step, steps
 from gpuckpt.errors import CheckpointError, NotFoundError
 from gpuckpt.resources import Resources
@@ -69,8 +69,9 @@ def _print(step: int, damage: list[Damage], console: Console) -> None:
         console.print(f"step {step}: intact")
     for one in damage:
         what = one.tensor or "its own structure"
+        told = f"step {step}: DAMAGED: {what}, in {one.file} at offset {one.offset}: {one.reason}"
         console.print(
-            f"step {step}: DAMAGED: {what}, in {one.file} at offset {one.offset}: {one.reason}",
+            printable(told),
             markup=False,
             style="red",
             soft_wrap=True,
