@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -78,7 +79,8 @@ def _to_cupy(tensor: Tensor) -> Any:
 
 
 def _to_torch(tensor: Tensor) -> Any:
-    torch = _library("torch", tensor)
+    with _needs("torch", tensor):
+        import torch
     name = tensor.spec.dtype
     dtype = getattr(torch, name, None)
     if dtype is None or tensor.array.dtype.byteorder == ">":
@@ -90,7 +92,8 @@ def _to_torch(tensor: Tensor) -> Any:
 
 
 def _to_jax(tensor: Tensor) -> Any:
-    jax = _library("jax", tensor)
+    with _needs("jax", tensor):
+        import jax
     wanted = to_numpy(tensor.spec.dtype)
     if jax.dtypes.canonicalize_dtype(wanted) != wanted:
         raise InvalidError(
@@ -103,9 +106,11 @@ def _to_jax(tensor: Tensor) -> Any:
     return array if array.dtype == wanted else jax.lax.bitcast_convert_type(array, wanted)
 
 
-def _library(name: str, tensor: Tensor) -> Any:
+@contextlib.contextmanager
+def _needs(name: str, tensor: Tensor) -> Iterator[None]:
+    """Import a library in here: what says so if it isn't installed."""
     try:
-        return importlib.import_module(name)
+        yield
     except ImportError as error:
         raise NotFoundError(
             f"{tensor.spec.name} was saved from {name}, which isn't installed here; "
