@@ -380,7 +380,7 @@ def test_what_goes_wrong_with_deleting_is_logged_and_no_save_fails(monkeypatch, 
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("gpuckpt.checkpointer.prune_quietly", broken)
+    monkeypatch.setattr("gpuckpt.saving.prune_quietly", broken)
     with gpuckpt.Checkpointer("", store=MemoryStore()) as ckpt:
         assert ckpt.save(1, {"w": np.zeros(3)}).result().step == 1
     assert "step 1 is saved" in caplog.text
