@@ -4,6 +4,7 @@ from gpuckpt._version import __version__
 from gpuckpt.api import load, save
 from gpuckpt.checkpointer import Checkpointer
 from gpuckpt.errors import (
+    AuthenticationError,
     BusyError,
     CheckpointError,
     ClosedError,
@@ -31,6 +32,7 @@ from gpuckpt.warm import Report, warm_start
 __all__ = [
     "PREEMPTED",
     "RNG",
+    "AuthenticationError",
     "BusyError",
     "Checkpoint",
     "CheckpointError",

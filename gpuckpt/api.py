@@ -21,6 +21,7 @@ from gpuckpt.remarks import remark, remarks_on
 from gpuckpt.resources import Resources
 from gpuckpt.retention import Keep, prune_quietly
 from gpuckpt.save import choice, save_snapshot
+from gpuckpt.seal import Key, Seal, make_seal
 from gpuckpt.snapshot import Planner, capture
 from gpuckpt.sources import open_source
 from gpuckpt.space import Room, save_with_room
@@ -40,12 +41,14 @@ def save(
     keep: Keep | None = None,
     memory: int | str = "256 MiB",
     store: Store | None = None,
+    key: Key | None = None,
 ) -> Checkpoint:
     """Save `state` as checkpoint `step` of `root`; on return it is durable.
 
     Blocks until then, and reads the state where it is.  A step that is there
     already is replaced, in one instant.  Ctrl-C is raised when the save has
-    ended: neither a commit nor the reading of the state is cut in half.
+    ended: neither a commit nor the reading of the state is cut in half.  With
+    a `key` (bytes, or the path of a key file) it is sealed.
 
     Raises:
         UnsupportedError: a leaf can't be saved; nothing has been written.
@@ -53,6 +56,7 @@ def save(
         StorageError: the storage refused; no checkpoint was made.
     """
     choice(codec)
+    seal, key = make_seal(key), None  # so that no traceback's locals have it
     header = make_header(step, epoch, metrics)
     resources = Resources(memory)
     inventory = take_inventory(state)
@@ -63,17 +67,18 @@ def save(
 
     def write() -> Manifest:
         with store.lock():
-            previous = _newest(store)
+            previous = _newest(store, seal)
             save = partial(
                 save_snapshot,
                 *(snapshot, header, store, resources),
                 previous=previous,
                 stats=stats,
+                seal=seal,
             )
-            room = Room(store, keep, previous)
+            room = Room(store, keep, previous, seal=seal)
             manifest = save_with_room(save, snapshot, room, stats, codec=codec, asked=codec)
             stats.remarks = remarks_on(manifest, None)
-            prune_quietly(store, keep, manifest)
+            prune_quietly(store, keep, manifest, seal)
         return manifest
 
     pending = Pending(stats, snapshot.staged)
@@ -84,10 +89,10 @@ def save(
     return checkpoint
 
 
-def _newest(store: Store) -> Manifest | None:
+def _newest(store: Store, seal: Seal | None) -> Manifest | None:
     """What the tensors' versions go on from; a damaged one is no reason not to save."""
     try:
-        return open_step(store)
+        return open_step(store, seal=seal)
     except CheckpointError:
         return None
 
@@ -102,6 +107,7 @@ def load(
     fallback: bool = False,
     memory: int | str = "256 MiB",
     store: Store | None = None,
+    key: Key | None = None,
 ) -> Any:
     """Load a committed step (the newest unless named) as a new state.
 
@@ -113,15 +119,18 @@ def load(
     With `names` (names or globs), a flat dict of the leaves that they pick.
     With `fallback`, the newest intact step before one that is damaged, and a
     RuntimeWarning.  `root` may also be one data file, which is read without
-    its manifest: a flat dict of the tensors in it.
+    its manifest: a flat dict of the tensors in it.  With a `key`, nothing is
+    loaded that isn't sealed with it; without one, seals aren't looked at.
 
     Raises:
         NotFoundError: no such root, step, name or device.
         CorruptError: bytes aren't what was written.
+        AuthenticationError: they aren't sealed with `key`.
     """
+    seal, key = make_seal(key), None  # so that no traceback's locals have it
     resources = Resources(memory)
     if store is None and Path(root).is_file():
-        one = open_source(root)
+        one = open_source(root, seal)
         return load_state(one.manifest, one.store, resources, device=device, names=names, like=like)
     store = store if store is not None else LocalStore(root)
     chosen = names if names is None or isinstance(names, str) else list(names)
@@ -129,6 +138,6 @@ def load(
     def take(manifest: Manifest) -> Any:
         return load_state(manifest, store, resources, device=device, names=chosen, like=like)
 
-    taken = take_step(store, step, take, fallback=fallback)
+    taken = take_step(store, step, take, fallback=fallback, seal=seal)
     remark(taken.remarks, stacklevel=3)
     return taken.result

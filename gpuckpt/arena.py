@@ -31,6 +31,8 @@ ZSTD = zstandard.ZstdCompressionParameters(
     write_checksum=False,
 )
 AREAS = 3
+# Of frames that are read: more would be memory that nobody counts.
+WINDOW_NBYTES_MAX = 128 << 20
 FEWEST_SLOTS = 2
 
 
@@ -49,7 +51,7 @@ class Slot:
         default_factory=lambda: zstandard.ZstdCompressor(compression_params=ZSTD)
     )
     decompressor: zstandard.ZstdDecompressor = field(
-        default_factory=lambda: zstandard.ZstdDecompressor(max_window_size=1 << 27)
+        default_factory=lambda: zstandard.ZstdDecompressor(max_window_size=WINDOW_NBYTES_MAX)
     )
 
     def part(self, offset: int, nbytes: int) -> Slot:

@@ -13,7 +13,13 @@ from typing import Any, Literal, Self
 from gpuckpt import layout
 from gpuckpt.apart import Apart
 from gpuckpt.commit import open_step, steps, writing
-from gpuckpt.errors import CheckpointError, ClosedError, CorruptError, StorageError
+from gpuckpt.errors import (
+    AuthenticationError,
+    CheckpointError,
+    ClosedError,
+    CorruptError,
+    StorageError,
+)
 from gpuckpt.fallback import restore_step
 from gpuckpt.governor import Governor
 from gpuckpt.journal import Log, open_journal
@@ -27,6 +33,7 @@ from gpuckpt.resources import Resources
 from gpuckpt.retention import Keep
 from gpuckpt.saving import Saves
 from gpuckpt.schedule import Every
+from gpuckpt.seal import Key, make_seal
 from gpuckpt.sizes import parse_seconds
 from gpuckpt.stores import Store
 from gpuckpt.stores.local import LocalStore
@@ -55,7 +62,9 @@ class Checkpointer:
     changed since the save before aren't written again, and their segments
     stay; with `full_every=1` each checkpoint has files of its own alone.  `log` is a
     file, or True for one in the root, that gets a line for each save; with
-    `trace`, its stages' beginnings and ends as well.
+    `trace`, its stages' beginnings and ends as well.  With a `key` (32 bytes or
+    more, or the path of a file that holds them) checkpoints are sealed, and none
+    is read that isn't sealed with it.
 
     `preempt` is how the process is told to end soon: True for SIGTERM or
     SIGUSR1, a signal, a function that `step` and `save` ask whether (or in how
@@ -83,6 +92,7 @@ class Checkpointer:
         preempt: Preempt = None,
         grace: float | str | timedelta = "30 s",
         store: Store | None = None,
+        key: Key | None = None,
         chunk_nbytes: int = layout.CHUNK_NBYTES,
     ) -> None:
         """Take the root for writing, and sweep away what a crash may have left there.
@@ -92,6 +102,7 @@ class Checkpointer:
             InvalidError: an option makes no sense, or signals are to be caught
                 and this isn't the main thread.
         """
+        self._seal, key = make_seal(key), None  # so that no traceback's locals have it
         self._options = Options(codec, snapshot, when_busy, on_error, full_every, trace)
         self._resources = Resources(memory, chunk_nbytes=chunk_nbytes)
         self._store = store if store is not None else LocalStore(root)
@@ -100,6 +111,7 @@ class Checkpointer:
             *(self._store, self._resources, self._options, self._governor),
             keep=keep,
             journal=open_journal(log, self._store),
+            seal=self._seal,
         )
         self._last = LastSave(Notice(preempt, grace), self._saves)
         self._process = os.getpid()
@@ -247,6 +259,7 @@ class Checkpointer:
             CorruptError: bytes aren't what was written, and with `fallback` no
                 older step could be taken; the state may have been overwritten
                 in part.  The next save writes everything anew.
+            AuthenticationError: they aren't sealed with the key; the same.
         """
         self._check_open()
         return self._restore(
@@ -260,8 +273,10 @@ class Checkpointer:
     def _restore(self, state: Any, step: int | None, **options: Any) -> int:
         self._saves.reap(wait=True)
         try:
-            taken = restore_step(state, self._store, self._resources, step, **options)
-        except (CorruptError, StorageError):
+            taken = restore_step(
+                *(state, self._store, self._resources, step), seal=self._seal, **options
+            )
+        except (AuthenticationError, CorruptError, StorageError):
             self._saves.go_on_from(None)  # the next save refers to nothing that may be damaged
             raise
         manifest, found = taken.manifest, taken.result
@@ -283,7 +298,7 @@ class Checkpointer:
         """The newest committed checkpoint."""
         if not self.steps():
             return None
-        return checkpoint_of(open_step(self._store), self._store.root)
+        return checkpoint_of(open_step(self._store, seal=self._seal), self._store.root)
 
     def wait(self) -> None:
         """Wait until no save is in flight; raises if it failed, as `on_error` says."""

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from gpuckpt.arena import Slot
+from gpuckpt.arena import WINDOW_NBYTES_MAX, Slot
 from gpuckpt.errors import CorruptError
 from gpuckpt.layout import LEAF_NBYTES
 from gpuckpt.native import native_for
@@ -260,9 +260,13 @@ def _decompress(
         declared = zstandard.frame_content_size(frame.data)
         if declared != room.size:
             raise CorruptError(where, f"a frame of {declared} bytes where {room.size} belong")
-        reader = decompressor.stream_reader(frame.data)
+        window = zstandard.get_frame_parameters(frame.data).window_size
+        if window > max(WINDOW_NBYTES_MAX, room.size):
+            raise CorruptError(where, f"a frame with a window of {window} bytes")
+        reader = decompressor.stream_reader(frame.data, read_across_frames=True)
         found = reader.readinto(room.data) if room.size else 0
+        found += len(reader.read(1))  # of a second frame
     except zstandard.ZstdError as error:
         raise CorruptError(where, f"not a zstd frame ({error})") from error
     if found != room.size:
-        raise CorruptError(where, f"a frame ends after {found} of {room.size} bytes")
+        raise CorruptError(where, f"frames of {found} bytes or more where {room.size} belong")

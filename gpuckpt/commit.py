@@ -27,13 +27,16 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from gpuckpt import layout
 from gpuckpt.errors import CheckpointError, CorruptError, NotFoundError, StorageError
 from gpuckpt.manifest import Manifest, pack_manifest, unpack_manifest, unpack_segments
+from gpuckpt.seal import Seal
 from gpuckpt.stores import Store, read_all, write_all
 
 log = logging.getLogger("gpuckpt")
 
 
-def commit(store: Store, manifest: Manifest, *, abandon: Callable[[], object]) -> None:
-    """Make `manifest`, whose segments are durable, visible and durable.
+def commit(
+    store: Store, manifest: Manifest, *, abandon: Callable[[], object], seal: Seal | None = None
+) -> None:
+    """Make `manifest`, whose segments are durable, visible and durable; `seal` seals it.
 
     If that fails before the rename, `abandon` is called to delete the segments.
     From the rename on they stay: a storage that reports an error may have made
@@ -45,7 +48,7 @@ def commit(store: Store, manifest: Manifest, *, abandon: Callable[[], object]) -
     temporary = name + layout.TEMPORARY
     try:
         store.sync_names()  # 2
-        write_all(store, temporary, pack_manifest(manifest))  # 3
+        write_all(store, temporary, pack_manifest(manifest, seal))  # 3
     except BaseException:
         with contextlib.suppress(CheckpointError):
             store.remove(temporary)
@@ -59,16 +62,17 @@ def commit(store: Store, manifest: Manifest, *, abandon: Callable[[], object]) -
         raise StorageError(f"{error}; it may be there all the same, or after a reboot") from error
 
 
-def open_step(store: Store, step: int | None = None) -> Manifest:
+def open_step(store: Store, step: int | None = None, seal: Seal | None = None) -> Manifest:
     """The manifest of a committed step, the newest unless named: undoes `commit`.
 
     Raises:
         NotFoundError: there is no such step, or none at all.
         CorruptError: its manifest isn't what was written.
+        AuthenticationError: it isn't sealed with the key of `seal`, if there is one.
     """
     for last in (False, False, True):
         try:
-            return _open(store, _choose(store, step))
+            return _open(store, _choose(store, step), seal)
         except (NotFoundError, CorruptError):
             # A writer may have deleted or replaced it just then: look again.
             if last:
@@ -88,10 +92,10 @@ def _choose(store: Store, step: int | None) -> int:
     return step
 
 
-def _open(store: Store, step: int) -> Manifest:
+def _open(store: Store, step: int, seal: Seal | None) -> Manifest:
     name = layout.manifest_name(step)
     where = f"{store.root}/{name}"
-    manifest = unpack_manifest(_read_manifest(store, name), where)
+    manifest = unpack_manifest(_read_manifest(store, name), where, seal)
     if manifest.step != step:
         raise CorruptError(where, f"it is the manifest of step {manifest.step}")
     return manifest

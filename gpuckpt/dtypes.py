@@ -8,7 +8,7 @@ marks big-endian elements; nothing else is byte-swapped.
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import lru_cache
 
 import ml_dtypes
 import numpy as np
@@ -66,7 +66,7 @@ def name_of(dtype: np.dtype[np.generic]) -> str | None:
     return f">{name}" if swapped else name
 
 
-@cache
+@lru_cache(1024)  # files name the types, and a stranger's any number of them
 def to_numpy(name: str) -> np.dtype[np.generic]:
     """The numpy dtype that `name` stands for: the inverse of `name_of`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ from gpuckpt import layout
 from gpuckpt.dtypes import to_numpy
 from gpuckpt.errors import FormatError
 from gpuckpt.rounding import MASTER, NARROW
+from gpuckpt.seal import Seal
 from gpuckpt.spec import ChunkEntry, Extent, Plane, Spec
 from gpuckpt.values import Json
 
@@ -21,6 +23,7 @@ FEATURES = (DELTA_FEATURE, SPARSE_FEATURE, TURNED_FEATURE, DERIVED_FEATURE)
 # What stands in a row in a base's place if the planes are of elements that are turned.
 TURNED = "turned"
 COUNT_MAX = 2**63 - 1
+Digests = Mapping[Extent, str]
 # A longer chain is no one's, and would make whoever reads it read for ever.
 CHAIN_MAX = 64
 # Of a row with sources: the ninth is the base that it doesn't have.
@@ -44,32 +47,68 @@ def pack_chunk(chunk: ChunkEntry, positions: Mapping[str, int]) -> list[Json]:
     return row if chunk.base is None else [*row, pack_chunk(chunk.base, positions)]
 
 
-def unpack_chunk(row: Json, segments: Sequence[str]) -> ChunkEntry:
-    """Read a chunk's row: the inverse of `pack_chunk`."""
+def unpack_chunk(row: Json, segments: Sequence[str], digests: Digests | None = None) -> ChunkEntry:
+    """Read a chunk's row: the inverse of `pack_chunk`, but for what `digests` are for."""
     if len(row) != _DERIVED_ENTRIES:
-        return _unpack_link(row, segments, CHAIN_MAX)
+        return _unpack_link(row, segments, CHAIN_MAX, digests)
     *own, base, sources = row
     if base is not None or not sources:
         raise ValueError("a chunk of sources, and a base, or of none")
-    found = tuple(_unpack_link(source, segments, CHAIN_MAX) for source in sources)
-    return replace(_unpack_link(own, segments, 0), sources=found)
+    found = tuple(_unpack_link(source, segments, CHAIN_MAX, digests) for source in sources)
+    return replace(_unpack_link(own, segments, 0, digests), sources=found)
 
 
-def _unpack_link(row: Json, segments: Sequence[str], links: int) -> ChunkEntry:
+def pack_digests(chunks: Iterable[ChunkEntry], positions: Mapping[str, int]) -> list[Json]:
+    """A row for each part of a file that chunks, their bases or their sources lie in."""
+    links = (link for chunk in chunks for link in chunk.links if link.extent.length)
+    found = {link.extent: link.digest for link in links}
+    assert all(found.values()), "what is sealed has digests"
+    return [[positions[e.segment], e.offset, e.length, text] for e, text in found.items()]
+
+
+def pack_body(
+    body: dict[str, Json],
+    chunks: Iterable[ChunkEntry],
+    segments: Sequence[str],
+    seal: Seal | None,
+    kind: bytes,
+) -> bytes:
+    """The text of a manifest or an index; if there is a `seal`, with digests, and sealed."""
+    if seal is not None:
+        positions = {name: position for position, name in enumerate(segments)}
+        body = body | {"digests": pack_digests(chunks, positions)}
+    text = json.dumps(body, separators=(",", ":"), allow_nan=False).encode("ascii")
+    return text if seal is None else seal.sealed(text, kind)
+
+
+def unpack_digests(rows: Sequence[Json], segments: Sequence[str]) -> Digests:
+    """Read the rows of digests: the inverse of `pack_digests`."""
+    return {
+        Extent(segments[as_count(segment)], as_count(offset), as_count(length)): as_text(text)
+        for segment, offset, length, text in rows
+    }
+
+
+def _unpack_link(
+    row: Json, segments: Sequence[str], links: int, digests: Digests | None
+) -> ChunkEntry:
     """Read a row that has no sources."""
     start, nbytes, segment, offset, length, fingerprint, checksum, planes, *more = row
     turned = more == [TURNED]
     if len(more) > 1 or (more and not turned and not links):
         raise ValueError(f"{len(row)} entries, or more than {CHAIN_MAX} bases")
+    extent = Extent(segments[as_count(segment)], as_count(offset), as_count(length))
+    bases = () if turned else tuple(_unpack_link(b, segments, links - 1, digests) for b in more)
     return ChunkEntry(
         start=as_count(start),
         nbytes=as_count(nbytes),
-        extent=Extent(segments[as_count(segment)], as_count(offset), as_count(length)),
+        extent=extent,
         fingerprint=as_text(fingerprint),
         checksum=as_text(checksum),
         planes=tuple(_unpack_plane(plane) for plane in planes),
-        base=_unpack_link(more[0], segments, links - 1) if more and not turned else None,
+        base=bases[0] if bases else None,
         turned=turned,
+        digest=digests[extent] if digests is not None and extent.length else "",
     )
 
 

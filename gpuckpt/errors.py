@@ -7,6 +7,7 @@ CheckpointError
 ├── MismatchError     (a ValueError)    names, shapes, dtypes don't fit → fix the target
 ├── TornError         (a RuntimeError)  the state changed while saved   → order updates after it
 ├── CorruptError                        bytes aren't what was written   → fallback=True, repair
+├── AuthenticationError                 not sealed with this key        → give its key, or don't use
 ├── FormatError                         written by a newer gpuckpt      → upgrade
 ├── StorageError      (an OSError)      the storage refused             → free space, retry
 │   └── LockedError                     another writer has the root     → stop it, use another root
@@ -22,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 __all__ = [
+    "AuthenticationError",
     "BusyError",
     "CheckpointError",
     "ClosedError",
@@ -114,6 +116,18 @@ class CorruptError(CheckpointError):
     def __init__(self, where: str, reason: str, remedy: str = _REMEDY) -> None:
         """`where` names file, offset and tensor as far as they are known."""
         super().__init__(f"{where}: {reason}; {remedy}")
+        self.where, self.reason = where, reason
+
+
+class AuthenticationError(CheckpointError):
+    """A key was given, and the bytes aren't known to be of somebody who has it.
+
+    Not a `CorruptError`: who changes bytes on purpose would choose what is used instead.
+    """
+
+    def __init__(self, where: str, reason: str, advice: str) -> None:
+        """`where` names file, offset and tensor as far as they are known."""
+        super().__init__(f"{where}: {reason}; {advice}")
         self.where, self.reason = where, reason
 
 

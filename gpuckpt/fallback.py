@@ -20,6 +20,7 @@ from gpuckpt.loading import fill_match
 from gpuckpt.manifest import Manifest, pack_manifest
 from gpuckpt.matching import Match, Rename, match
 from gpuckpt.resources import Resources
+from gpuckpt.seal import Seal
 from gpuckpt.stores import Store
 from gpuckpt.tree import Flat, flatten
 
@@ -52,13 +53,19 @@ def is_damage(error: CheckpointError, store: Store, manifest: Manifest | None) -
 
 
 def take_step(
-    store: Store, step: int | None, take: Callable[[Manifest], T], *, fallback: bool
+    store: Store,
+    step: int | None,
+    take: Callable[[Manifest], T],
+    *,
+    fallback: bool,
+    seal: Seal | None = None,
 ) -> Taken[T]:
     """What `take` makes of a committed step, the newest unless named.
 
     With `fallback`, if that one is damaged, of the newest before it of which
     `take` can make something.  One that a writer replaces meanwhile, or that
-    isn't the newest any more, is looked for again.
+    isn't the newest any more, is looked for again.  What isn't sealed with the
+    key of `seal`, if there is one, is no damage: nobody falls back from that.
 
     Raises:
         CorruptError: it is damaged, and so are, with `fallback`, all before it.
@@ -68,10 +75,10 @@ def take_step(
         asked = step if step is not None else max(steps(store), default=0)
         manifest: Manifest | None = None
         try:
-            manifest = open_step(store, step)
+            manifest = open_step(store, step, seal)
             return Taken(manifest, take(manifest))
         except CheckpointError as error:
-            if manifest is not None and _is_replaced(error, store, step, manifest):
+            if manifest is not None and _is_replaced(error, store, step, manifest, seal):
                 continue
             if not is_damage(error, store, manifest):
                 raise
@@ -79,11 +86,15 @@ def take_step(
                 _note_remedy(error)
                 raise
             failure = error
-        return _take_older(store, asked, take, failure)
+        return _take_older(store, asked, take, failure, seal)
 
 
 def _is_replaced(
-    error: CheckpointError, store: Store, step: int | None, manifest: Manifest
+    error: CheckpointError,
+    store: Store,
+    step: int | None,
+    manifest: Manifest,
+    seal: Seal | None,
 ) -> bool:
     """Whether a writer has deleted or replaced the step that was being read.
 
@@ -91,16 +102,20 @@ def _is_replaced(
     """
     if not isinstance(error, NotFoundError | CorruptError):
         return False
-    return pack_manifest(open_step(store, step)) != pack_manifest(manifest)
+    return pack_manifest(open_step(store, step, seal)) != pack_manifest(manifest)
 
 
 def _take_older(
-    store: Store, asked: int, take: Callable[[Manifest], T], failure: CheckpointError
+    store: Store,
+    asked: int,
+    take: Callable[[Manifest], T],
+    failure: CheckpointError,
+    seal: Seal | None,
 ) -> Taken[T]:
     tried = []
     for older in reversed([step for step in steps(store) if step < asked]):
         try:
-            manifest = open_step(store, older)
+            manifest = open_step(store, older, seal)
             taken = Taken(manifest, take(manifest), (_remark(asked, failure, older),))
         except CheckpointError as error:
             log.warning("step %d isn't taken either: %s", older, error)
@@ -192,6 +207,7 @@ def restore_step(
     rename: Rename = None,
     strict: bool = True,
     fallback: bool = False,
+    seal: Seal | None = None,
 ) -> Taken[Match]:
     """Restore a committed step (the newest unless named) into `state`, in place.
 
@@ -201,4 +217,4 @@ def restore_step(
         CorruptError: as `take_step`; `state` may have been overwritten in part.
     """
     restoration = Restoration(state, store, resources, names=names, rename=rename, strict=strict)
-    return take_step(store, step, restoration.take, fallback=fallback)
+    return take_step(store, step, restoration.take, fallback=fallback, seal=seal)

@@ -17,6 +17,7 @@ from gpuckpt.spans import Span, pack_spans, unpack_spans
 from gpuckpt.stats import Stats
 from gpuckpt.stores import Store
 from gpuckpt.stores.local import LocalStore
+from gpuckpt.stores.regular import open_file
 
 log = logging.getLogger("gpuckpt")
 
@@ -54,7 +55,7 @@ class Journal:
         """Add a line; if that can't be done, a warning in Python's log says so."""
         try:
             line = self._line(stats, failure)
-            with self.path.open("ab+") as file:
+            with open(self.path, "ab+", opener=open_file) as file:
                 if file.tell():
                     file.seek(-1, os.SEEK_END)
                     if file.read(1) != b"\n":
@@ -90,7 +91,7 @@ def open_journal(where: Log, store: Store) -> Journal | None:
         path = Path(where).expanduser().absolute()
         if path.is_dir():
             raise InvalidError(f"log is a file, and {path} is a directory; log=True is for a root")
-        return Journal(path)
+        return Journal(path.resolve())  # its user may well have given a link
     if not isinstance(store, LocalStore):
         raise InvalidError(f"log=True needs a root of local files; give log= a path ({store.root})")
     return Journal(Path(store.root) / LOG)
@@ -106,9 +107,12 @@ def read_journal(where: Path) -> list[Record]:
         StorageError: it can't be read.
         FormatError: its lines are those of a newer gpuckpt.
     """
-    path = where / LOG if where.is_dir() else where
+    path, opener = (where / LOG, open_file) if where.is_dir() else (where, None)
     try:
-        lines = path.read_bytes().splitlines()
+        with open(path, "rb", opener=opener) as file:
+            lines = file.read().splitlines()
+    except StorageError:
+        raise
     except FileNotFoundError as error:
         raise NotFoundError(f"{path}: there is no log; Checkpointer(log=True) keeps one") from error
     except OSError as error:

@@ -6,10 +6,9 @@ of data is read or a byte of memory allocated.
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,16 +16,20 @@ from gpuckpt import layout
 from gpuckpt.dtypes import to_numpy
 from gpuckpt.entries import (
     COUNT_MAX,
+    Digests,
     as_count,
     as_text,
     check_chunks,
     check_features,
     features_of,
+    pack_body,
     pack_chunk,
     unpack_chunk,
+    unpack_digests,
 )
 from gpuckpt.errors import CorruptError, FormatError, UnsupportedError
 from gpuckpt.fingerprint import checksum128
+from gpuckpt.seal import MANIFEST, Seal
 from gpuckpt.spec import ChunkEntry, Spec
 from gpuckpt.statistics import Statistics
 from gpuckpt.tree import walk_json
@@ -36,6 +39,10 @@ from gpuckpt.values import Json, parse_json
 NOT_AS_EXPECTED = (
     *(KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, OverflowError),
 )
+# What numpy can hold.
+AXES_MAX = 64
+# Later than anyone's clock, and not too late for a calendar.
+_TIME_LIMIT = 2**40
 _BEGINNING = re.compile(rb'\{"gpuckpt":([0-9]{1,9}),')
 
 
@@ -86,8 +93,8 @@ class Manifest:
         return segments_of(self.tensors)
 
 
-def pack_manifest(manifest: Manifest) -> bytes:
-    """The bytes of a manifest's file.
+def pack_manifest(manifest: Manifest, seal: Seal | None = None) -> bytes:
+    """The bytes of a manifest's file, sealed if there is a `seal`.
 
     Raises:
         UnsupportedError: they are more than any reader would take.
@@ -106,7 +113,7 @@ def pack_manifest(manifest: Manifest) -> bytes:
         "structure": manifest.structure,
         "tensors": pack_tensors(manifest.tensors, segments),
     }
-    text = json.dumps(body, separators=(",", ":"), allow_nan=False).encode("ascii")
+    text = pack_body(body, chunks_of(manifest.tensors), segments, seal, MANIFEST)
     head = layout.MANIFEST_HEAD % (layout.VERSION, checksum128(text))
     packed = head.encode("ascii") + text + layout.MANIFEST_TAIL
     if len(packed) > layout.MANIFEST_NBYTES_MAX:
@@ -118,24 +125,26 @@ def pack_manifest(manifest: Manifest) -> bytes:
     return packed
 
 
-def unpack_manifest(data: bytes, where: str) -> Manifest:
+def unpack_manifest(data: bytes, where: str, seal: Seal | None = None) -> Manifest:
     """Read the bytes of a manifest's file, named `where`: the inverse of `pack_manifest`.
 
     Raises:
         CorruptError: the bytes are not those that were written.
+        AuthenticationError: they aren't sealed with the key of `seal`.
         FormatError: written by a newer gpuckpt.
     """
-    body = _checked_body(data, where)
+    body = _checked_body(data, where, seal)
     try:
         check_features(body["requires"], where)
         segments = [check_segment(name) for name in body["segments"]]
+        digests = None if seal is None else unpack_digests(body["digests"], segments)
         manifest = Manifest(
             step=layout.check_step(body["step"]),
             structure=body["structure"],
-            tensors=unpack_tensors(body["tensors"], segments),
+            tensors=unpack_tensors(body["tensors"], segments, digests),
             epoch=None if body["epoch"] is None else _integer(body["epoch"]),
             metrics={name: float(value) for name, value in body["metrics"].items()},
-            created=float(body["created"]),
+            created=_time(body["created"]),
             writer=str(body["writer"]),
         )
         _check_structure(manifest)
@@ -178,13 +187,17 @@ def pack_tensors(tensors: Sequence[TensorEntry], segments: Sequence[str]) -> lis
 
 
 def unpack_tensors(
-    rows: Sequence[Json], segments: Sequence[str], *, whole: bool = True
+    rows: Sequence[Json],
+    segments: Sequence[str],
+    digests: Digests | None = None,
+    *,
+    whole: bool = True,
 ) -> tuple[TensorEntry, ...]:
     """Read tensors' rows: the inverse of `pack_tensors`.
 
     `whole` asks for every byte of each tensor to be there, once.
     """
-    tensors = tuple(_unpack_tensor(row, segments, whole=whole) for row in rows)
+    tensors = tuple(_unpack_tensor(row, segments, digests, whole=whole) for row in rows)
     if len({entry.spec.name for entry in tensors}) < len(tensors):
         raise ValueError("two tensors have one name")
     return tensors
@@ -192,13 +205,18 @@ def unpack_tensors(
 
 def segments_of(tensors: Iterable[TensorEntry]) -> list[str]:
     """The data files that tensors' chunks and their bases lie in, each once, in order of use."""
-    links = (link for entry in tensors for chunk in entry.chunks for link in chunk.links)
+    links = (link for chunk in chunks_of(tensors) for link in chunk.links)
     return list(dict.fromkeys(link.extent.segment for link in links))
 
 
 def features_in(tensors: Iterable[TensorEntry]) -> list[Json]:
     """What a reader of these rows must know."""
-    return [*features_of(chunk for entry in tensors for chunk in entry.chunks)]
+    return [*features_of(chunks_of(tensors))]
+
+
+def chunks_of(tensors: Iterable[TensorEntry]) -> Iterator[ChunkEntry]:
+    """The chunks of all tensors, in order."""
+    return (chunk for entry in tensors for chunk in entry.chunks)
 
 
 def check_segment(name: Json) -> str:
@@ -231,7 +249,7 @@ def notable(tensors: Sequence[TensorEntry]) -> str | None:
     return f"values that aren't finite: {', '.join(found[:3])}{rest}"
 
 
-def _checked_body(data: bytes, where: str) -> dict[str, Any]:
+def _checked_body(data: bytes, where: str, seal: Seal | None = None) -> dict[str, Any]:
     beginning = _BEGINNING.match(data)
     if beginning is None:
         raise CorruptError(where, "not a manifest")
@@ -247,6 +265,8 @@ def _checked_body(data: bytes, where: str) -> dict[str, Any]:
     text = text.removesuffix(layout.MANIFEST_TAIL)
     if head != (layout.MANIFEST_HEAD % (version, checksum128(text))).encode("ascii"):
         raise CorruptError(where, "the manifest's checksum doesn't fit its text")
+    if seal is not None:
+        seal.check(text, MANIFEST, where)
     try:
         body = parse_json(text)
     except (ValueError, RecursionError) as error:
@@ -287,9 +307,13 @@ def _numbers(spec: Spec) -> int:
     return math.prod(spec.shape) * (2 if to_numpy(spec.dtype).kind == "c" else 1)
 
 
-def _unpack_tensor(row: Json, segments: Sequence[str], *, whole: bool) -> TensorEntry:
+def _unpack_tensor(
+    row: Json, segments: Sequence[str], digests: Digests | None, *, whole: bool
+) -> TensorEntry:
     axes = row["axes"]
     shape = tuple(as_count(extent) for extent in row["shape"])
+    if len(shape) > AXES_MAX:
+        raise ValueError(f"{row['name']!r} has {len(shape)} axes, {AXES_MAX} at most are read")
     spec = Spec(
         *(as_text(row["name"]), as_text(row["dtype"]), shape),
         axes=None if axes is None else tuple(as_count(axis) for axis in axes),
@@ -298,7 +322,7 @@ def _unpack_tensor(row: Json, segments: Sequence[str], *, whole: bool) -> Tensor
     )
     if spec.nbytes > COUNT_MAX or math.prod(n for n in shape if n) > COUNT_MAX:
         raise ValueError(f"{spec.name}: a shape of {shape} is too large to be one")
-    chunks = tuple(unpack_chunk(chunk, segments) for chunk in row["chunks"])
+    chunks = tuple(unpack_chunk(chunk, segments, digests) for chunk in row["chunks"])
     check_chunks(spec, chunks, whole=whole)
     return TensorEntry(spec, chunks, as_count(row["version"]), _unpack_statistics(row, spec))
 
@@ -309,6 +333,13 @@ def _check_structure(manifest: Manifest) -> None:
         number = node.get("tensor")
         if number is not None and not 0 <= number < count:
             raise ValueError(f"the structure names tensor {number} of {count}")
+
+
+def _time(value: Json) -> float:
+    """Seconds since 1970, as a clock may have them."""
+    if type(value) not in (int, float) or not 0 <= value < _TIME_LIMIT:
+        raise ValueError(f"{value!r} isn't a time")
+    return float(value)
 
 
 def _integer(value: Json) -> int:

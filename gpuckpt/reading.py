@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from gpuckpt.arena import Arena, Slot
 from gpuckpt.arrays import Tensor
 from gpuckpt.coding import decode
 from gpuckpt.deltacoding import decode_delta
-from gpuckpt.errors import CorruptError
+from gpuckpt.errors import AuthenticationError, CorruptError
 from gpuckpt.fingerprint import checksum, leaf_digests, root
 from gpuckpt.manifest import TensorEntry
 from gpuckpt.rounding import MASTER, round_to
@@ -76,6 +77,7 @@ def read_chunks(every: Sequence[Wanted], slot: Slot, arena: Arena) -> list[str |
 
     Raises:
         CorruptError: names tensor, file and offset.
+        AuthenticationError: the bytes aren't those that were sealed; so does it.
     """
     found: list[str | None] = []
     for run in _runs(every):
@@ -141,7 +143,7 @@ def _read_one(one: Wanted, reader: Reader, slot: Slot, arena: Arena) -> str | No
     job, chunk, rooms = one.job, one.chunk, one.rooms
     leaves = _Leaves(wanted=one.looked_at)
     if [plane.codec for plane in chunk.planes] == ["raw"] and chunk.base is None:
-        _check_encoded(job, chunk, _noted(reader.read(chunk.extent, rooms[0]), leaves))
+        _check_encoded(job, chunk, _noted(reader.read(chunk.extent, rooms[0]), leaves.note))
     elif chunk.is_plain:
         coded = _encoded(job, chunk, reader, slot.coded)
         where, turned = where_of(job, chunk), chunk.turned
@@ -193,13 +195,22 @@ def _encoded(job: Job, chunk: ChunkEntry, reader: Reader, room: Bytes) -> Bytes:
 
 
 def _check_encoded(job: Job, chunk: ChunkEntry, parts: Iterable[memoryview]) -> None:
-    if checksum(parts) != chunk.checksum:
+    digest = hashlib.sha256()
+    if checksum(_noted(parts, digest.update) if chunk.digest else parts) != chunk.checksum:
         raise CorruptError(
             where_of(job, chunk), "the checksum of the bytes on disk isn't the manifest's"
         )
+    if chunk.digest and digest.hexdigest() != chunk.digest:
+        raise AuthenticationError(
+            where_of(job, chunk),
+            "the bytes on disk aren't those that were sealed, though their checksum fits",
+            "somebody without the key has changed them: don't use them",
+        )
 
 
-def _noted(parts: Iterator[memoryview], leaves: _Leaves) -> Iterator[memoryview]:
+def _noted(
+    parts: Iterable[memoryview], note: Callable[[memoryview], object]
+) -> Iterator[memoryview]:
     for part in parts:
-        leaves.note(part)
+        note(part)
         yield part

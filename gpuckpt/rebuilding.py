@@ -9,6 +9,7 @@ from gpuckpt import layout
 from gpuckpt.commit import steps
 from gpuckpt.errors import CheckpointError, NotFoundError
 from gpuckpt.manifest import Manifest, TensorEntry
+from gpuckpt.seal import Seal
 from gpuckpt.segments import read_index
 from gpuckpt.sources import joined, manifest_of
 from gpuckpt.stores import Store, read_all
@@ -34,16 +35,17 @@ def _told(step: int | None) -> str:
     return "any step" if step is None else f"step {step}"
 
 
-def rebuilt(store: Store, step: int) -> tuple[Manifest, list[str]]:
+def rebuilt(store: Store, step: int, seal: Seal | None = None) -> tuple[Manifest, list[str]]:
     """What the data files of a step say of themselves, and what is to be said of that.
 
-    Some of its tensors, or parts of them, by name; no plain values.
+    Some of its tensors, or parts of them, by name; no plain values.  With a
+    `seal`, only what is sealed with its key.
     """
     tensors: list[TensorEntry] = []
     notes = []
     for name in _segments(store, step):
         try:
-            _, entries = read_index(store, name)
+            _, entries = read_index(store, name, seal)
         except CheckpointError as error:
             notes.append(f"what {name} holds isn't known: {error}")
             continue

@@ -16,6 +16,7 @@ from gpuckpt.fingerprint import checksum
 from gpuckpt.manifest import Manifest, TensorEntry
 from gpuckpt.resources import Resources
 from gpuckpt.salvage import Loss, Survey, survey
+from gpuckpt.seal import Seal
 from gpuckpt.segments import Writer
 from gpuckpt.spec import ChunkEntry, Extent
 from gpuckpt.stores import Store
@@ -56,12 +57,14 @@ def repair(
     fill: bool = False,
     memory: int | str = "256 MiB",
     progress: Progress = lambda _, __: None,
+    seal: Seal | None = None,
 ) -> Repaired:
     """Write what is intact of a step of `store` to `target`, as the same step, and verify it.
 
     `store` isn't changed.  With `fill`, a lost tensor gets its value of the
     newest older step that has it intact; without a manifest the plain values,
-    too, are those of the newest older step.
+    too, are those of the newest older step.  With a `seal`, only what is sealed
+    with its key is intact, and the new checkpoint is sealed as well.
 
     Raises:
         NotFoundError: nothing of the step is intact.
@@ -71,7 +74,7 @@ def repair(
     resources = Resources(memory)
     if step in steps(target):
         raise InvalidError(f"{target.root} has a step {step} already; give another directory")
-    found = survey(store, step, resources, lambda nbytes: progress("reading", nbytes))
+    found = survey(store, step, resources, lambda nbytes: progress("reading", nbytes), seal)
     older = {one.entry.spec.name: one.older for one in found.losses if fill and one.older}
     entries = [*found.intact, *(replace(row) for _, row in older.values())]
     if not found.intact and (found.losses or found.unread):
@@ -83,8 +86,11 @@ def repair(
         written = _write(
             *(store, target, found, structure, [rows[name] for name in order]),
             progress=lambda nbytes: progress("copying", nbytes),
+            seal=seal,
         )
-    damage = verify_step(target, step, resources, lambda nbytes: progress("verifying", nbytes))
+    damage = verify_step(
+        target, step, resources, lambda nbytes: progress("verifying", nbytes), seal
+    )
     if damage:
         raise CorruptError(f"{target.root}/{damage[0].file}", damage[0].reason)
     return Repaired(found, written, {name: at for name, (at, _) in older.items()})
@@ -148,6 +154,7 @@ def _write(
     entries: list[TensorEntry],
     *,
     progress: Callable[[int], None],
+    seal: Seal | None,
 ) -> Manifest:
     old = found.manifest
     token = secrets.token_hex(4)
@@ -161,7 +168,7 @@ def _write(
         copied = tuple(
             replace(entry, chunks=tuple(map(copier.chunk, entry.chunks))) for entry in entries
         )
-        writer.finish(copied, old.step)
+        writer.finish(copied, old.step, seal=seal)
     except BaseException:
         writer.abandon()
         raise
@@ -172,7 +179,7 @@ def _write(
         created=old.created or time.time(),
         writer=f"gpuckpt {__version__} (repaired)",
     )
-    commit(target, manifest, abandon=writer.abandon)
+    commit(target, manifest, abandon=writer.abandon, seal=seal)
     return manifest
 
 

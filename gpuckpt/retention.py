@@ -12,6 +12,7 @@ from datetime import timedelta
 from gpuckpt.commit import delete, open_step, steps, sweep
 from gpuckpt.errors import CheckpointError, InvalidError
 from gpuckpt.manifest import Manifest
+from gpuckpt.seal import Seal
 from gpuckpt.sizes import parse_seconds
 from gpuckpt.stores import Store
 
@@ -82,12 +83,18 @@ def _check_best(best: tuple[str, str, int]) -> None:
         raise InvalidError(hint)
 
 
-def prune(store: Store, keep: Keep | None, committed: Manifest | None = None) -> list[int]:
+def prune(
+    store: Store,
+    keep: Keep | None,
+    committed: Manifest | None = None,
+    seal: Seal | None = None,
+) -> list[int]:
     """Delete the steps that `keep` doesn't keep, and what no manifest names; their numbers.
 
     A step that was `committed` just now survives even if it isn't the newest:
     a run that was set back to an older step begins below those that it left
-    behind.  Call it only while holding the store's lock.
+    behind.  With a `seal`, manifests that aren't sealed say nothing.  Call it
+    only while holding the store's lock.
     """
     found = steps(store)
     if committed is not None and found and found[-1] > committed.step:
@@ -95,7 +102,7 @@ def prune(store: Store, keep: Keep | None, committed: Manifest | None = None) ->
             "step %d is older than step %d, which resume takes; use another root to go on from it",
             *(committed.step, found[-1]),
         )
-    doomed = outdated(store, keep, committed)
+    doomed = outdated(store, keep, committed, seal)
     if doomed:
         delete(store, doomed, committed)
     else:
@@ -103,26 +110,30 @@ def prune(store: Store, keep: Keep | None, committed: Manifest | None = None) ->
     return doomed
 
 
-def outdated(store: Store, keep: Keep | None, known: Manifest | None) -> list[int]:
+def outdated(
+    store: Store, keep: Keep | None, known: Manifest | None, seal: Seal | None = None
+) -> list[int]:
     """The steps that `keep` doesn't keep: never the newest, nor that of the one that is `known`."""
     found = steps(store) if keep is not None else []
     if keep is None or not found:
         return []
-    kept = keep.survivors(_facts(store, keep, found))
+    kept = keep.survivors(_facts(store, keep, found, seal))
     kept |= {known.step} if known is not None else set()
     return [step for step in found if step not in kept]
 
 
-def _facts(store: Store, keep: Keep, found: Sequence[int]) -> list[Manifest]:
+def _facts(store: Store, keep: Keep, found: Sequence[int], seal: Seal | None) -> list[Manifest]:
     """As much of the manifests as `keep` asks for: none of them is read for step numbers."""
     if keep.best is None and keep.newer_than is None:
         return [Manifest(step, {"dict": []}, ()) for step in found]
-    return [open_step(store, step) for step in found]
+    return [open_step(store, step, seal) for step in found]
 
 
-def prune_quietly(store: Store, keep: Keep | None, committed: Manifest) -> None:
+def prune_quietly(
+    store: Store, keep: Keep | None, committed: Manifest, seal: Seal | None = None
+) -> None:
     """`prune` after a save, which is durable whatever happens here: a failure costs only space."""
     try:
-        prune(store, keep, committed)
+        prune(store, keep, committed, seal)
     except CheckpointError as error:
         log.warning("old checkpoints could not be deleted: %s", error)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from gpuckpt.coding import Encoded
 from gpuckpt.derived import Derived
 from gpuckpt.errors import TornError
-from gpuckpt.fingerprint import checksum
+from gpuckpt.fingerprint import checksum, digest
 from gpuckpt.manifest import Manifest, TensorEntry
 from gpuckpt.spec import Chunk, ChunkEntry, Extent, Spec
 from gpuckpt.statistics import Statistics
@@ -21,6 +21,7 @@ class Fresh:
     encoded: Encoded
     checksum: str
     base: ChunkEntry | None = None
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,13 @@ class CodedChunk:
     fingerprint: str
     statistics: Statistics | None
     coded: Fresh | ChunkEntry | Derived
+
+
+def digested(one: CodedChunk) -> CodedChunk:
+    """The same, with the digest of what is to be written."""
+    if not isinstance(one.coded, Fresh):
+        return one
+    return replace(one, coded=replace(one.coded, digest=digest(one.coded.encoded.parts)))
 
 
 class Rows:
@@ -110,6 +118,7 @@ def _entry(one: CodedChunk, fresh: Fresh, extent: Extent) -> ChunkEntry:
         planes=fresh.encoded.planes,
         base=fresh.base,
         turned=fresh.encoded.turned,
+        digest=fresh.digest,
     )
 
 

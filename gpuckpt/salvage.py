@@ -16,6 +16,7 @@ from gpuckpt.reading import Job, check_chunk
 from gpuckpt.rebuilding import rebuilt
 from gpuckpt.resources import Resources
 from gpuckpt.restore import largest_chunk
+from gpuckpt.seal import Seal
 from gpuckpt.spec import ChunkEntry, Extent
 from gpuckpt.stores import Store
 
@@ -65,16 +66,21 @@ class Survey:
 
 
 def survey(
-    store: Store, step: int, resources: Resources, progress: Progress = lambda _: None
+    store: Store,
+    step: int,
+    resources: Resources,
+    progress: Progress = lambda _: None,
+    seal: Seal | None = None,
 ) -> Survey:
     """Read all of a step, and of what is damaged look for other copies and older values.
 
-    `progress` is told of bytes on disk as they are read.  Changes nothing.
+    `progress` is told of bytes on disk as they are read.  With a `seal`, only
+    what is sealed with its key counts as intact.  Changes nothing.
 
     Raises:
         NotFoundError: there is neither a manifest nor a data file of this step.
     """
-    found = _opened(store, step)
+    found = _opened(store, step, seal)
     wounded = _wounds(store, found.manifest.tensors, resources, progress)
     for entry in found.manifest.tensors:
         held = sum(chunk.nbytes for chunk in entry.chunks)
@@ -86,15 +92,15 @@ def survey(
         else:
             found.intact.append(entry)
     if found.losses or found.unread:
-        _Search(store, found, resources).run()
+        _Search(store, found, resources, seal).run()
     return found
 
 
-def _opened(store: Store, step: int) -> Survey:
+def _opened(store: Store, step: int, seal: Seal | None) -> Survey:
     try:
-        return Survey(open_step(store, step))
+        return Survey(open_step(store, step, seal))
     except CheckpointError as error:
-        manifest, notes = rebuilt(store, step)
+        manifest, notes = rebuilt(store, step, seal)
         told = "it has no manifest; it may never have been committed"
         if not isinstance(error, NotFoundError):
             told = reason_of(error)
@@ -171,8 +177,10 @@ def _wound(job: Job, chunk: ChunkEntry, slot: Slot, arena: Arena) -> Wound | Non
 class _Search:
     """A look at every other step: the older ones first, from the newest on."""
 
-    def __init__(self, store: Store, found: Survey, resources: Resources) -> None:
-        self._store, self._found, self._resources = store, found, resources
+    def __init__(
+        self, store: Store, found: Survey, resources: Resources, seal: Seal | None
+    ) -> None:
+        self._store, self._found, self._resources, self._seal = store, found, resources, seal
         self._step = found.manifest.step
 
     def run(self) -> None:
@@ -181,7 +189,7 @@ class _Search:
         older = sorted((one for one in others if one < self._step), reverse=True)
         for other in (*older, *(one for one in others if one > self._step)):
             with contextlib.suppress(CheckpointError):
-                self._look_at(open_step(self._store, other))
+                self._look_at(open_step(self._store, other, self._seal))
 
     def _look_at(self, manifest: Manifest) -> None:
         found, other = self._found, manifest.step

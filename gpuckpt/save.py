@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from gpuckpt import layout
@@ -21,7 +21,8 @@ from gpuckpt.manifest import Manifest
 from gpuckpt.ordered import ordered_map
 from gpuckpt.plan import largest_nbytes
 from gpuckpt.resources import Resources
-from gpuckpt.rows import CodedChunk, Fresh, Rows
+from gpuckpt.rows import CodedChunk, Fresh, Rows, digested
+from gpuckpt.seal import Seal
 from gpuckpt.segments import Writer
 from gpuckpt.spans import Lap
 from gpuckpt.spec import ChunkEntry
@@ -66,11 +67,13 @@ def save_snapshot(
     full_every: int = 1,
     segment_nbytes: int = layout.SEGMENT_NBYTES,
     check: Callable[[], object] = lambda: None,
+    seal: Seal | None = None,
 ) -> Manifest:
     """Write a snapshot and commit it; on return it is durable.
 
     Chunks that are in `previous`, which is committed, aren't written again,
-    unless each is to be full.  `workers` threads encode, or as many as
+    unless each is to be full.  With a `seal`, which must have sealed that one too,
+    it is sealed.  `workers` threads encode, or as many as
     `resources` allow.  Releases the snapshot as soon as nothing of it
     is read any more, and in any case.  If it fails, what it wrote is deleted,
     and no checkpoint was made; so it does if `check`, which is called now and
@@ -88,12 +91,13 @@ def save_snapshot(
         balance = Balance(
             stats.workers, lambda: writer.waiting_nbytes, free_seconds=resources.free_seconds
         )
+        known = before, previous, balance
         rows = _write_chunks(
-            snapshot, writer, resources, codec, before, previous, balance, stats, check
+            *(snapshot, writer, resources, codec, *known, stats), check=check, sealed=bool(seal)
         )
         tensors = rows.entries(header.step, previous)
         lap = Lap()
-        writer.finish(tensors, header.step, lap)
+        writer.finish(tensors, header.step, lap, seal)
         stats.cpu_seconds += writer.cpu_seconds
         check()
         resources.free_seconds = balance.next_free_seconds(lap.seconds_of("sync"))
@@ -112,7 +116,7 @@ def save_snapshot(
     finally:
         snapshot.release()
         stats.staged_seconds = snapshot.staged_seconds
-    commit(store, manifest, abandon=writer.abandon)
+    commit(store, manifest, abandon=writer.abandon, seal=seal)
     lap.mark("manifest")
     stats.add(lap)
     return manifest
@@ -144,7 +148,9 @@ def _write_chunks(  # noqa: PLR0917 - all that a save has
     previous: Manifest | None,
     balance: Balance,
     stats: Stats,
+    *,
     check: Callable[[], object],
+    sealed: bool,
 ) -> Rows:
     """Bring every chunk of a snapshot to the disk."""
     arena = resources.arena(snapshot.plans, largest_nbytes(snapshot.plans))
@@ -165,6 +171,7 @@ def _write_chunks(  # noqa: PLR0917 - all that a save has
     def work(batch: Staged | Reread) -> Coded | Again:
         done = encoder.work(batch)
         if isinstance(done, Coded):
+            done = with_digests(done) if sealed else done
             balance.encoded(done.lap.seconds_of("filter", "encode"), done.nbytes)
         return done
 
@@ -186,6 +193,13 @@ def _write_chunks(  # noqa: PLR0917 - all that a save has
                 arena.give(done.staged.slot)
     stats.starved_seconds = balance.waited_seconds
     return rows
+
+
+def with_digests(done: Coded) -> Coded:
+    """The same, with the digest of each chunk that is to be written."""
+    chunks = tuple(map(digested, done.chunks))
+    done.lap.mark("encode")
+    return replace(done, chunks=chunks)
 
 
 def _write(chunks: Sequence[CodedChunk], writer: Writer, rows: Rows, stats: Stats) -> None:

@@ -23,6 +23,7 @@ from gpuckpt.remarks import conclude, remarks_on
 from gpuckpt.resources import Resources
 from gpuckpt.retention import Keep, prune_quietly
 from gpuckpt.save import DELTA, Header, save_snapshot
+from gpuckpt.seal import Seal
 from gpuckpt.snapshot import Planner, capture, reserve
 from gpuckpt.space import Room, save_with_room
 from gpuckpt.spans import Lap, Spans
@@ -42,9 +43,11 @@ class Saves:
         *,
         keep: Keep | None,
         journal: Journal | None,
+        seal: Seal | None = None,
     ) -> None:
         self._store, self._resources, self._options = store, resources, options
         self._governor, self._keep, self._journal = governor, keep, journal
+        self._seal = seal
         self._census, self._fastest = Census(), Fastest()
         self._planner = Planner(resources.chunk_nbytes, split=options.codec != "raw")
         self._updates_seen = False
@@ -86,7 +89,7 @@ class Saves:
         pending = Pending(stats, snapshot.staged)
         self.save = BackgroundSave(
             *(snapshot, pending, lambda: self._write(snapshot, header, stats), self._store.root),
-            after=partial(prune_quietly, self._store, self._keep),
+            after=partial(prune_quietly, self._store, self._keep, seal=self._seal),
             beside=True,
             journal=self._journal,
         )
@@ -200,8 +203,9 @@ class Saves:
                 full_every=full_every,
                 stats=stats,
                 check=begun.check,
+                seal=self._seal,
             )
-            room = Room(self._store, self._keep, self.previous, full_every)
+            room = Room(self._store, self._keep, self.previous, full_every, self._seal)
             asked = self._options.codec
             manifest = save_with_room(save, snapshot, room, stats, codec=effort.codec, asked=asked)
         # Here, so that the loop needn't take the one before apart.

@@ -7,7 +7,6 @@ that says where the index is: so that it can be read without a manifest.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,18 +15,20 @@ from typing import cast
 import zstandard
 
 from gpuckpt import layout
-from gpuckpt.entries import check_features
-from gpuckpt.errors import CheckpointError, CorruptError, FormatError
+from gpuckpt.entries import check_features, pack_body, unpack_digests
+from gpuckpt.errors import AuthenticationError, CheckpointError, CorruptError, FormatError
 from gpuckpt.fingerprint import checksum128
 from gpuckpt.manifest import (
     NOT_AS_EXPECTED,
     TensorEntry,
     check_segment,
+    chunks_of,
     features_in,
     pack_tensors,
     segments_of,
     unpack_tensors,
 )
+from gpuckpt.seal import INDEX, Seal
 from gpuckpt.spans import Lap
 from gpuckpt.spec import Extent
 from gpuckpt.stores import Appender, Bytes, File, Opens, Store
@@ -77,14 +78,20 @@ class Writer:
         self._append(waiting)
         return extents
 
-    def finish(self, tensors: Sequence[TensorEntry], step: int, lap: Lap | None = None) -> None:
+    def finish(
+        self,
+        tensors: Sequence[TensorEntry],
+        step: int,
+        lap: Lap | None = None,
+        seal: Seal | None = None,
+    ) -> None:
         """Give each segment its index and make its contents durable (their names aren't yet).
 
-        `lap` is told when the one and the other was done.
+        `lap` is told when the one and the other was done; `seal` seals the indices.
         """
         lap = lap or Lap()
         for name, file in self._open:
-            _append_index(file, name, tensors, step)
+            _append_index(file, name, tensors, step, seal)
             lap.mark("index")
             file.sync()
             file.close()
@@ -176,11 +183,14 @@ def data_nbytes(store: Store, name: str) -> int:
     return trailer.offset - layout.HEADER.size
 
 
-def read_index(store: Store, name: str) -> tuple[int, tuple[TensorEntry, ...]]:
+def read_index(
+    store: Store, name: str, seal: Seal | None = None
+) -> tuple[int, tuple[TensorEntry, ...]]:
     """The step of a segment, and those chunks of its tensors that it holds: undoes `finish`.
 
     Raises:
         CorruptError: the index isn't what was written.
+        AuthenticationError: it isn't sealed with the key of `seal`, or under another name.
         FormatError: not a segment, or written by a newer gpuckpt.
     """
     nbytes = store.size(name)
@@ -199,19 +209,27 @@ def read_index(store: Store, name: str) -> tuple[int, tuple[TensorEntry, ...]]:
     try:
         if zstandard.frame_content_size(packed) != trailer.raw_length:
             raise ValueError("its length isn't the trailer's")
-        body = parse_json(zstandard.decompress(packed, max_output_size=trailer.raw_length))
+        text = zstandard.decompress(packed, max_output_size=trailer.raw_length)
+        if seal is not None:
+            seal.check(text, INDEX, where)
+        body = parse_json(text)
         # Extents are in this file, whatever it was called when it was written, or are bases'.
         check_features(body.get("requires", []), where)
         files = [name, *(check_segment(other) for other in body.get("bases", ()))]
-        tensors = unpack_tensors(body["tensors"], files, whole=False)
+        digests = None if seal is None else unpack_digests(body["digests"], files)
+        tensors = unpack_tensors(body["tensors"], files, digests, whole=False)
         if any(chunk.extent.segment != name for entry in tensors for chunk in entry.chunks):
             raise ValueError("it lists a chunk of another file")
+        if seal is not None and body["segment"] != name:
+            raise AuthenticationError(where, f"it is {body['segment']!r}", "give it that name")
         return layout.check_step(body["step"]), tensors
     except (*NOT_AS_EXPECTED, zstandard.ZstdError) as error:
         raise CorruptError(where, f"not an index ({error})") from error
 
 
-def _append_index(file: Appender, name: str, tensors: Sequence[TensorEntry], step: int) -> None:
+def _append_index(
+    file: Appender, name: str, tensors: Sequence[TensorEntry], step: int, seal: Seal | None
+) -> None:
     own = []
     for entry in tensors:
         chunks = tuple(chunk for chunk in entry.chunks if chunk.extent.segment == name)
@@ -221,7 +239,7 @@ def _append_index(file: Appender, name: str, tensors: Sequence[TensorEntry], ste
     body = {"segment": name, "step": step, "tensors": pack_tensors(own, files)}
     if features := features_in(own):
         body |= {"requires": features, "bases": files[1:]}
-    text = json.dumps(body, separators=(",", ":"), allow_nan=False).encode("ascii")
+    text = pack_body(body, chunks_of(own), files, seal, INDEX)
     packed = zstandard.compress(text, 3)
     digest = bytes.fromhex(checksum128(packed))
     trailer = layout.SegmentTrailer(file.offset, len(packed), len(text), digest)

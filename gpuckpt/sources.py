@@ -13,6 +13,7 @@ from gpuckpt.commit import open_step
 from gpuckpt.errors import NotFoundError
 from gpuckpt.manifest import Manifest, TensorEntry
 from gpuckpt.pending import Checkpoint
+from gpuckpt.seal import Seal
 from gpuckpt.segments import read_index
 from gpuckpt.stores import Store
 from gpuckpt.stores.local import LocalStore
@@ -29,41 +30,43 @@ class Opened:
     manifest: Manifest
 
 
-def open_sources(sources: Source | Sequence[Source]) -> list[Opened]:
+def open_sources(sources: Source | Sequence[Source], seal: Seal | None = None) -> list[Opened]:
     """Open one source or several; segments of one save that follow each other become one."""
     alone = isinstance(sources, str | os.PathLike | Checkpoint) or _is_pair(sources)
     every: Any = [sources] if alone else sources
-    return _merge_parts([open_source(source) for source in every])
+    return _merge_parts([open_source(source, seal) for source in every])
 
 
 def _is_pair(source: object) -> bool:
     return isinstance(source, tuple) and len(source) == 2 and isinstance(source[1], int)
 
 
-def open_source(source: Any) -> Opened:
-    """Open one source.
+def open_source(source: Any, seal: Seal | None = None) -> Opened:
+    """Open one source; a link to a file stands for that file.
 
     Raises:
         NotFoundError: there is nothing of the kind at that place.
         FormatError: a file that is no segment.
+        AuthenticationError: it isn't sealed with the key of `seal`, if there is one.
     """
     if isinstance(source, Checkpoint):
         source = (source.root, source.step)
     if isinstance(source, tuple):
         root, step = source
         store = LocalStore(root)
-        return Opened(f"{root} step {step}", store, open_step(store, step))
+        return Opened(f"{root} step {step}", store, open_step(store, step, seal))
     path = Path(source)
     if path.is_dir():
         store = LocalStore(path)
-        manifest = open_step(store)
+        manifest = open_step(store, seal=seal)
         return Opened(f"{path} step {manifest.step}", store, manifest)
     if not path.is_file():
         raise NotFoundError(f"{path}: neither a root, nor a manifest, nor a segment")
+    path = path.resolve() if path.is_symlink() else path
     store, step = LocalStore(path.parent), layout.manifest_step(path.name)
     if step is not None:
-        return Opened(str(path), store, open_step(store, step))
-    step, tensors = read_index(store, path.name)
+        return Opened(str(path), store, open_step(store, step, seal))
+    step, tensors = read_index(store, path.name, seal)
     return Opened(str(path), store, manifest_of(step, tensors))
 
 

@@ -23,6 +23,7 @@ from gpuckpt.inventory import Snapshot
 from gpuckpt.manifest import Manifest
 from gpuckpt.retention import Keep, outdated
 from gpuckpt.save import AUTO, RAW, ZSTD
+from gpuckpt.seal import Seal
 from gpuckpt.sizes import format_nbytes
 from gpuckpt.stats import Stats
 from gpuckpt.stores import Store, free_nbytes
@@ -77,14 +78,19 @@ class Room:
     """What a store has left for one save, and what may go to make more of it."""
 
     def __init__(
-        self, store: Store, keep: Keep | None, previous: Manifest | None, full_every: int = 1
+        self,
+        store: Store,
+        keep: Keep | None,
+        previous: Manifest | None,
+        full_every: int = 1,
+        seal: Seal | None = None,
     ) -> None:
         """`previous` is the checkpoint that this run saved or restored last.
 
         Unless each is to be full, the next may refer to it.
         """
         self._store, self._keep = store, keep
-        self._previous, self._full_every = previous, full_every
+        self._previous, self._full_every, self._seal = previous, full_every, seal
 
     def least_nbytes(self, snapshot: Snapshot, codec: str) -> int:
         """Bytes that a save of this snapshot surely writes, whatever is in it.
@@ -147,7 +153,7 @@ class Room:
 
     def _delete(self) -> None:
         self._store.sync_names()  # what stays is durable before anything goes
-        for step in outdated(self._store, self._keep, self._previous):
+        for step in outdated(self._store, self._keep, self._previous, self._seal):
             self._store.remove(layout.manifest_name(step))
         # If a rename's outcome is unknown, the manifest that names these may come back.
         sweep(self._store, spared=self._previous.segments if self._previous is not None else ())

@@ -101,7 +101,8 @@ class ChunkEntry:
     bytes, they hold what `deltas.delta` gives for the raw bytes and the base's.
     With `sources`, chunks of float32 one after the other, its bytes are these
     rounded to its own type, and it has no planes: its extent is empty, where
-    the first of them begins.
+    the first of them begins.  `digest` (SHA-256, hex) is of the encoded bytes, as
+    a seal vouches for it; empty where no key was given, or there are no bytes.
     """
 
     start: int
@@ -113,6 +114,7 @@ class ChunkEntry:
     base: ChunkEntry | None = None
     turned: bool = False
     sources: tuple[ChunkEntry, ...] = ()
+    digest: str = ""
 
     @property
     def chain(self) -> tuple[ChunkEntry, ...]:

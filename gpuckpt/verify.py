@@ -14,6 +14,7 @@ from gpuckpt.ordered import ordered_map
 from gpuckpt.reading import Job, check_chunk, where_of
 from gpuckpt.resources import Resources
 from gpuckpt.restore import largest_chunk
+from gpuckpt.seal import Seal
 from gpuckpt.segments import read_index
 from gpuckpt.spec import ChunkEntry
 from gpuckpt.stores import Store
@@ -41,20 +42,22 @@ def verify_step(
     step: int,
     resources: Resources,
     progress: Callable[[int], None] = lambda _: None,
+    seal: Seal | None = None,
 ) -> list[Damage]:
     """Check every byte of a committed step: manifest, chunks, and each segment's own index.
 
+    With a `seal`, what isn't sealed with its key is damage.
     `progress` is told of encoded bytes as they are done.
     """
     try:
-        manifest = open_step(store, step)
+        manifest = open_step(store, step, seal)
     except CheckpointError as error:
         return [Damage("", f"the manifest of step {step}", 0, str(error))]
     apart = Apart(lambda: list(_verify_chunks(store, manifest, resources, progress)))
     damage = apart.run()
     for name in manifest.segments:
         try:
-            read_index(store, name)
+            read_index(store, name, seal)
         except CheckpointError as error:
             damage.append(Damage("", name, 0, str(error)))
     return damage

@@ -10,6 +10,7 @@ from gpuckpt.errors import MismatchError
 from gpuckpt.loading import fill_match
 from gpuckpt.matching import Match, Rename, match
 from gpuckpt.resources import Resources
+from gpuckpt.seal import Key, make_seal
 from gpuckpt.sources import Source, open_sources
 from gpuckpt.tree import Flat, Path, flatten
 
@@ -42,19 +43,23 @@ def warm_start(
     rename: Rename = None,
     strict: bool = False,
     memory: int | str = "256 MiB",
+    key: Key | None = None,
 ) -> Report:
     """Fill the leaves of `state` that a source has under the same name; later sources win.
 
     A source is a root (its newest step), a pair of root and step, a
     `Checkpoint`, the path of a manifest, or the path of one segment, which
     needs no manifest.  Segments of one save that hold parts of a tensor each
-    are taken together.  What doesn't match keeps its value and is reported.
+    are taken together.  With a `key`, every source must be sealed with it.
+    What doesn't match keeps its value and is reported.
 
     Raises:
         MismatchError: with `strict`, some leaf of the state has no match;
             nothing has been changed.
+        AuthenticationError: a source isn't sealed with `key`.
     """
-    opened = open_sources(sources)
+    seal, key = make_seal(key), None  # so that no traceback's locals have it
+    opened = open_sources(sources, seal)
     flat = flatten(state)
     found = [match(flat, one.manifest, rename=rename, whole_objects=False) for one in opened]
     report = _report(flat, found, [one.label for one in opened])

@@ -1,5 +1,8 @@
 """`python -m tests.fuzz --seconds N`: changed golden checkpoints, guided by coverage.
 
+Of every feature: manifests, indices, and the encoded bytes of chunks, deltas,
+sparse, turned and derived ones too, whose checksums are then made to fit.
+
 Needs atheris (`pip install atheris==3.1.0`), which the suite doesn't: there the
 same changes are drawn by hypothesis (`test_hostile_files`).  Whatever isn't a
 `CheckpointError` ends it, with the input that led there.
@@ -8,6 +11,7 @@ same changes are drawn by hypothesis (`test_hostile_files`).  Whatever isn't a
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 import tempfile
 import warnings
@@ -23,6 +27,7 @@ with atheris.instrument_imports(include=["gpuckpt"]):
 INPUT_NBYTES = 512
 TIMEOUT_SECONDS = 60  # for one input: longer is a finding
 MEMORY_MIB = 2048
+SEEDS = 64
 
 
 def main() -> None:
@@ -48,10 +53,19 @@ def main() -> None:
             hostile.use(place)
             raw(provider.ConsumeBytes(INPUT_NBYTES))
 
+        corpus = options.corpus or Path(name) / "corpus"
+        sow(corpus)
         limits = [f"-max_total_time={options.seconds}", f"-timeout={TIMEOUT_SECONDS}"]
-        limits += [f"-rss_limit_mb={MEMORY_MIB}", f"-max_len={INPUT_NBYTES}"]
-        atheris.Setup([sys.argv[0], *limits, *([str(options.corpus)] * bool(options.corpus))], one)
+        limits += [f"-rss_limit_mb={MEMORY_MIB}", f"-max_len={INPUT_NBYTES}", "-len_control=0"]
+        atheris.Setup([sys.argv[0], *limits, "-print_final_stats=1", str(corpus)], one)
         atheris.Fuzz()
+
+
+def sow(corpus: Path) -> None:
+    """Inputs to begin with: of none, or a few bytes, every choice would be the first."""
+    corpus.mkdir(exist_ok=True)
+    for seed in range(SEEDS):
+        (corpus / f"seed-{seed}").write_bytes(random.Random(seed).randbytes(INPUT_NBYTES))
 
 
 def raw(data: bytes) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -14,9 +16,12 @@ import pytest
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 import gpuckpt
 from gpuckpt import hostmemory, layout, loading
+from gpuckpt.cli import main
+from gpuckpt.cli.listing import show_step
 from gpuckpt.commit import open_step
 from gpuckpt.errors import CheckpointError, CorruptError, DeviceMemoryError, UnsupportedError
 from gpuckpt.fingerprint import checksum, checksum128
@@ -24,9 +29,10 @@ from gpuckpt.manifest import Manifest, pack_manifest
 from gpuckpt.segments import read_index
 from gpuckpt.stores.local import LocalStore
 from gpuckpt.values import parse_json
-from tests import hostile
+from tests import hostile, hostile_rows
 
 ROOTS = hostile.golden_roots()
+ROWS, INDEX_ROWS = hostile_rows.rows(), hostile_rows.index_rows()
 PEAK_NBYTES = 200 << 20
 
 
@@ -38,6 +44,41 @@ def test_a_stranger_s_changes_are_read_or_refused(root, data, tmp_path_factory):
     files = hostile.changed(root.files, lambda n: data.draw(st.integers(0, n - 1)))
     hostile.write(directory, files)
     hostile.use(directory)
+
+
+@pytest.mark.parametrize("what", ROWS)
+def test_a_stranger_s_checkpoint_is_refused(what, tmp_path):
+    hostile.write(tmp_path / "root", ROWS[what])
+    with pytest.raises(CheckpointError):
+        gpuckpt.load(tmp_path / "root", device="cpu", like="numpy")
+    hostile.use(tmp_path / "root")
+
+
+@pytest.mark.parametrize("what", INDEX_ROWS)
+def test_a_stranger_s_segment_is_refused(what, tmp_path):
+    hostile.write(tmp_path / "root", INDEX_ROWS[what])
+    (segment,) = (tmp_path / "root").glob("*.segment")
+    with pytest.raises(CheckpointError):
+        gpuckpt.load(segment, device="cpu", like="numpy")
+    hostile.use(tmp_path / "root")
+
+
+def test_what_the_rows_are_made_of_is_read(tmp_path):
+    hostile.write(tmp_path / "root", hostile_rows.base())
+    assert gpuckpt.load(tmp_path / "root")["w"].nbytes == hostile_rows.NBYTES
+    (segment,) = (tmp_path / "root").glob("*.segment")
+    assert not gpuckpt.load(segment)["w"].any()
+    whole = hostile.frame(hostile_rows.NBYTES, hostile_rows.NBYTES)
+    hostile.write(tmp_path / "root", hostile_rows.framed(hostile_rows.base(), whole))
+    assert not gpuckpt.load(tmp_path / "root")["w"].any()
+
+
+def test_every_row_together_takes_little_memory():
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.hostile_rows"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < PEAK_NBYTES
 
 
 @pytest.mark.parametrize("root", ROOTS, ids=lambda root: root.name)
@@ -70,6 +111,43 @@ def test_a_damaged_checkpoint_with_a_nan_among_its_values_is_refused_once(tmp_pa
 def test_json_that_could_be_read_in_two_ways_is_refused(text):
     with pytest.raises((ValueError, RecursionError)):
         parse_json(text)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_integers_of_more_digits_than_python_writes_are_shown(as_json, tmp_path):
+    """Found by the fuzzer."""
+    gpuckpt.save(tmp_path, {"n": 2**20_000 - 1, (2**20_000, "key"): -(2**20_000)})
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert show_step(tmp_path, None, None, Console(file=out, width=200), as_json=as_json) == 0
+    assert "0xffffffff" in out.getvalue()
+
+
+def test_what_a_terminal_would_obey_is_not_printed(tmp_path, capsys, monkeypatch):
+    evil = "\x1b[2J\x1b]0;owned\x07\x9b31m"
+    gpuckpt.save(tmp_path, {evil: np.arange(3), "b": evil}, 1, metrics={evil: 1.0})
+    (path,) = tmp_path.glob("*.manifest.json")
+    body = hostile.body_of(path.read_bytes()) | {"writer": evil}
+    path.write_bytes(hostile.sealed_manifest(json.dumps(body).encode()))
+    commands = [["ls"], ["show"], ["verify"]]
+    (segment,) = tmp_path.glob("*.segment")
+    data = segment.read_bytes()
+    for damaged in (False, True):
+        segment.write_bytes(data[:70] + bytes([data[70] ^ damaged]) + data[71:])
+        for command in commands:
+            monkeypatch.setattr(sys, "argv", ["gpuckpt", *command, str(tmp_path)])
+            with pytest.raises(SystemExit):
+                main()
+    body["tensors"][0]["dtype"] = evil
+    path.write_bytes(hostile.sealed_manifest(json.dumps(body).encode()))
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", ["gpuckpt", *command, str(tmp_path)])
+        with pytest.raises(SystemExit):
+            main()
+    shown = "".join(capsys.readouterr())
+    assert "owned" in shown
+    assert "DAMAGED" in shown
+    assert not {one for one in shown if not one.isprintable()} - {"\n"}
 
 
 def test_json_of_our_own_is_read():

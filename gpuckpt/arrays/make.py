@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from gpuckpt.arrays.view import Tensor, cuda_dtype
 from gpuckpt.dtypes import to_numpy
-from gpuckpt.errors import InvalidError, NotFoundError
+from gpuckpt.errors import InvalidError, NotFoundError, UnsupportedError
 from gpuckpt.spec import Spec
 
 KINDS = ("numpy", "cupy", "torch", "jax")
@@ -40,7 +41,10 @@ def make(spec: Spec, device: Allocator) -> Tensor:
     shape = tuple(spec.shape[axis] for axis in order)
     on_host = device.name == "cpu"
     dtype = to_numpy(spec.dtype) if on_host else cuda_dtype(spec.dtype, spec.name)
-    array = device.empty(shape, dtype)
+    try:
+        array = device.empty(shape, dtype)
+    except ValueError as error:  # its libraries allow fewer axes than the format
+        raise UnsupportedError(spec.name, f"can't be made on {device.name}: {error}") from error
     array = array.transpose(tuple(np.argsort(order))) if order else array
     return Tensor(replace(spec, device=device.name), array, array, writable=True)
 
@@ -75,7 +79,8 @@ def _to_cupy(tensor: Tensor) -> Any:
 
 
 def _to_torch(tensor: Tensor) -> Any:
-    torch = _library("torch", tensor)
+    with _needs("torch", tensor):
+        import torch
     name = tensor.spec.dtype
     dtype = getattr(torch, name, None)
     if dtype is None or tensor.array.dtype.byteorder == ">":
@@ -87,7 +92,8 @@ def _to_torch(tensor: Tensor) -> Any:
 
 
 def _to_jax(tensor: Tensor) -> Any:
-    jax = _library("jax", tensor)
+    with _needs("jax", tensor):
+        import jax
     wanted = to_numpy(tensor.spec.dtype)
     if jax.dtypes.canonicalize_dtype(wanted) != wanted:
         raise InvalidError(
@@ -100,9 +106,11 @@ def _to_jax(tensor: Tensor) -> Any:
     return array if array.dtype == wanted else jax.lax.bitcast_convert_type(array, wanted)
 
 
-def _library(name: str, tensor: Tensor) -> Any:
+@contextlib.contextmanager
+def _needs(name: str, tensor: Tensor) -> Iterator[None]:
+    """Import a library in here: what says so if it isn't installed."""
     try:
-        return importlib.import_module(name)
+        yield
     except ImportError as error:
         raise NotFoundError(
             f"{tensor.spec.name} was saved from {name}, which isn't installed here; "

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from gpuckpt.cli.listing import list_steps, show_step
+from gpuckpt.cli.listing import list_steps, printable, show_step
 from gpuckpt.cli.repairing import repair_step
 from gpuckpt.cli.selftesting import selftest_directory
 from gpuckpt.cli.tracing import write_trace
@@ -31,13 +31,25 @@ app = typer.Typer(
 RootArgument = Annotated[Path, typer.Argument(help="The directory of one run's checkpoints.")]
 LogArgument = Annotated[Path, typer.Argument(help="A root with a log of its saves, or a log.")]
 StepOption = Annotated[int | None, typer.Option(help="A committed step [default: the newest].")]
+KeyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--key-file",
+        envvar="GPUCKPT_KEY_FILE",
+        help="Take nothing that isn't sealed with the key in this file.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print facts as JSON, for scripts.")]
 
 
 @app.command()
-def ls(root: RootArgument, as_json: JsonOption = False) -> None:  # noqa: FBT002
+def ls(
+    root: RootArgument,
+    key_file: KeyOption = None,
+    as_json: JsonOption = False,  # noqa: FBT002
+) -> None:
     """List a root's committed steps: age, size, ratio, epoch, metrics."""
-    raise typer.Exit(list_steps(root, Console(), as_json=as_json))
+    raise typer.Exit(list_steps(root, Console(), as_json=as_json, key=key_file))
 
 
 @app.command()
@@ -47,27 +59,30 @@ def show(
     names: Annotated[
         list[str] | None, typer.Option(help="Only these names or globs; may be repeated.")
     ] = None,
+    key_file: KeyOption = None,
     as_json: JsonOption = False,  # noqa: FBT002
 ) -> None:
     """Show what is in a checkpoint: names, dtypes, shapes, sizes, versions, plain values."""
-    raise typer.Exit(show_step(root, step, names, Console(), as_json=as_json))
+    raise typer.Exit(show_step(root, step, names, Console(), as_json=as_json, key=key_file))
 
 
 @app.command()
 def verify(
     root: RootArgument,
     step: Annotated[int | None, typer.Option(help="Only this step [default: all].")] = None,
+    key_file: KeyOption = None,
     as_json: JsonOption = False,  # noqa: FBT002
 ) -> None:
     """Read and check every byte; exit with 1 on damage, naming tensor, file and offset."""
-    raise typer.Exit(verify_root(root, step, Console(), as_json=as_json))
+    raise typer.Exit(verify_root(root, step, Console(), as_json=as_json, key=key_file))
 
 
 @app.command()
-def repair(
+def repair(  # noqa: PLR0917 (its options)
     root: RootArgument,
     to: Annotated[Path, typer.Option(help="A directory for what is intact.")],
     step: StepOption = None,
+    key_file: KeyOption = None,
     fill: Annotated[  # noqa: FBT002
         bool, typer.Option("--fill", help="Take older values of what is lost, where there are any.")
     ] = False,
@@ -77,7 +92,8 @@ def repair(
 
     ROOT isn't changed: what is intact becomes a checkpoint of another directory.
     """
-    raise typer.Exit(repair_step(root, step, to, Console(), fill=fill, as_json=as_json))
+    done = repair_step(root, step, to, Console(), fill=fill, as_json=as_json, key=key_file)
+    raise typer.Exit(done)
 
 
 @app.command()
@@ -142,7 +158,7 @@ def main() -> None:
     try:
         app()
     except CheckpointError as error:
-        print(f"gpuckpt: {error}", file=sys.stderr)  # noqa: T201
+        print(f"gpuckpt: {printable(str(error))}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has gone, and wants no more

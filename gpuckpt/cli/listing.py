@@ -20,6 +20,7 @@ from gpuckpt.manifest import Manifest, TensorEntry
 from gpuckpt.matching import select
 from gpuckpt.names import names_of
 from gpuckpt.pending import Checkpoint, checkpoint_of
+from gpuckpt.seal import make_seal
 from gpuckpt.sizes import format_nbytes
 from gpuckpt.statistics import Statistics
 from gpuckpt.stores.local import LocalStore
@@ -56,8 +57,9 @@ class Shared:
         )
 
 
-def list_steps(root: Path, console: Console, *, as_json: bool) -> int:
+def list_steps(root: Path, console: Console, *, as_json: bool, key: Path | None = None) -> int:
     """Print one line for each committed step; 1 if some manifest is damaged."""
+    seal = make_seal(key)
     store = LocalStore(root)
     rows, broken = [], []
     found = steps(store)
@@ -65,7 +67,7 @@ def list_steps(root: Path, console: Console, *, as_json: bool) -> int:
         raise NotFoundError(f"{store.root}: there is no committed checkpoint")
     for step in found:
         try:
-            manifest = open_step(store, step)
+            manifest = open_step(store, step, seal)
             shared = Shared.of(manifest.tensors, step)
             rows.append((checkpoint_of(manifest, store.root), shared))
         except CheckpointError as error:
@@ -76,16 +78,22 @@ def list_steps(root: Path, console: Console, *, as_json: bool) -> int:
         return 1 if broken else 0
     console.print(_steps_table(rows))
     for one in broken:
-        console.print(f"damaged: {one['error']}", markup=False, style="red")
+        console.print(printable(f"damaged: {one['error']}"), markup=False, style="red")
     return 1 if broken else 0
 
 
 def show_step(
-    root: Path, step: int | None, names: Sequence[str] | None, console: Console, *, as_json: bool
+    root: Path,
+    step: int | None,
+    names: Sequence[str] | None,
+    console: Console,
+    *,
+    as_json: bool,
+    key: Path | None = None,
 ) -> int:
     """Print a checkpoint's tensors and plain values."""
     store = LocalStore(root)
-    manifest = open_step(store, step)
+    manifest = open_step(store, step, make_seal(key))
     leaves = _leaves(manifest)
     if names:
         chosen = select(names, list(leaves))
@@ -98,12 +106,21 @@ def show_step(
         print_json({**whole, "writer": manifest.writer, "leaves": rows})
         return 0
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(facts.created))
-    console.print(f"step {facts.step} of {store.root}, {when}, by {manifest.writer}", markup=False)
+    head = f"step {facts.step} of {store.root}, {when}, by {manifest.writer}"
+    console.print(printable(head), markup=False)
     console.print(_leaves_table(leaves))
     for line in _warnings(leaves):
         console.print(line, style="red")
     console.print(_summary(facts, shared), soft_wrap=True)
     return 0
+
+
+def printable(text: str) -> str:
+    """Text without what a terminal would obey: names and errors may be a stranger's."""
+    return "".join(
+        one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode("ascii")
+        for one in text
+    )
 
 
 def print_json(facts: Any) -> None:
@@ -119,7 +136,8 @@ def _steps_table(rows: Sequence[tuple[Checkpoint, Shared]]) -> Table:
 
 
 def _step_cells(row: Checkpoint, shared: Shared) -> tuple[str, ...]:
-    metrics = escape("  ".join(f"{key}={value:.6g}" for key, value in row.metrics.items()))
+    metrics = "  ".join(f"{key}={value:.6g}" for key, value in row.metrics.items())
+    metrics = escape(printable(metrics))
     epoch = "" if row.epoch is None else str(row.epoch)
     sizes = (format_nbytes(row.raw_nbytes), format_nbytes(row.encoded_nbytes))
     older = format_nbytes(shared.older_nbytes) if shared.older_nbytes else ""
@@ -160,7 +178,7 @@ def _leaves(manifest: Manifest) -> dict[str, Any]:
 
 def _facts(name: str, leaf: Any, step: int) -> dict[str, Any]:
     if not isinstance(leaf, TensorEntry):
-        return {"name": name, "value": leaf if isinstance(leaf, int | float | str) else repr(leaf)}
+        return {"name": name, "value": leaf if isinstance(leaf, float | str) else _number(leaf)}
     spec = leaf.spec
     return {
         "name": name,
@@ -174,6 +192,22 @@ def _facts(name: str, leaf: Any, step: int) -> dict[str, Any]:
         "version": leaf.version,
         **_counted(leaf.statistics),
     }
+
+
+def _text(leaf: Any) -> str:
+    """A plain value as Python writes it, which it doesn't with integers of 4,300 digits and more.
+
+    They come from strangers, or are keys and generators' states.
+    """
+    try:
+        return repr(leaf)
+    except ValueError:
+        return hex(leaf) if isinstance(leaf, int) else f"a {type(leaf).__name__} of long integers"
+
+
+def _number(leaf: Any) -> Any:
+    """An integer that any JSON parser reads, or text."""
+    return leaf if isinstance(leaf, int) and leaf.bit_length() <= 64 else _text(leaf)
 
 
 def _counted(statistics: Statistics | None) -> dict[str, Any]:
@@ -198,7 +232,7 @@ def _warnings(leaves: dict[str, Any]) -> Iterator[str]:
 
 def _cells(name: str, leaf: Any) -> tuple[str, ...]:
     if not isinstance(leaf, TensorEntry):
-        text = repr(leaf)
+        text = _text(leaf)
         return (_shown(name), type(leaf).__name__, _shown(text), *[""] * 5)
     spec, encoded = leaf.spec, _encoded_nbytes(leaf)
     ratio = f"{spec.nbytes / encoded:.3f}" if encoded else "derived" if spec.nbytes else ""

@@ -12,13 +12,21 @@ from gpuckpt.cli.listing import print_json
 from gpuckpt.rebuilding import step_of
 from gpuckpt.repair import Repaired, check_apart, repair
 from gpuckpt.salvage import Loss
+from gpuckpt.seal import make_seal
 from gpuckpt.sizes import format_nbytes
 from gpuckpt.spec import Spec
 from gpuckpt.stores.local import LocalStore
 
 
 def repair_step(
-    root: Path, step: int | None, to: Path, console: Console, *, fill: bool, as_json: bool
+    root: Path,
+    step: int | None,
+    to: Path,
+    console: Console,
+    *,
+    fill: bool,
+    as_json: bool,
+    key: Path | None = None,
 ) -> int:
     """Salvage a step into another directory, and say what is lost; 1 if anything is."""
     check_apart(root, to)
@@ -37,7 +45,7 @@ def repair_step(
                 tasks[what] = bar.add_task(f"step {step}: {what}", total=None)
             bar.advance(tasks[what], nbytes)
 
-        done = repair(store, step, target, fill=fill, progress=progress)
+        done = repair(store, step, target, fill=fill, progress=progress, seal=make_seal(key))
     if as_json:
         print_json(_facts(done, store.root, target.root))
     else:

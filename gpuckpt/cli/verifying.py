@@ -9,22 +9,26 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from gpuckpt.cli.listing import print_json
+from gpuckpt.cli.listing import print_json, printable
 from gpuckpt.commit import open_step, steps
 from gpuckpt.errors import CheckpointError, NotFoundError
 from gpuckpt.resources import Resources
+from gpuckpt.seal import Seal, make_seal
 from gpuckpt.stores import Store
 from gpuckpt.stores.local import LocalStore
 from gpuckpt.verify import Damage, verify_step
 
 
-def verify_root(root: Path, step: int | None, console: Console, *, as_json: bool) -> int:
+def verify_root(
+    root: Path, step: int | None, console: Console, *, as_json: bool, key: Path | None = None
+) -> int:
     """Check one step or all, with a progress bar; 1 if there is damage."""
+    seal = make_seal(key)
     store = LocalStore(root)
     found = steps(store) if step is None else [step]
     if not found or not set(found) <= set(steps(store)):
         raise NotFoundError(f"{store.root}: there is no committed checkpoint to verify")
-    damage = _verify(store, found, Console(stderr=True, quiet=as_json))
+    damage = _verify(store, found, Console(stderr=True, quiet=as_json), seal)
     if as_json:
         rows = [{"step": at, "damage": [asdict(one) for one in damage[at]]} for at in found]
         print_json({"root": store.root, "steps": rows, "intact": not any(damage.values())})
@@ -34,7 +38,9 @@ def verify_root(root: Path, step: int | None, console: Console, *, as_json: bool
     return 1 if any(damage.values()) else 0
 
 
-def _verify(store: Store, found: list[int], console: Console) -> dict[int, list[Damage]]:
+def _verify(
+    store: Store, found: list[int], console: Console, seal: Seal | None
+) -> dict[int, list[Damage]]:
     resources = Resources("256 MiB")
     columns = (
         TextColumn("{task.description}"),
@@ -46,7 +52,8 @@ def _verify(store: Store, found: list[int], console: Console) -> dict[int, list[
     with Progress(*columns, console=console, transient=True) as bar:
         for step in found:
             task = bar.add_task(f"step {step}", total=_nbytes(store, step))
-            damage[step] = verify_step(store, step, resources, partial(bar.advance, task))
+            advance = partial(bar.advance, task)
+            damage[step] = verify_step(store, step, resources, advance, seal)
     return damage
 
 
@@ -62,8 +69,9 @@ def _print(step: int, damage: list[Damage], console: Console) -> None:
         console.print(f"step {step}: intact")
     for one in damage:
         what = one.tensor or "its own structure"
+        told = f"step {step}: DAMAGED: {what}, in {one.file} at offset {one.offset}: {one.reason}"
         console.print(
-            f"step {step}: DAMAGED: {what}, in {one.file} at offset {one.offset}: {one.reason}",
+            printable(told),
             markup=False,
             style="red",
             soft_wrap=True,

@@ -17,6 +17,7 @@ from gpuckpt.stores.blocks import Blocks
 from gpuckpt.stores.cached import CachedFile, read_some
 from gpuckpt.stores.direct import DirectFile
 from gpuckpt.stores.refusals import told, translated
+from gpuckpt.stores.regular import check_regular, open_file
 from gpuckpt.stores.room import free_nbytes
 
 log = logging.getLogger("gpuckpt")
@@ -51,7 +52,7 @@ class LocalStore:
         """Open a file until the end of the block."""
         path = self._path / name
         with told(path, "read"):
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = open_file(path, os.O_RDONLY)
         try:
             yield LocalFile(path, descriptor)
         finally:
@@ -59,8 +60,11 @@ class LocalStore:
 
     def size(self, name: str) -> int:
         """Bytes in a file."""
-        with told(self._path / name, "read"):
-            return (self._path / name).stat().st_size
+        path = self._path / name
+        with told(path, "read"):
+            found = path.lstat()
+        check_regular(path, found.st_mode)
+        return found.st_size
 
     def rename(self, old: str, new: str) -> None:
         """Give a file another name."""
@@ -73,11 +77,14 @@ class LocalStore:
             (self._path / name).unlink(missing_ok=True)
 
     def names(self) -> list[str]:
-        """The names of all files, sorted; none if the directory isn't there."""
+        """The names of all files, sorted; none if the directory isn't there.
+
+        And of links, pipes and devices: who opens one is told.
+        """
         with told(self._path, "list"):
             try:
                 with os.scandir(self._path) as entries:
-                    return sorted(entry.name for entry in entries if entry.is_file())
+                    return sorted(e.name for e in entries if not e.is_dir(follow_symlinks=False))
             except FileNotFoundError:
                 return []
 
@@ -102,7 +109,7 @@ class LocalStore:
         self._make_directory()
         path = self._path / LOCK
         with told(path, "lock"):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            descriptor = open_file(path, os.O_RDWR | os.O_CREAT)
         held = _Held(descriptor)
         try:
             with told(path, "lock"):
@@ -120,6 +127,8 @@ class LocalStore:
                 f"{path}: another writer has this root ({_owner(descriptor)}); "
                 "stop it or wait for it, or give this run a root of its own"
             ) from None
+        if os.fstat(descriptor).st_nlink > 1:
+            return  # a copy by hard links shares it, or it is a stranger's: don't write to it
         # Only for people to read: a full disk, which has no room for it, may be locked too.
         with contextlib.suppress(OSError):
             os.ftruncate(descriptor, 0)

@@ -1,6 +1,8 @@
 """A reader of format 1, written from docs/FORMAT.md alone; sections are that page's."""
 
 import base64
+import hashlib
+import hmac
 import json
 import math
 import re
@@ -24,8 +26,8 @@ DTYPE = re.compile(
 )
 
 
-def read(root: Path, step: int | None = None) -> Any:
-    """The state of a root's newest step, or of the one asked for (section 13)."""
+def read(root: Path, step: int | None = None, key: bytes | None = None) -> Any:
+    """The state of a root's newest step, or of the one asked for (sections 13 and 19)."""
     found = {
         int(name[1]): file for file in root.iterdir() if (name := MANIFEST.fullmatch(file.name))
     }
@@ -34,6 +36,7 @@ def read(root: Path, step: int | None = None) -> Any:
     head, text = HEAD.match(data), data[70:-2]
     check(head is not None and data.endswith(b"}\n"), "head and tail")
     check(head is not None and head[1].decode() == xxhash.xxh3_128_hexdigest(text), "the body")
+    check_seal(text, b"gpuckpt 1 manifest\0", key)
     body = json.loads(text)
     check(
         FEATURES.issuperset(body["requires"])
@@ -42,10 +45,11 @@ def read(root: Path, step: int | None = None) -> Any:
         "step, segments",
     )
     files = [root / name for name in body["segments"]]
+    check_digests(body, files, key)
     return build(body["structure"], [tensor(row, files) for row in body["tensors"]])
 
 
-def read_segment(file: Path) -> dict[str, Any]:
+def read_segment(file: Path, key: bytes | None = None) -> dict[str, Any]:
     """The tensors that lie whole in one segment, by name (section 14)."""
     data = file.read_bytes()
     magic, version = struct.unpack("<8sI52x", data[:64])
@@ -54,13 +58,43 @@ def read_segment(file: Path) -> dict[str, Any]:
     check(at + length == len(data) - 64 and raw_length <= 2**28, "the trailer")
     packed = data[at : at + length]
     check(xxhash.xxh3_128_digest(packed) == digest, "the index")
-    index = json.loads(plane(["zstd", length], packed, raw_length))
+    text = plane(["zstd", length], packed, raw_length)
+    check_seal(text, b"gpuckpt 1 index\0", key)
+    index = json.loads(text)
+    check(key is None or index["segment"] == file.name, "its name")
     rows, bases = index["tensors"], index.get("bases", [])
     check(FEATURES.issuperset(index.get("requires", [])), "features")
     check(all(map(SEGMENT.fullmatch, bases)), "bases")
     check(all(c[2] == 0 for row in rows for c in row["chunks"]), "chunks of this file")
+    check_digests(index, [file, *map(file.with_name, bases)], key)
     rows = [row for row in rows if sum(c[1] for c in row["chunks"]) == size(row)]
     return {row["name"]: tensor(row, [file, *map(file.with_name, bases)]) for row in rows}
+
+
+def check_seal(text: bytes, kind: bytes, key: bytes | None) -> None:
+    """See that a text's last field is its seal (section 19)."""
+    if key is not None:
+        seal = hmac.new(key, kind + text[:-75], "sha256").hexdigest()
+        check(text[-75:] == b',"seal":"%s"}' % seal.encode(), "the seal")
+
+
+def check_digests(body: dict[str, Any], files: list[Path], key: bytes | None) -> None:
+    """See that every part of a file that a row names is as it was sealed (section 19)."""
+    if key is None:
+        return
+    for segment, offset, length, digest in body["digests"]:
+        data = files[segment].read_bytes()[offset : offset + length]
+        check(hashlib.sha256(data).hexdigest() == digest, f"a digest in {files[segment]}")
+    listed = {tuple(row[:3]) for row in body["digests"]}
+    chunks = [chunk for row in body["tensors"] for chunk in row["chunks"]]
+    check(listed.issuperset(part for chunk in chunks for part in parts_of(chunk)), "the digests")
+
+
+def parts_of(chunk: list[Any]) -> list[tuple[int, int, int]]:
+    """What of which files is read for a chunk."""
+    rows = chunk[9] if len(chunk) == 10 else [row for row in chunk[8:] if row != "turned"]
+    own = [(chunk[2], chunk[3], chunk[4])] if chunk[4] else []
+    return own + [part for row in rows for part in parts_of(row)]
 
 
 def tensor(row: dict[str, Any], files: list[Path]) -> np.ndarray:

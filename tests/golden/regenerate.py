@@ -16,11 +16,12 @@ from gpuckpt.inventory import Snapshot
 from gpuckpt.manifest import Manifest
 from gpuckpt.resources import Resources
 from gpuckpt.save import DELTA, Header, save_snapshot
+from gpuckpt.seal import make_seal
 from gpuckpt.snapshot import Planner, capture
 from gpuckpt.stats import Stats
 from gpuckpt.stores.local import LocalStore
 from tests.golden.describe import describe
-from tests.golden.states import CASES, DERIVED, INCREMENTS, TURNED, Case, Save
+from tests.golden.states import CASES, DERIVED, INCREMENTS, SEALED, TURNED, Case, Save
 
 HERE = Path(__file__).parent
 SUMS = "SHA256SUMS"
@@ -36,6 +37,7 @@ def main() -> int:
         f"{version}.increments": INCREMENTS,
         f"{version}.turned": TURNED,
         f"{version}.derived": DERIVED,
+        f"{version}.sealed": SEALED,
     }
     for name, cases in every.items():
         if (HERE / name).exists():
@@ -89,6 +91,7 @@ def write_step(  # noqa: PLR0917 - all that a save has
         stats=Stats(save.step),
         full_every=case.full_every,
         segment_nbytes=case.segment_nbytes,
+        seal=make_seal(case.key),
     )
 
 

@@ -33,6 +33,7 @@ class Case:
     chunk_nbytes: int = 4 << 20
     segment_nbytes: int = 4 << 30
     full_every: int = 1
+    key: bytes | None = None
 
     @property
     def name(self) -> str:
@@ -318,6 +319,17 @@ INCREMENTS = [
     *(Case("unchanged", unchanged, codec, 2000, full_every=8) for codec in ("auto", "raw")),
     Case("chains", chains, "delta", DELTA_NBYTES, full_every=3),
     Case("planes", planes, "delta", DELTA_NBYTES, full_every=4),
+]
+
+
+# Sealed ones: raw bytes, frames, chains of deltas, and derived chunks with their sources.
+
+KEY = bytes(range(32))
+SEALED = [
+    Case("example", example, "raw", key=KEY),
+    Case("unchanged", unchanged, "auto", 2000, full_every=8, key=KEY),
+    Case("planes", planes, "delta", DELTA_NBYTES, full_every=4, key=KEY),
+    Case("copies", copies, "delta", LEAF_NBYTES, full_every=8, key=KEY),
 ]
 
 

@@ -36,6 +36,7 @@ from tests.golden.states import (
     DERIVED,
     INCREMENTS,
     NBYTES,
+    SEALED,
     TURNED,
     Case,
     Save,
@@ -47,12 +48,14 @@ from tests.golden.states import (
 HERE = Path(__file__).parent
 V1, V1_INCREMENTS = HERE / "v1", HERE / "v1.increments"
 V1_TURNED, V1_DERIVED = HERE / "v1.turned", HERE / "v1.derived"
+V1_SEALED = HERE / "v1.sealed"
 FORMAT = (HERE.parent.parent / "docs" / "FORMAT.md").read_text()
 TOKEN = re.compile(rb"\.[0-9a-f]{8}\.r")
 ENDING = struct.pack("<I12x8s", 1, b"gpuckpt\0")
+SEAL = re.compile(rb',"seal":"[0-9a-f]{64}"')
 STATISTICS = re.compile(rb',"statistics":\[[^]]*\]')
 
-EVERY_CASE = [*CASES, *INCREMENTS, *TURNED, *DERIVED]
+EVERY_CASE = [*CASES, *INCREMENTS, *TURNED, *DERIVED, *SEALED]
 of_every_case = pytest.mark.parametrize("case", EVERY_CASE, ids=lambda case: case.name)
 
 
@@ -60,6 +63,8 @@ def home(case: Case) -> Path:
     """The directory of a case's root."""
     if case in TURNED:
         return V1_TURNED
+    if case in SEALED:
+        return V1_SEALED
     if case in DERIVED:
         return V1_DERIVED
     return V1 if case in CASES else V1_INCREMENTS
@@ -73,13 +78,14 @@ def expected(case: Case) -> dict[int, object]:
 @of_every_case
 def test_gpuckpt_loads_every_golden_checkpoint_to_the_last_bit(case):
     for step, contents in expected(case).items():
+        assert describe(gpuckpt.load(home(case) / case.name, step, key=case.key)) == contents
         assert describe(gpuckpt.load(home(case) / case.name, step)) == contents
 
 
 @of_every_case
 def test_a_reader_written_from_the_specification_reads_the_same(case):
     for step, contents in expected(case).items():
-        assert describe(reader.read(home(case) / case.name, step)) == contents
+        assert describe(reader.read(home(case) / case.name, step, case.key)) == contents
     assert describe(reader.read(home(case) / case.name)) == expected(case)[max(expected(case))]
 
 
@@ -91,7 +97,7 @@ def test_a_segment_alone_gives_the_tensors_that_lie_whole_in_it(case):
         for at, name in enumerate(facts["segments"]):
             if not name.startswith(f"step-{step:012d}."):
                 continue  # written for an older step, of which it tells
-            found = reader.read_segment(root / name)
+            found = reader.read_segment(root / name, case.key)
             rows = (
                 (row["name"], {chunk[2] for chunk in row["chunks"]}) for row in facts["tensors"]
             )
@@ -107,6 +113,7 @@ def test_golden_files_have_not_changed(version):
 
 def test_golden_files_stay_small():
     most_of = {V1: 200_000, V1_INCREMENTS: 300_000, V1_TURNED: 250_000, V1_DERIVED: 600_000}
+    most_of |= {V1_SEALED: 500_000}
     for directory, most in most_of.items():
         files = [path for path in directory.rglob("*") if path.is_file()]
         assert sum(path.stat().st_size for path in files) <= most
@@ -115,7 +122,7 @@ def test_golden_files_stay_small():
 def test_golden_files_are_not_written_twice(capsys):
     before = sums(HERE)
     assert main() == 1
-    assert capsys.readouterr().out.count("never written again") == 4
+    assert capsys.readouterr().out.count("never written again") == 5
     assert sums(HERE) == before
 
 
@@ -127,6 +134,7 @@ def test_golden_files_that_are_missing_are_written_beside_those_that_are_there(
     (tmp_path / "v1.derived").mkdir()
     monkeypatch.setattr("tests.golden.regenerate.INCREMENTS", INCREMENTS[-1:])
     monkeypatch.setattr("tests.golden.regenerate.TURNED", TURNED[:1])
+    monkeypatch.setattr("tests.golden.regenerate.SEALED", SEALED[:1])
     assert main() == 0
     assert capsys.readouterr().out.count("never written again") == 2
     assert not list((tmp_path / "v1").iterdir())
@@ -177,6 +185,21 @@ def test_golden_files_cover_what_increments_have():
     assert older
     features = {tuple(facts["requires"]) for facts, _ in found}
     assert features == {(), ("delta", "sparse")}
+
+
+def test_golden_files_cover_what_is_sealed():
+    paths = sorted(V1_SEALED.rglob("*.manifest.json"))
+    chains = [chain_of(c) for path in paths for row in tensors_of(path) for c in row["chunks"]]
+    shapes = {(len(chain[0]), len(chain) > 1) for chain in chains}
+    assert shapes >= {(8, False), (9, True), (10, True)}
+    for path in paths:
+        facts = body(path)
+        links = [link for row in facts["tensors"] for c in row["chunks"] for link in chain_of(c)]
+        listed = {tuple(row[:3]) for row in facts["digests"]}
+        assert listed == {tuple(link[2:5]) for link in links if link[4]}
+        assert len(listed) == len(facts["digests"])
+        assert list(facts)[-1] == "seal"
+    assert any(len({row[0] for row in body(path)["digests"]}) > 1 for path in paths)
 
 
 def test_golden_files_cover_what_is_turned():
@@ -521,11 +544,13 @@ def merged(indices: list[dict[str, Any]]) -> dict[str, Any]:
 
 def masked(text: bytes, codec: str) -> Any:
     # Statistics came later, as a field that a reader may ignore.
+    text = SEAL.sub(b"", text)  # of the tokens too
     text = STATISTICS.sub(b"", TOKEN.sub(b".00000000.r", text))
     if codec == "raw":
         return text
     contents = json.loads(text)
     contents["encoded_nbytes"] = None
+    contents.pop("digests", None)
     # Turned chunks came later, as a feature.
     contents["requires"] = [one for one in contents.get("requires", ()) if one != "turned"]
     names = contents.get("segments", ())
