@@ -31,6 +31,7 @@ from bench.scaling.model import (
 )
 from bench.scaling.profile import MS
 from bench.scaling.states import fine_tuning, weights
+from bench.scaling.tables import placed
 
 HERE = Path(__file__).parents[1]
 COSTS = Costs(1e-3, 1e-6, 5e-3, 1e-4, 1e-4)
@@ -125,6 +126,12 @@ def test_extrapolated_figures_say_that_nobody_measured_them(report):
     assert {row["nodes"] for row in far["rows"]} == {1, 1000}
     for row in far["rows"]:
         assert row["durable_s"] >= max(row["stages_s"].values()) == row["stages_s"][row["slowest"]]
+
+
+def test_tables_are_put_in_the_places_of_those_with_the_same_head():
+    new = ["| a | b |\n| --- | --- |\n| 3 | 4 |\n| 5 | 6 |", "a note", "| no | place |\n| --- |"]
+    text = "x\n\n| a | b |\n| --- | --- |\n| 1 | 2 |\n\ny\n\n| a |\n| --- |\n| 1 |\n"
+    assert placed(text, new) == f"x\n\n{new[0]}\n\ny\n\n| a |\n| --- |\n| 1 |\n"
 
 
 @given(loads, machines, st.floats(1, 100))

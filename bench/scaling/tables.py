@@ -1,12 +1,14 @@
 """`python -m bench.scaling.tables FILE`: docs/PERFORMANCE.md's tables of what was measured.
 
-Medians, least and most in brackets.
+Medians, least and most in brackets.  `--into` puts each in the place of the
+table with the same head.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,12 +25,31 @@ STAGES = (
 
 
 def main() -> None:
-    """Print all tables."""
+    """Print all tables, or put them in their places."""
     parser = argparse.ArgumentParser("python -m bench.scaling.tables", description=__doc__)
     parser.add_argument("file", type=Path)
-    report = json.loads(parser.parse_args().file.read_text("utf-8"))
+    parser.add_argument("--into", type=Path, help="a document that has these tables")
+    options = parser.parse_args()
+    blocks = ["\n".join(lines) for lines in _blocks(json.loads(options.file.read_text("utf-8")))]
+    if options.into is None:
+        print("\n\n".join(blocks))
+    else:
+        options.into.write_text(placed(options.into.read_text("utf-8"), blocks), "utf-8")
+
+
+def placed(text: str, blocks: Iterable[str]) -> str:
+    """A document with each table in the place of those with the same first line."""
+    tables = [one for block in blocks for one in block.split("\n\n") if one.startswith("|")]
+    for new in tables:
+        head = new.split("\n", maxsplit=1)[0]
+        for old in re.findall(rf"^{re.escape(head)}\n(?:\|.*(?:\n|\Z))+", text, re.MULTILINE):
+            text = text.replace(old, new + "\n")
+    return text
+
+
+def _blocks(report: Row) -> Iterator[Iterable[str]]:
     rows = report["results"]
-    for lines in (
+    yield from (
         *(
             _sizes(rows),
             _restores(rows),
@@ -39,8 +60,7 @@ def main() -> None:
         ),
         *(_chains(rows), _stages(rows), _operations(rows, "save"), _operations(rows, "restore")),
         *(_model(report["model"]), _far(report["extrapolation"])),
-    ):
-        print("\n".join(lines), end="\n\n")
+    )
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
