@@ -134,10 +134,15 @@ class Apart(Generic[R]):
         return self.result()
 
     def result(self) -> R:
-        """What the function returned or raised, once it has `ended`."""
+        """What the function returned or raised, once it has `ended`; ask once."""
         assert self.ended.is_set()
-        if self._failure is not None:
-            raise self._failure
+        # The thread has a moment to live, and would keep what the error's frames refer to.
+        failure, self._failure = self._failure, None
+        try:
+            if failure is not None:
+                raise failure
+        finally:
+            del failure
         return self._result
 
     def _launch(self) -> None:
