@@ -188,6 +188,12 @@ def test_a_stall_is_a_copy_and_some_work_for_each_tensor():
     assert math.isclose(stall(Load(8e9, 1000), MACHINE, COSTS), 1 + 1e-3 + 1e-3)
 
 
+def test_several_threads_copy_in_their_share_of_ones_time_and_one_in_its_own():
+    costs, one = replace(COSTS, copy_share=0.5), replace(MACHINE, cores=1)
+    assert math.isclose(stall(Load(8e9, 1000), MACHINE, costs), 0.5 + 1e-3 + 1e-3)
+    assert stall(Load(8e9, 1000), one, costs) == stall(Load(8e9, 1000), one, COSTS)
+
+
 @given(st.lists(st.floats(0, 10), min_size=2, max_size=2))
 def test_what_is_fitted_is_found_again_and_never_negative(costs):
     columns = np.array([[1.0, 10.0], [1.0, 100.0], [1.0, 1000.0]])

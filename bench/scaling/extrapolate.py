@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from bench.scaling.model import CHUNK_NBYTES, Costs, Load, Machine, durable, stages, stall
@@ -87,7 +88,7 @@ def _machines(coding: float) -> Iterator[tuple[str, Machine]]:
 
 
 def _row(kind: str, place: str, machine: Machine, ratio: float, costs: Costs) -> dict[str, Any]:
-    load = Load(GPU_NBYTES, TENSORS, ratio)
+    load, costs = Load(GPU_NBYTES, TENSORS, ratio), replace(costs, copy_share=1)
     busy = stages(load, machine)
     nodes = 1 if place == "node" else NODES
     return {

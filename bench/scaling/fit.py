@@ -79,9 +79,10 @@ def fit(rows: Sequence[Row], some: Sequence[Row], cores: int) -> Costs:
     loads = [load_of(row) for row in some]
     machines = [machine_of(rows, row, cores) for row in some]
     stalls = np.array([row["stall_s"]["median"] for row in some])
-    known = np.array([stall(a, b, NOTHING) for a, b in zip(loads, machines, strict=True)])
-    fixed, tensor = least(np.array([[1, one.tensors] for one in loads]), stalls - known, stalls)
-    costs = replace(NOTHING, stall_fixed_s=fixed, stall_tensor_s=tensor)
+    copies = [stall(a, b, NOTHING) for a, b in zip(loads, machines, strict=True)]
+    columns = np.array([[1, a.tensors, b] for a, b in zip(loads, copies, strict=True)])
+    fixed, tensor, share = least(columns, stalls, stalls)
+    costs = replace(NOTHING, stall_fixed_s=fixed, stall_tensor_s=tensor, copy_share=share)
     ends = np.array([row["durable_s"]["median"] for row in some])
     known = np.array([durable(a, b, costs) for a, b in zip(loads, machines, strict=True)])
     columns = np.array([[1, one.tensors, one.nbytes / CHUNK_NBYTES] for one in loads])

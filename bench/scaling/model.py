@@ -23,7 +23,7 @@ GB = 1e9
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Rates in GB/s: of a copy of the state, of one core's coding, of disk and bus.
+    """Rates in GB/s: of a copy of the state by one thread, of one core's coding, of disk and bus.
 
     `coding_gb_s` is of the state's bytes through all that a save's CPU work
     is, with or without compression; `pcie_gb_s` is infinite for host arrays.
@@ -59,11 +59,15 @@ class Costs:
     durable_fixed_s: float
     durable_tensor_s: float
     durable_chunk_s: float
+    copy_share: float = 1.0
+    """The time that several threads take for a copy, as a share of one thread's."""
 
 
 def stall(load: Load, machine: Machine, costs: Costs) -> float:
     """Seconds for which `copy` blocks the caller."""
     copied = load.nbytes / GB / machine.copy_gb_s
+    if machine.cores > 1:
+        copied *= costs.copy_share
     return costs.stall_fixed_s + costs.stall_tensor_s * load.tensors + copied
 
 

@@ -240,7 +240,9 @@ def _model(model: Row) -> Iterator[str]:
         for key, value in one.items()
         if value is not None
     ]
-    costs = [(key, f"{value:.3g} s") for key, value in model["costs"].items()]
+    costs = [
+        (key, f"{value:.3g}{' s' * key.endswith('_s')}") for key, value in model["costs"].items()
+    ]
     yield from table(("rate or cost", "value"), [*rates, *costs])
     yield ""
     head = ("case", "codec", "state", "tensors", "cores", "stall", "model", "durable", "model")
