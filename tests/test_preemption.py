@@ -798,7 +798,14 @@ def stopped_after(root: Path, *waits: float, number: int = signal.SIGTERM) -> in
     process.start()
     sender.close()
     newest: int = receiver.recv()
-    threads = [threading.Timer(wait, os.kill, (process.pid, number)) for wait in waits]
+    pid = process.pid
+    assert pid is not None
+
+    def send() -> None:
+        with contextlib.suppress(ProcessLookupError):  # it may have ended after the first
+            os.kill(pid, number)
+
+    threads = [threading.Timer(wait, send) for wait in waits]
     for thread in threads:
         thread.start()
     with contextlib.suppress(EOFError):
