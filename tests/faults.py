@@ -189,9 +189,7 @@ def save_with(fault: Fault, root: Path, **options: Any) -> str:
         with fault.planted():
             try:
                 run.save()
-            except ERRORS as error:
-                outcome = type(error).__name__
-            except gpuckpt.CheckpointError as error:
+            except (*ERRORS, gpuckpt.CheckpointError) as error:
                 outcome = type(error).__name__
         run.check()
         run.save()
