@@ -17,10 +17,12 @@ from gpuckpt.errors import (
     MismatchError,
     NotFoundError,
     PreemptedError,
+    RankError,
     StorageError,
     TornError,
     UnsupportedError,
 )
+from gpuckpt.groups import Group
 from gpuckpt.pending import Checkpoint, Pending
 from gpuckpt.preemption import PREEMPTED, Preemption
 from gpuckpt.retention import Keep
@@ -43,6 +45,7 @@ __all__ = [
     "DeviceMemoryError",
     "Every",
     "FormatError",
+    "Group",
     "InvalidError",
     "Keep",
     "LockedError",
@@ -51,6 +54,7 @@ __all__ = [
     "Pending",
     "PreemptedError",
     "Preemption",
+    "RankError",
     "Report",
     "Stats",
     "StorageError",

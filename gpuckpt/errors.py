@@ -15,6 +15,7 @@ CheckpointError
 ├── DeviceError       (a RuntimeError)  the device refused              → see its message
 │   └── DeviceMemoryError (a MemoryError)  it doesn't fit there         → snapshot="hold"
 ├── BusyError         (a TimeoutError)  a save goes on for longer       → wait again
+├── RankError         (a RuntimeError)  a rank is missing or disagrees  → see to that rank
 └── ClosedError       (a RuntimeError)  the checkpointer was closed     → open another
 """
 
@@ -36,6 +37,7 @@ __all__ = [
     "MismatchError",
     "NotFoundError",
     "PreemptedError",
+    "RankError",
     "StorageError",
     "TornError",
     "UnsupportedError",
@@ -165,6 +167,16 @@ class DeviceMemoryError(DeviceError, MemoryError):
 
 class BusyError(CheckpointError, TimeoutError):
     """A save goes on for longer than was waited for; it isn't cut off."""
+
+
+class RankError(CheckpointError, RuntimeError):
+    """Ranks are missing, failed or disagree; what was to be done together wasn't."""
+
+    def __init__(self, ranks: Sequence[int], reason: str) -> None:
+        """`ranks` are those that it is about, which may be this one."""
+        noun = "rank" if len(ranks) == 1 else "ranks"
+        super().__init__(f"{noun} {', '.join(map(str, ranks))}: {reason}")
+        self.ranks, self.reason = tuple(ranks), reason
 
 
 class ClosedError(CheckpointError, RuntimeError):

@@ -37,7 +37,7 @@ ROWS: list[set[str]] = [
     },
     {"entries", "look"},
     {"names", "plan", "stats", "arrays", "stores"},
-    {"tree", "arena"},
+    {"tree", "arena", "groups"},
     {"devices", "manifest", "outline"},
     {"inventory", "pending", "journal", "derived", "filled", "watch", "deadline"},
     {"census", "snapshot", "staging", "coding", "segments", "commit"},
