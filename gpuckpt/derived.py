@@ -28,11 +28,12 @@ from gpuckpt.arena import Arena, Slot
 from gpuckpt.devices import Frozen
 from gpuckpt.dtypes import is_turned
 from gpuckpt.fingerprint import leaf_digests, root
-from gpuckpt.manifest import Manifest, TensorEntry
+from gpuckpt.manifest import Manifest
 from gpuckpt.plan import Plan, could_be_rounded
 from gpuckpt.planes import join
 from gpuckpt.rounding import MASTER, round_to
 from gpuckpt.spec import Chunk, Extent, Spec
+from gpuckpt.tensors import TensorEntry
 
 Bytes = npt.NDArray[np.uint8]
 T = TypeVar("T")

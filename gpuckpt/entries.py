@@ -19,7 +19,14 @@ SPARSE = "sparse"
 # What a reader must know beyond the first readers of this version.
 DELTA_FEATURE, SPARSE_FEATURE, TURNED_FEATURE = "delta", "sparse", "turned"
 DERIVED_FEATURE = "derived"
-FEATURES = (DELTA_FEATURE, SPARSE_FEATURE, TURNED_FEATURE, DERIVED_FEATURE)
+# Tensors in shards, and such that each rank has one of its own.
+SHARDS_FEATURE, RANKS_FEATURE = "shards", "ranks"
+# Tensors that are listed in other files.
+PARTS_FEATURE = "parts"
+FEATURES = (
+    *(DELTA_FEATURE, SPARSE_FEATURE, TURNED_FEATURE, DERIVED_FEATURE),
+    *(SHARDS_FEATURE, RANKS_FEATURE, PARTS_FEATURE),
+)
 # What stands in a row in a base's place if the planes are of elements that are turned.
 TURNED = "turned"
 COUNT_MAX = 2**63 - 1

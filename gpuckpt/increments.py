@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 from gpuckpt.entries import CHAIN_MAX
 from gpuckpt.errors import CheckpointError
-from gpuckpt.manifest import Manifest, TensorEntry
+from gpuckpt.manifest import Manifest
 from gpuckpt.segments import data_nbytes
 from gpuckpt.spec import Chunk, ChunkEntry, Spec
 from gpuckpt.stores import Store
+from gpuckpt.tensors import TensorEntry
 
 # A segment less of which was in use by the checkpoint before isn't referred to any more, so
 # that it can go: else a few chunks each would keep ever more segments on the disk.
@@ -42,8 +43,8 @@ class Before:
         if previous is None or full_every == 1:
             return cls([{} for _ in specs], full_every)
         usable = _usable(previous, store)
-        entries = {entry.spec.name: entry for entry in previous.tensors}
-        chunks = [_chunks(entries.get(spec.name), spec, usable) for spec in specs]
+        entries = {entry.spec.label: entry for entry in previous.tensors}
+        chunks = [_chunks(entries.get(spec.label), spec, usable) for spec in specs]
         return cls(chunks, full_every)
 
     @property

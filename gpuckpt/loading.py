@@ -15,7 +15,7 @@ from gpuckpt.errors import (
     NotFoundError,
 )
 from gpuckpt.hostmemory import available_nbytes
-from gpuckpt.manifest import Manifest, TensorEntry
+from gpuckpt.manifest import Manifest
 from gpuckpt.matching import (
     Fresh,
     Match,
@@ -32,7 +32,9 @@ from gpuckpt.sizes import format_nbytes
 from gpuckpt.snapshot import place
 from gpuckpt.spec import Spec
 from gpuckpt.stores import Store
-from gpuckpt.tree import Flat, Mark, Path, from_json, walk_json
+from gpuckpt.structure import Mark, Path, from_json, walk_json
+from gpuckpt.tensors import TensorEntry
+from gpuckpt.tree import Flat
 
 
 def load_state(

@@ -6,59 +6,37 @@ of data is read or a byte of memory allocated.
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from gpuckpt import layout
-from gpuckpt.dtypes import to_numpy
-from gpuckpt.entries import (
-    COUNT_MAX,
-    Digests,
-    as_count,
-    as_text,
-    check_chunks,
-    check_features,
-    features_of,
-    pack_body,
-    pack_chunk,
-    unpack_chunk,
-    unpack_digests,
-)
+from gpuckpt.entries import check_features, pack_body, unpack_digests
 from gpuckpt.errors import CorruptError, FormatError, UnsupportedError
 from gpuckpt.fingerprint import checksum128
 from gpuckpt.seal import MANIFEST, Seal
-from gpuckpt.spec import ChunkEntry, Spec
-from gpuckpt.statistics import Statistics
-from gpuckpt.tree import walk_json
+from gpuckpt.structure import walk_json
+from gpuckpt.tensors import (
+    TensorEntry,
+    as_number,
+    check_segment,
+    chunks_of,
+    features_in,
+    numbers_of,
+    pack_tensors,
+    segments_of,
+    unpack_tensors,
+)
 from gpuckpt.values import Json, parse_json
 
 # What JSON of another shape than ours makes the code that reads it raise.
 NOT_AS_EXPECTED = (
     *(KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, OverflowError),
 )
-# What numpy can hold.
-AXES_MAX = 64
 # Later than anyone's clock, and not too late for a calendar.
 _TIME_LIMIT = 2**40
 _BEGINNING = re.compile(rb'\{"gpuckpt":([0-9]{1,9}),')
-
-
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """A tensor of a checkpoint: its spec, its chunks in order, and its version.
-
-    The version is the step at which its bytes last changed.  Statistics are
-    those of all its elements, None of other types than floats and where
-    nobody counted.
-    """
-
-    spec: Spec
-    chunks: tuple[ChunkEntry, ...]
-    version: int
-    statistics: Statistics | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +82,7 @@ def pack_manifest(manifest: Manifest, seal: Seal | None = None) -> bytes:
         "requires": features_in(manifest.tensors),
         "step": manifest.step,
         "epoch": manifest.epoch,
-        "metrics": {name: _number(value) for name, value in manifest.metrics.items()},
+        "metrics": {name: as_number(value) for name, value in manifest.metrics.items()},
         "created": manifest.created,
         "writer": manifest.writer,
         "raw_nbytes": manifest.raw_nbytes,
@@ -167,69 +145,6 @@ def unpack_segments(data: bytes, where: str) -> list[str]:
         raise CorruptError(where, f"not a manifest ({type(error).__name__}: {error})") from error
 
 
-def pack_tensors(tensors: Sequence[TensorEntry], segments: Sequence[str]) -> list[dict[str, Json]]:
-    """The rows of `tensors`, their chunks' segments as positions in `segments`."""
-    positions = {name: position for position, name in enumerate(segments)}
-    return [
-        {
-            "name": entry.spec.name,
-            "dtype": entry.spec.dtype,
-            "shape": list(entry.spec.shape),
-            "axes": None if entry.spec.axes is None else list(entry.spec.axes),
-            "kind": entry.spec.kind,
-            "device": entry.spec.device,
-            "version": entry.version,
-            "chunks": [pack_chunk(chunk, positions) for chunk in entry.chunks],
-            **_pack_statistics(entry.statistics),
-        }
-        for entry in tensors
-    ]
-
-
-def unpack_tensors(
-    rows: Sequence[Json],
-    segments: Sequence[str],
-    digests: Digests | None = None,
-    *,
-    whole: bool = True,
-) -> tuple[TensorEntry, ...]:
-    """Read tensors' rows: the inverse of `pack_tensors`.
-
-    `whole` asks for every byte of each tensor to be there, once.
-    """
-    tensors = tuple(_unpack_tensor(row, segments, digests, whole=whole) for row in rows)
-    if len({entry.spec.name for entry in tensors}) < len(tensors):
-        raise ValueError("two tensors have one name")
-    return tensors
-
-
-def segments_of(tensors: Iterable[TensorEntry]) -> list[str]:
-    """The data files that tensors' chunks and their bases lie in, each once, in order of use."""
-    links = (link for chunk in chunks_of(tensors) for link in chunk.links)
-    return list(dict.fromkeys(link.extent.segment for link in links))
-
-
-def features_in(tensors: Iterable[TensorEntry]) -> list[Json]:
-    """What a reader of these rows must know."""
-    return [*features_of(chunks_of(tensors))]
-
-
-def chunks_of(tensors: Iterable[TensorEntry]) -> Iterator[ChunkEntry]:
-    """The chunks of all tensors, in order."""
-    return (chunk for entry in tensors for chunk in entry.chunks)
-
-
-def check_segment(name: Json) -> str:
-    """A segment's name, which holds no path.
-
-    Raises:
-        ValueError: it isn't one.
-    """
-    if not isinstance(name, str) or layout.segment_step(name) is None:
-        raise ValueError(f"{name!r} isn't a segment's name")
-    return name
-
-
 def notable(tensors: Sequence[TensorEntry]) -> str | None:
     """What a user should hear about: NaNs and infinities; None if there are none.
 
@@ -238,7 +153,7 @@ def notable(tensors: Sequence[TensorEntry]) -> str | None:
     others.
     """
     found = [
-        f"{entry.spec.name} ({entry.statistics.not_finite} of {_numbers(entry.spec)})"
+        f"{entry.spec.name} ({entry.statistics.not_finite} of {numbers_of(entry.spec)})"
         for entry in tensors
         if entry.statistics is not None and entry.statistics.not_finite
     ]
@@ -274,57 +189,6 @@ def _checked_body(data: bytes, where: str, seal: Seal | None = None) -> dict[str
     if not isinstance(body, dict):
         raise CorruptError(where, "not a manifest")
     return body
-
-
-def _number(value: float) -> Json:
-    """NaN and infinities, which JSON lacks, as the words that `float` reads."""
-    value = float(value)
-    return value if value - value == 0 else repr(value)
-
-
-def _pack_statistics(statistics: Statistics | None) -> dict[str, Json]:
-    if statistics is None:
-        return {}
-    counts = int(statistics.nans), int(statistics.infs)
-    return {"statistics": [*counts, _number(statistics.squares)]}
-
-
-def _unpack_statistics(row: Json, spec: Spec) -> Statistics | None:
-    if "statistics" not in row:
-        return None
-    nans, infs, squares = row["statistics"]
-    if as_count(nans) + as_count(infs) > _numbers(spec):
-        raise ValueError(f"{spec.name}: {nans} NaNs and {infs} infinities of {_numbers(spec)}")
-    if squares == "inf":
-        return Statistics(nans, infs, math.inf)
-    if type(squares) not in (int, float) or not 0 <= squares < math.inf:
-        raise ValueError(f"{spec.name}: {squares!r} isn't a sum of squares")
-    return Statistics(nans, infs, float(squares))
-
-
-def _numbers(spec: Spec) -> int:
-    """How many numbers a tensor's elements are: two each, if they are complex."""
-    return math.prod(spec.shape) * (2 if to_numpy(spec.dtype).kind == "c" else 1)
-
-
-def _unpack_tensor(
-    row: Json, segments: Sequence[str], digests: Digests | None, *, whole: bool
-) -> TensorEntry:
-    axes = row["axes"]
-    shape = tuple(as_count(extent) for extent in row["shape"])
-    if len(shape) > AXES_MAX:
-        raise ValueError(f"{row['name']!r} has {len(shape)} axes, {AXES_MAX} at most are read")
-    spec = Spec(
-        *(as_text(row["name"]), as_text(row["dtype"]), shape),
-        axes=None if axes is None else tuple(as_count(axis) for axis in axes),
-        kind=as_text(row["kind"]),
-        device=as_text(row["device"]),
-    )
-    if spec.nbytes > COUNT_MAX or math.prod(n for n in shape if n) > COUNT_MAX:
-        raise ValueError(f"{spec.name}: a shape of {shape} is too large to be one")
-    chunks = tuple(unpack_chunk(chunk, segments, digests) for chunk in row["chunks"])
-    check_chunks(spec, chunks, whole=whole)
-    return TensorEntry(spec, chunks, as_count(row["version"]), _unpack_statistics(row, spec))
 
 
 def _check_structure(manifest: Manifest) -> None:

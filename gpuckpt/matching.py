@@ -13,16 +13,8 @@ from gpuckpt.devices import Devices
 from gpuckpt.errors import InvalidError, MismatchError, NotFoundError
 from gpuckpt.manifest import Manifest
 from gpuckpt.names import names_of
-from gpuckpt.tree import (
-    Flat,
-    Leaf,
-    Mark,
-    Path,
-    from_json,
-    is_object,
-    nodes_at,
-    walk_json,
-)
+from gpuckpt.structure import Mark, Path, from_json, nodes_at, walk_json
+from gpuckpt.tree import Flat, Leaf, is_object
 from gpuckpt.values import Json, decode_value
 
 Rename = Mapping[str, str] | Callable[[str], str] | None

@@ -15,11 +15,11 @@ from gpuckpt.coding import decode
 from gpuckpt.deltacoding import decode_delta
 from gpuckpt.errors import AuthenticationError, CorruptError
 from gpuckpt.fingerprint import checksum, leaf_digests, root
-from gpuckpt.manifest import TensorEntry
 from gpuckpt.rounding import MASTER, round_to
 from gpuckpt.segments import Reader, open_segment
 from gpuckpt.spec import ChunkEntry
 from gpuckpt.stores import Store
+from gpuckpt.tensors import TensorEntry
 
 Bytes = npt.NDArray[np.uint8]
 

@@ -8,11 +8,12 @@ import re
 from gpuckpt import layout
 from gpuckpt.commit import steps
 from gpuckpt.errors import CheckpointError, NotFoundError
-from gpuckpt.manifest import Manifest, TensorEntry
+from gpuckpt.manifest import Manifest
 from gpuckpt.seal import Seal
 from gpuckpt.segments import read_index
 from gpuckpt.sources import joined, manifest_of
 from gpuckpt.stores import Store, read_all
+from gpuckpt.tensors import TensorEntry
 
 
 def step_of(store: Store, step: int | None) -> int:

@@ -13,13 +13,14 @@ from gpuckpt._version import __version__
 from gpuckpt.commit import commit, steps
 from gpuckpt.errors import CorruptError, InvalidError, NotFoundError
 from gpuckpt.fingerprint import checksum
-from gpuckpt.manifest import Manifest, TensorEntry
+from gpuckpt.manifest import Manifest
 from gpuckpt.resources import Resources
 from gpuckpt.salvage import Loss, Survey, survey
 from gpuckpt.seal import Seal
 from gpuckpt.segments import Writer
 from gpuckpt.spec import ChunkEntry, Extent
 from gpuckpt.stores import Store
+from gpuckpt.tensors import TensorEntry
 from gpuckpt.values import Json
 from gpuckpt.verify import verify_step
 
@@ -41,7 +42,7 @@ class Repaired:
     @property
     def lost(self) -> list[Loss]:
         """The tensors that the new checkpoint lacks."""
-        return [one for one in self.found.losses if one.entry.spec.name not in self.filled]
+        return [one for one in self.found.losses if one.entry.spec.label not in self.filled]
 
     @property
     def is_whole(self) -> bool:
@@ -75,13 +76,13 @@ def repair(
     if step in steps(target):
         raise InvalidError(f"{target.root} has a step {step} already; give another directory")
     found = survey(store, step, resources, lambda nbytes: progress("reading", nbytes), seal)
-    older = {one.entry.spec.name: one.older for one in found.losses if fill and one.older}
+    older = {one.entry.spec.label: one.older for one in found.losses if fill and one.older}
     entries = [*found.intact, *(replace(row) for _, row in older.values())]
     if not found.intact and (found.losses or found.unread):
         why = found.unread or f"all of its {len(found.losses)} tensors are damaged"
         raise NotFoundError(f"{store.root}, step {step}: nothing can be salvaged: {why}")
-    structure, order = _structure(found, {entry.spec.name for entry in entries}, fill=fill)
-    rows = {entry.spec.name: entry for entry in entries}
+    structure, order = _structure(found, {entry.spec.label for entry in entries}, fill=fill)
+    rows = {entry.spec.label: entry for entry in entries}
     with target.lock():
         written = _write(
             *(store, target, found, structure, [rows[name] for name in order]),
@@ -115,7 +116,7 @@ def _structure(found: Survey, names: set[str], *, fill: bool) -> tuple[Json, lis
     whole = found.manifest
     if fill and found.template is not None:
         whole = found.template
-    every = [entry.spec.name for entry in whole.tensors]
+    every = [entry.spec.label for entry in whole.tensors]
     order = [name for name in every if name in names]
     numbers = {name: at for at, name in enumerate(order)}
     positions = {at: numbers[name] for at, name in enumerate(every) if name in numbers}

@@ -15,7 +15,6 @@ from gpuckpt.arrays import Tensor
 from gpuckpt.devices import Device, Devices, Piece, Transfer
 from gpuckpt.errors import MismatchError
 from gpuckpt.filled import Filled
-from gpuckpt.manifest import TensorEntry
 from gpuckpt.ordered import alternated, ordered_map
 from gpuckpt.plan import (
     Plan,
@@ -28,6 +27,7 @@ from gpuckpt.reading import Job, Wanted, compare, read_chunks, rooms_of
 from gpuckpt.resources import Resources
 from gpuckpt.spec import Chunk, ChunkEntry
 from gpuckpt.staging import upload
+from gpuckpt.tensors import TensorEntry
 
 log = logging.getLogger("gpuckpt")
 

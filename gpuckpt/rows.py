@@ -9,9 +9,10 @@ from gpuckpt.coding import Encoded
 from gpuckpt.derived import Derived
 from gpuckpt.errors import TornError
 from gpuckpt.fingerprint import checksum, digest
-from gpuckpt.manifest import Manifest, TensorEntry
+from gpuckpt.manifest import Manifest
 from gpuckpt.spec import Chunk, ChunkEntry, Extent, Spec
 from gpuckpt.statistics import Statistics
+from gpuckpt.tensors import TensorEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +79,11 @@ class Rows:
 
     def entries(self, step: int, previous: Manifest | None) -> tuple[TensorEntry, ...]:
         """The manifest's rows, each with the step at which its tensor's bytes last changed."""
-        before = {entry.spec.name: entry for entry in previous.tensors} if previous else {}
+        before = {entry.spec.label: entry for entry in previous.tensors} if previous else {}
         entries = []
         for at, spec in enumerate(self._specs):
             entry = TensorEntry(spec, tuple(self._chunks[at]), step, self._statistics[at])
-            old = before.get(spec.name)
+            old = before.get(spec.label)
             if old is not None and _same_bytes(old, entry):
                 entry = replace(entry, version=min(old.version, step))
             entries.append(entry)

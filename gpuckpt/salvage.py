@@ -10,7 +10,7 @@ from gpuckpt.apart import Apart
 from gpuckpt.arena import Arena, Slot
 from gpuckpt.commit import open_step, steps
 from gpuckpt.errors import CheckpointError, CorruptError, NotFoundError
-from gpuckpt.manifest import Manifest, TensorEntry
+from gpuckpt.manifest import Manifest
 from gpuckpt.ordered import ordered_map
 from gpuckpt.reading import Job, check_chunk
 from gpuckpt.rebuilding import rebuilt
@@ -19,6 +19,7 @@ from gpuckpt.restore import largest_chunk
 from gpuckpt.seal import Seal
 from gpuckpt.spec import ChunkEntry, Extent
 from gpuckpt.stores import Store
+from gpuckpt.tensors import TensorEntry
 
 Progress = Callable[[int], None]
 
@@ -84,7 +85,7 @@ def survey(
     wounded = _wounds(store, found.manifest.tensors, resources, progress)
     for entry in found.manifest.tensors:
         held = sum(chunk.nbytes for chunk in entry.chunks)
-        wounds = wounded.get(entry.spec.name, [])
+        wounds = wounded.get(entry.spec.label, [])
         if held < entry.spec.nbytes:
             wounds.append(_missing(entry, found.manifest))
         if wounds:
@@ -155,7 +156,7 @@ def _checked(
         arena.give(slot)
         progress(chunk.extent.length)
         if wound is not None:
-            yield job.entry.spec.name, wound
+            yield job.entry.spec.label, wound
 
 
 def _wound(job: Job, chunk: ChunkEntry, slot: Slot, arena: Arena) -> Wound | None:
@@ -196,21 +197,21 @@ class _Search:
         if found.unread and found.template is None and other < self._step:
             found.template = manifest
             found.losses += self._unlisted(manifest)
-        rows = {entry.spec.name: entry for entry in manifest.tensors}
+        rows = {entry.spec.label: entry for entry in manifest.tensors}
         links = (link for row in manifest.tensors for chunk in row.chunks for link in chunk.links)
         used = {link.extent for link in links}
         for loss in tuple(found.losses):
             if any(wound.extent in used for wound in loss.wounds):
                 loss.also.add(other)
-            row = rows.get(loss.entry.spec.name)
+            row = rows.get(loss.entry.spec.label)
             if row is not None and _like(row, loss.entry):
                 self._take_from(loss, other, row)
 
     def _unlisted(self, older: Manifest) -> Iterator[Loss]:
         """Tensors that an older step has, and of which this step's own files say nothing."""
-        known = {entry.spec.name for entry in self._found.manifest.tensors}
+        known = {entry.spec.label for entry in self._found.manifest.tensors}
         for entry in older.tensors:
-            if entry.spec.name not in known:
+            if entry.spec.label not in known:
                 yield Loss(entry, [])
 
     def _take_from(self, loss: Loss, other: int, row: TensorEntry) -> None:

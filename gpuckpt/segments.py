@@ -18,8 +18,12 @@ from gpuckpt import layout
 from gpuckpt.entries import check_features, pack_body, unpack_digests
 from gpuckpt.errors import AuthenticationError, CheckpointError, CorruptError, FormatError
 from gpuckpt.fingerprint import checksum128
-from gpuckpt.manifest import (
-    NOT_AS_EXPECTED,
+from gpuckpt.manifest import NOT_AS_EXPECTED
+from gpuckpt.seal import INDEX, Seal
+from gpuckpt.spans import Lap
+from gpuckpt.spec import Extent
+from gpuckpt.stores import Appender, Bytes, File, Opens, Store
+from gpuckpt.tensors import (
     TensorEntry,
     check_segment,
     chunks_of,
@@ -28,10 +32,6 @@ from gpuckpt.manifest import (
     segments_of,
     unpack_tensors,
 )
-from gpuckpt.seal import INDEX, Seal
-from gpuckpt.spans import Lap
-from gpuckpt.spec import Extent
-from gpuckpt.stores import Appender, Bytes, File, Opens, Store
 from gpuckpt.values import parse_json
 
 # A part is still in a core's own cache when it is looked at for the second time.

@@ -14,7 +14,8 @@ from gpuckpt.devices import Device, Devices, Frozen
 from gpuckpt.errors import DeviceMemoryError, InvalidError
 from gpuckpt.inventory import Inventory, Roster, Snapshot
 from gpuckpt.plan import Plan, make_plans
-from gpuckpt.tree import Flat, Path, rebuild
+from gpuckpt.structure import Path
+from gpuckpt.tree import Flat, rebuild
 
 MODES = ("auto", "copy", "hold")
 

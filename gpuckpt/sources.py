@@ -11,12 +11,13 @@ from typing import Any
 from gpuckpt import layout
 from gpuckpt.commit import open_step
 from gpuckpt.errors import NotFoundError
-from gpuckpt.manifest import Manifest, TensorEntry
+from gpuckpt.manifest import Manifest
 from gpuckpt.pending import Checkpoint
 from gpuckpt.seal import Seal
 from gpuckpt.segments import read_index
 from gpuckpt.stores import Store
 from gpuckpt.stores.local import LocalStore
+from gpuckpt.tensors import TensorEntry
 
 Source = str | os.PathLike[str] | Checkpoint | tuple[str | os.PathLike[str], int]
 
@@ -72,7 +73,7 @@ def open_source(source: Any, seal: Seal | None = None) -> Opened:
 
 def manifest_of(step: int, tensors: Sequence[TensorEntry]) -> Manifest:
     """Tensors by name, as a flat dict: all that a segment knows of a state's structure."""
-    rows = [[entry.spec.name, {"tensor": at}] for at, entry in enumerate(tensors)]
+    rows = [[entry.spec.label, {"tensor": at}] for at, entry in enumerate(tensors)]
     return Manifest(step, {"dict": rows}, tuple(tensors))
 
 
@@ -106,7 +107,7 @@ def joined(one: Iterable[TensorEntry], other: Iterable[TensorEntry]) -> list[Ten
     """Rows of two segments of one save, those of one tensor as one row."""
     rows: dict[str, list[TensorEntry]] = {}
     for entry in (*one, *other):
-        rows.setdefault(entry.spec.name, []).append(entry)
+        rows.setdefault(entry.spec.label, []).append(entry)
     found = []
     for entries in rows.values():
         chunks = {chunk.start: chunk for entry in entries for chunk in entry.chunks}

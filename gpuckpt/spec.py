@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
+from gpuckpt.boxes import Box, Shape, whole_box
 from gpuckpt.dtypes import is_turned, to_numpy, width_of
 
 
@@ -16,7 +17,9 @@ class Spec:
     `name` is its full path in the state, `dtype` a name of `dtypes`, and
     `axes` how it lay in memory: its axes from the slowest to the fastest.
     Bytes in a checkpoint are always in C order; `axes` lets `load` give
-    Fortran-ordered and channels-last arrays back as they were.
+    Fortran-ordered and channels-last arrays back as they were.  Of a shard,
+    `shape` is its own, `whole` the tensor's, and `offset` where it begins in
+    it.  `rank` is whose it is, if each rank has one of its own under this name.
     """
 
     name: str
@@ -25,12 +28,40 @@ class Spec:
     axes: tuple[int, ...] | None = None
     kind: str = "numpy"
     device: str = "cpu"
+    offset: Shape | None = None
+    whole: Shape | None = None
+    rank: int | None = None
 
     def __post_init__(self) -> None:
         if any(extent < 0 for extent in self.shape):
             raise ValueError(f"{self.name}: a shape can't be negative, got {self.shape}")
         if self.axes is not None and sorted(self.axes) != list(range(len(self.shape))):
             raise ValueError(f"{self.name}: {self.axes} isn't an order of {len(self.shape)} axes")
+        if (self.offset is None) != (self.whole is None):
+            raise ValueError(f"{self.name}: a shard has an offset, and the whole tensor's shape")
+        if self.whole is not None and not self.box.fits(self.whole):
+            raise ValueError(f"{self.name}: {self.box} isn't in a tensor of {self.whole}")
+
+    @property
+    def box(self) -> Box:
+        """What it has of the whole tensor."""
+        return whole_box(self.shape) if self.offset is None else Box(self.offset, self.shape)
+
+    @property
+    def full_shape(self) -> Shape:
+        """The shape of the whole tensor."""
+        return self.shape if self.whole is None else self.whole
+
+    @property
+    def tensor(self) -> tuple[str, int | None]:
+        """The same for two rows exactly if they are shards of one tensor."""
+        return self.name, self.rank
+
+    @cached_property
+    def label(self) -> str:
+        """What tells it from all others of a checkpoint: `w`, `w[0:4, 8:16]`, `w of rank 3`."""
+        where = "" if self.offset is None else str(self.box)
+        return f"{self.name}{where}" + ("" if self.rank is None else f" of rank {self.rank}")
 
     @cached_property
     def nbytes(self) -> int:

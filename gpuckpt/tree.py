@@ -6,17 +6,14 @@ A node of the structure is a JSON object with one key: `dict`, `list`, `tuple`,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpuckpt.errors import FormatError, UnsupportedError
+from gpuckpt.errors import UnsupportedError
 from gpuckpt.names import names_of, plain_name
-from gpuckpt.values import Json, NotPlainError, decode_value, encode_value
-
-DEPTH_LIMIT = 100
-
-Path = tuple[Any, ...]
+from gpuckpt.structure import DEPTH_LIMIT, Path
+from gpuckpt.values import Json, NotPlainError, encode_value
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +58,6 @@ class Flat:
     def names(self) -> list[str]:
         """The leaves' names, in their order."""
         return names_of([leaf.path for leaf in self.leaves])
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """A tensor's place in a state that is being rebuilt: `tensor` is its number."""
-
-    tensor: int
 
 
 def flatten(state: Any, asked: Sequence[tuple[Any, Any]] = ()) -> Flat:
@@ -151,96 +141,12 @@ def has_state(kind: type) -> bool:
     )
 
 
-def walk_json(structure: Json) -> Iterator[tuple[Path, Json]]:
-    """Every leaf of a structure with its path, in `flatten`'s order."""
-    yield from _walk_json(structure, (), 0)
-
-
-def _walk_json(node: Json, path: Path, depth: int) -> Iterator[tuple[Path, Json]]:
-    kind, payload = split_node(node, depth)
-    if kind == "object":
-        yield from _walk_json(payload, path, depth + 1)
-    elif kind == "dict":
-        for key, child in _items(payload):
-            yield from _walk_json(child, (*path, key), depth + 1)
-    elif kind in ("list", "tuple"):
-        for at, child in enumerate(payload):
-            yield from _walk_json(child, (*path, at), depth + 1)
-    else:
-        yield path, node
-
-
-def nodes_at(structure: Json, paths: Collection[Path]) -> dict[Path, Json]:
-    """The outermost node of a structure at each of `paths` that there is."""
-    found: dict[Path, Json] = {}
-    _nodes_at(structure, (), frozenset(paths), found, 0)
-    return found
-
-
-def _nodes_at(
-    node: Json, path: Path, paths: frozenset[Path], found: dict[Path, Json], depth: int
-) -> None:
-    kind, payload = split_node(node, depth)
-    if path in paths:
-        found.setdefault(path, node)
-    if kind == "object":
-        _nodes_at(payload, path, paths, found, depth + 1)
-    elif kind == "dict":
-        for key, child in _items(payload):
-            _nodes_at(child, (*path, key), paths, found, depth + 1)
-    elif kind in ("list", "tuple"):
-        for at, child in enumerate(payload):
-            _nodes_at(child, (*path, at), paths, found, depth + 1)
-
-
-def split_node(node: Json, depth: int) -> tuple[str, Any]:
-    """The kind and the contents of a node, checked."""
-    if not isinstance(node, dict) or len(node) != 1 or depth > 2 * DEPTH_LIMIT:
-        raise FormatError(f"not a node of a state's structure: {str(node)[:80]}")
-    ((kind, payload),) = node.items()
-    expected = {"dict": list, "list": list, "tuple": list, "object": dict, "tensor": int}
-    if kind != "value" and not isinstance(payload, expected.get(kind, ())):
-        raise FormatError(f"a node of a state's structure can't be {kind!r} here")
-    return kind, payload
-
-
-def _items(payload: list[Json]) -> list[tuple[Any, Json]]:
-    """A dict's keys and nodes, checked: no key is there twice."""
-    items = [(decode_value(key), child) for key, child in payload]
-    try:
-        count = len(dict(items))
-    except TypeError as error:
-        raise FormatError(f"a key of a state's structure can't be one ({error})") from None
-    if count < len(items):
-        raise FormatError("a dict of a state's structure has a key twice")
-    return items
-
-
 def _key(key: object, path: Path) -> Json:
     try:
         return encode_value(key)
     except NotPlainError as error:
         reason = f"its key {key!r} is {error}, which can't be saved as a key"
         raise UnsupportedError(plain_name(path), reason) from None
-
-
-def from_json(node: Json, depth: int = 0) -> Any:
-    """Rebuild the containers of a structure, with a `Mark` for each tensor.
-
-    An object becomes the dict that its `state_dict` gave.  Plain values are
-    decoded.  The inverse of `flatten`, but for the tensors.
-    """
-    kind, payload = split_node(node, depth)
-    if kind == "value":
-        return decode_value(payload)
-    if kind == "tensor":
-        return Mark(payload)
-    if kind == "object":
-        return from_json(payload, depth + 1)
-    if kind == "dict":
-        return {key: from_json(child, depth + 1) for key, child in _items(payload)}
-    items = [from_json(child, depth + 1) for child in payload]
-    return items if kind == "list" else tuple(items)
 
 
 def rebuild(node: Any, new: Callable[[Path, Any], Any], opened: dict[Path, Any]) -> Any:

@@ -92,4 +92,4 @@ def _verify_chunks(
         extent = piece.chunk.extent
         progress(extent.length)
         if reason:
-            yield Damage(piece.job.entry.spec.name, extent.segment, extent.offset, reason)
+            yield Damage(piece.job.entry.spec.label, extent.segment, extent.offset, reason)

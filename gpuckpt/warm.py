@@ -12,7 +12,8 @@ from gpuckpt.matching import Match, Rename, match
 from gpuckpt.resources import Resources
 from gpuckpt.seal import Key, make_seal
 from gpuckpt.sources import Source, open_sources
-from gpuckpt.tree import Flat, Path, flatten
+from gpuckpt.structure import Path
+from gpuckpt.tree import Flat, flatten
 
 
 @dataclass(frozen=True, slots=True)

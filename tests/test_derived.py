@@ -20,12 +20,13 @@ from gpuckpt.derived import Derivation, Derived
 from gpuckpt.filled import Filled
 from gpuckpt.fingerprint import fingerprint
 from gpuckpt.layout import segment_name, segment_step
-from gpuckpt.manifest import Manifest, TensorEntry, pack_manifest, unpack_manifest
+from gpuckpt.manifest import Manifest, pack_manifest, unpack_manifest
 from gpuckpt.plan import area_nbytes, make_plans
 from gpuckpt.resources import Resources
 from gpuckpt.spec import Chunk, ChunkEntry, Extent, Plane, Spec
 from gpuckpt.stores.local import LocalStore
 from gpuckpt.stores.memory import MemoryAppender, MemoryStore
+from gpuckpt.tensors import TensorEntry
 from gpuckpt.verify import verify_step
 from tests.saving import save
 from tests.shares import tensor_of

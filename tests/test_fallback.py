@@ -14,9 +14,9 @@ import pytest
 import gpuckpt
 from gpuckpt import layout
 from gpuckpt.commit import open_step
-from gpuckpt.manifest import TensorEntry
 from gpuckpt.resources import Resources
 from gpuckpt.stores.local import LocalStore
+from gpuckpt.tensors import TensorEntry
 from gpuckpt.verify import verify_step
 from tests.saving import save
 

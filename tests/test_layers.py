@@ -37,7 +37,7 @@ from gpuckpt.errors import (
 )
 from gpuckpt.fingerprint import checksum, checksum128, fingerprint
 from gpuckpt.inventory import Inventory, Snapshot
-from gpuckpt.manifest import Manifest, TensorEntry, pack_manifest, unpack_manifest
+from gpuckpt.manifest import Manifest, pack_manifest, unpack_manifest
 from gpuckpt.names import names_of
 from gpuckpt.ordered import alternated, ordered_map
 from gpuckpt.plan import area_nbytes, plan_chunks
@@ -50,7 +50,9 @@ from gpuckpt.staging import Reread, Staged, stage, upload
 from gpuckpt.stores import Store, read_all, write_all
 from gpuckpt.stores.local import LocalStore
 from gpuckpt.stores.memory import MemoryStore
-from gpuckpt.tree import Mark, flatten, from_json, rebuild, walk_json
+from gpuckpt.structure import Mark, from_json, walk_json
+from gpuckpt.tensors import TensorEntry
+from gpuckpt.tree import flatten, rebuild
 from gpuckpt.values import NotPlainError, decode_value, encode_value
 from tests.strategies import (
     FIXED,

@@ -14,11 +14,11 @@ import pytest
 import gpuckpt
 from gpuckpt import layout
 from gpuckpt.commit import open_step
-from gpuckpt.manifest import TensorEntry
 from gpuckpt.rebuilding import step_of
 from gpuckpt.repair import Repaired, repair
 from gpuckpt.resources import Resources
 from gpuckpt.stores.local import LocalStore
+from gpuckpt.tensors import TensorEntry
 from gpuckpt.verify import verify_step
 from tests.saving import save
 from tests.test_cli import run

@@ -24,10 +24,11 @@ from gpuckpt.commit import open_step
 from gpuckpt.dtypes import to_numpy
 from gpuckpt.errors import CorruptError
 from gpuckpt.fingerprint import checksum128
-from gpuckpt.manifest import Manifest, TensorEntry, notable, pack_manifest, unpack_manifest
+from gpuckpt.manifest import Manifest, notable, pack_manifest, unpack_manifest
 from gpuckpt.spec import Spec
 from gpuckpt.statistics import Statistics, byte_values, kind_of, statistics_of
 from gpuckpt.stores.local import LocalStore
+from gpuckpt.tensors import TensorEntry
 from tests.golden import reader
 from tests.strategies import PLAIN, SMALL, same
 

@@ -11,7 +11,7 @@ from gpuckpt.arrays.probe import (
     probed,
 )
 from gpuckpt.arrays.strided import gather, scatter
-from gpuckpt.arrays.view import Array, Tensor, host_view, look
+from gpuckpt.arrays.view import Array, Tensor, host_view, look, look_all
 
 __all__ = [
     "KINDS",
@@ -27,6 +27,7 @@ __all__ = [
     "host_view",
     "locate",
     "look",
+    "look_all",
     "make",
     "probed",
     "scatter",

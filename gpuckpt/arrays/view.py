@@ -117,6 +117,16 @@ def look(leaf: Any, name: str) -> Tensor | None:
     return None
 
 
+def look_all(leaf: Any, name: str) -> tuple[Tensor, ...]:
+    """The shards that this process has of a leaf, each with its place; none if it isn't an array.
+
+    Raises:
+        UnsupportedError: it is an array, but not one that can be saved.
+    """
+    found = look(leaf, name)
+    return () if found is None else (found,)
+
+
 def _kind(leaf: object) -> str:
     library = type(leaf).__module__.partition(".")[0]
     return {"cupy": "cupy", "torch": "torch", "jax": "jax", "jaxlib": "jax", "numba": "numba"}.get(

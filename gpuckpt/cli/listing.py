@@ -16,7 +16,7 @@ from rich.table import Table
 from gpuckpt.commit import open_step, steps
 from gpuckpt.errors import CheckpointError, NotFoundError
 from gpuckpt.layout import segment_step
-from gpuckpt.manifest import Manifest, TensorEntry
+from gpuckpt.manifest import Manifest
 from gpuckpt.matching import select
 from gpuckpt.names import names_of
 from gpuckpt.pending import Checkpoint, checkpoint_of
@@ -24,7 +24,8 @@ from gpuckpt.seal import make_seal
 from gpuckpt.sizes import format_nbytes
 from gpuckpt.statistics import Statistics
 from gpuckpt.stores.local import LocalStore
-from gpuckpt.tree import walk_json
+from gpuckpt.structure import walk_json
+from gpuckpt.tensors import TensorEntry
 from gpuckpt.values import decode_value
 
 

@@ -1,0 +1,98 @@
+"""Boxes: the parts of a tensor that shards are, and how they lie to each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """Those elements of a tensor whose index along each axis is in [offset, offset + shape)."""
+
+    offset: Shape
+    shape: Shape
+
+    def __post_init__(self) -> None:
+        if len(self.offset) != len(self.shape) or min((*self.offset, *self.shape), default=0) < 0:
+            raise ValueError(f"no box: offset {self.offset}, shape {self.shape}")
+
+    @property
+    def end(self) -> Shape:
+        """Along each axis, the index after its last."""
+        return tuple(at + n for at, n in zip(self.offset, self.shape, strict=True))
+
+    @property
+    def count(self) -> int:
+        """How many elements it has."""
+        return math.prod(self.shape)
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """What takes it out of the whole tensor's array."""
+        return tuple(slice(at, to) for at, to in zip(self.offset, self.end, strict=True))
+
+    def __and__(self, other: Box) -> Box | None:
+        """What both have; None if that is nothing."""
+        first = tuple(map(max, self.offset, other.offset))
+        last = tuple(map(min, self.end, other.end))
+        shape = tuple(to - at for at, to in zip(first, last, strict=True))
+        return Box(first, shape) if min(shape, default=1) > 0 else None
+
+    def inside(self, other: Box) -> Box:
+        """The same elements, counted from the first of `other`, which has them all."""
+        offset = tuple(at - by for at, by in zip(self.offset, other.offset, strict=True))
+        return Box(offset, self.shape)
+
+    def fits(self, whole: Shape) -> bool:
+        """Whether a tensor of this shape has all its elements."""
+        return len(whole) == len(self.shape) and all(map(int.__le__, self.end, whole))
+
+    def __str__(self) -> str:
+        return f"[{', '.join(f'{a}:{b}' for a, b in zip(self.offset, self.end, strict=True))}]"
+
+
+def whole_box(shape: Shape) -> Box:
+    """All of a tensor."""
+    return Box((0,) * len(shape), shape)
+
+
+def gap(boxes: Iterable[Box], wanted: Box) -> Box | None:
+    """A part of `wanted` that none of `boxes` has; None if they have it all.
+
+    They may overlap.  Takes time and memory in proportion to the cells that
+    all boxes' edges cut `wanted` into: for a grid of boxes, their number.
+    """
+    if not wanted.count:
+        return None
+    inner = [found.inside(wanted) for box in boxes if (found := box & wanted) is not None]
+    if any(box.shape == wanted.shape for box in inner):
+        return None
+    cuts = [_cuts(inner, wanted, axis) for axis in range(len(wanted.shape))]
+    held = np.zeros([len(edges) - 1 for edges in cuts], bool)
+    for box in inner:
+        held[tuple(_cells(box, edges, axis) for axis, edges in enumerate(cuts))] = True
+    if held.all():
+        return None
+    at = np.unravel_index(int(np.argmin(held)), held.shape)
+    offset = [int(edges[i]) for edges, i in zip(cuts, at, strict=True)]
+    end = [int(edges[i + 1]) for edges, i in zip(cuts, at, strict=True)]
+    shape = tuple(to - frm for frm, to in zip(offset, end, strict=True))
+    return Box(tuple(a + b for a, b in zip(offset, wanted.offset, strict=True)), shape)
+
+
+def _cuts(boxes: Sequence[Box], wanted: Box, axis: int) -> np.ndarray:
+    edges = {0, wanted.shape[axis]}
+    edges.update(box.offset[axis] for box in boxes)
+    edges.update(box.end[axis] for box in boxes)
+    return np.array(sorted(edges))
+
+
+def _cells(box: Box, edges: np.ndarray, axis: int) -> slice:
+    first, last = np.searchsorted(edges, [box.offset[axis], box.end[axis]])
+    return slice(int(first), int(last))
