@@ -48,7 +48,7 @@ def is_damage(error: CheckpointError, store: Store, manifest: Manifest | None) -
     if isinstance(error, CorruptError):
         return True
     if isinstance(error, NotFoundError):
-        return manifest is not None and not set(manifest.segments) <= set(store.names())
+        return manifest is not None and not set(manifest.files) <= set(store.names())
     return isinstance(error, StorageError) and error.errno in UNREADABLE
 
 

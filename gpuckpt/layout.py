@@ -35,6 +35,7 @@ MANIFEST_HEAD_NBYTES = len(MANIFEST_HEAD % (VERSION, "0" * 32))
 
 _MANIFEST_NAME = re.compile(r"step-([0-9]{12})\.manifest\.json")
 _SEGMENT_NAME = re.compile(r"step-([0-9]{12})\.([0-9a-f]{8})\.r([0-9]{1,6})\.([0-9]{1,6})\.segment")
+_PART_NAME = re.compile(r"step-([0-9]{12})\.([0-9a-f]{8})\.r([0-9]{1,6})\.part\.json")
 
 
 class SegmentTrailer(NamedTuple):
@@ -82,6 +83,23 @@ def segment_step(name: str) -> int | None:
     """The step that the segment called `name` was written for; None for any other file."""
     match = _SEGMENT_NAME.fullmatch(name)
     return int(match[1]) if match else None
+
+
+def part_name(step: int, token: str, rank: int) -> str:
+    """The file that lists what a rank contributes to `step`."""
+    return f"step-{step:012d}.{token}.r{rank}.part.json"
+
+
+def part_step(name: str) -> int | None:
+    """The step that the part called `name` belongs to; None for any other file."""
+    match = _PART_NAME.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def data_step(name: str) -> int | None:
+    """The step that a segment or a part was written for; None for any other file."""
+    found = segment_step(name)
+    return part_step(name) if found is None else found
 
 
 def pack_header() -> bytes:

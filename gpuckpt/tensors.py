@@ -76,7 +76,7 @@ def unpack_tensors(
     `whole` asks for every byte of each tensor to be there, once.
     """
     tensors = tuple(_unpack_tensor(row, segments, digests, whole=whole) for row in rows)
-    _check_names([entry.spec for entry in tensors])
+    check_names([entry.spec for entry in tensors])
     return tensors
 
 
@@ -167,7 +167,7 @@ def _unpack_shard(row: Json) -> dict[str, Any]:
     return found | {"rank": as_count(row["rank"])} if "rank" in row else found
 
 
-def _check_names(specs: Sequence[Spec]) -> None:
+def check_names(specs: Sequence[Spec]) -> None:
     """Of tensors of one name all are shards, no two the same, of one type and shape."""
     if len({spec.label for spec in specs}) < len(specs):
         raise ValueError("two tensors have one name")

@@ -40,6 +40,7 @@ ROWS: list[set[str]] = [
     {"tree", "arena", "groups"},
     {"devices", "tensors", "outline"},
     {"manifest"},
+    {"parts"},
     {"inventory", "pending", "journal", "derived", "filled", "watch", "deadline"},
     {"census", "snapshot", "staging", "coding", "segments", "commit"},
     {"bases", "deltacoding", "matching", "rows", "increments"},
