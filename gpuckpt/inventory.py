@@ -28,12 +28,14 @@ class Roster:
 
     `template` is the structure; its plain values are those of the moment when
     it was made.  `specs` has each array once, however many names it has;
-    `strides` are in bytes, one tuple for each of them.
+    `strides` are in bytes, one tuple for each of them.  `private` are the
+    positions of those that are each rank's own.
     """
 
     template: Json
     specs: tuple[Spec, ...]
     strides: tuple[tuple[int, ...], ...]
+    private: frozenset[int] = frozenset()
 
     @cached_property
     def nbytes(self) -> int:

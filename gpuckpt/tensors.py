@@ -174,7 +174,7 @@ def check_names(specs: Sequence[Spec]) -> None:
     first: dict[tuple[str, int | None], Spec] = {}
     for spec in specs:
         one = first.setdefault(spec.tensor, spec)
-        if (one.dtype, one.whole) != (spec.dtype, spec.whole):
+        if (one.dtype, one.full_shape) != (spec.dtype, spec.full_shape):
             raise ValueError(f"{spec.label} and {one.label} are no shards of one tensor")
 
 

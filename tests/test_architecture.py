@@ -42,7 +42,7 @@ ROWS: list[set[str]] = [
     {"manifest"},
     {"parts"},
     {"inventory", "pending", "journal", "derived", "filled", "watch", "deadline"},
-    {"census", "snapshot", "staging", "coding", "segments", "commit"},
+    {"sharing", "census", "snapshot", "staging", "coding", "segments", "commit"},
     {"bases", "deltacoding", "matching", "rows", "increments"},
     {"resources", "encoder", "reading"},
     {"save", "restore"},
