@@ -13,14 +13,7 @@ from typing import Any, Literal, Self
 from gpuckpt import layout
 from gpuckpt.apart import Apart
 from gpuckpt.commit import open_step, steps, writing
-from gpuckpt.errors import (
-    AuthenticationError,
-    CheckpointError,
-    ClosedError,
-    CorruptError,
-    StorageError,
-)
-from gpuckpt.fallback import restore_step
+from gpuckpt.errors import CheckpointError, ClosedError
 from gpuckpt.governor import Governor
 from gpuckpt.journal import Log, open_journal
 from gpuckpt.matching import Rename
@@ -28,8 +21,8 @@ from gpuckpt.notice import Notice, Preempt
 from gpuckpt.options import FULL_EVERY, Options, make_header
 from gpuckpt.pending import Checkpoint, Pending, checkpoint_of
 from gpuckpt.preemption import PREEMPTED, LastSave, Preemption
-from gpuckpt.remarks import remark
 from gpuckpt.resources import Resources
+from gpuckpt.restoring import Restores
 from gpuckpt.retention import Keep
 from gpuckpt.saving import Saves
 from gpuckpt.schedule import Every
@@ -112,6 +105,9 @@ class Checkpointer:
             keep=keep,
             journal=open_journal(log, self._store),
             seal=self._seal,
+        )
+        self._restores = Restores(
+            *(self._store, self._resources, self._saves, self._governor), seal=self._seal
         )
         self._last = LastSave(Notice(preempt, grace), self._saves)
         self._process = os.getpid()
@@ -227,12 +223,7 @@ class Checkpointer:
         stalls the loop no longer than the next.
         """
         self._check_open()
-        self._saves.reap(wait=True)
-        found = steps(self._store)
-        done = self._restore(state, None, fallback=fallback) if found else 0
-        if self._governor.plans_saves:
-            self._saves.reserve(state)
-        return done
+        return self._restores.newest(state, fallback=fallback, stacklevel=3)
 
     def restore(
         self,
@@ -262,30 +253,14 @@ class Checkpointer:
             AuthenticationError: they aren't sealed with the key; the same.
         """
         self._check_open()
-        return self._restore(
+        return self._restores.restore(
             *(state, step),
             names=names,
             rename=rename,
             strict=strict,
             fallback=fallback,
+            stacklevel=3,
         )
-
-    def _restore(self, state: Any, step: int | None, **options: Any) -> int:
-        self._saves.reap(wait=True)
-        try:
-            taken = restore_step(
-                *(state, self._store, self._resources, step), seal=self._seal, **options
-            )
-        except (AuthenticationError, CorruptError, StorageError):
-            self._saves.go_on_from(None)  # the next save refers to nothing that may be damaged
-            raise
-        manifest, found = taken.manifest, taken.result
-        for name in [*found.missing, *found.mismatched]:
-            log.warning("%s keeps its value: step %d doesn't fit it", name, manifest.step)
-        self._saves.go_on_from(manifest)
-        self._governor.resumed(manifest.step, manifest.epoch)
-        remark(taken.remarks, stacklevel=4)
-        return manifest.step
 
     def steps(self) -> list[int]:
         """All committed steps, ascending."""

@@ -60,7 +60,7 @@ ROWS: list[set[str]] = [
     },
     {"space"},
     {"saving", "fallback", "rebuilding"},
-    {"preemption"},
+    {"preemption", "restoring"},
     {"checkpointer", "warm", "salvage"},
     {"api", "repair"},
     {"__init__"},

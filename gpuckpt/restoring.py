@@ -1,0 +1,87 @@
+"""The restores of a checkpointer: never beside a save, and what the next save goes on from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from gpuckpt.commit import steps
+from gpuckpt.errors import AuthenticationError, CorruptError, StorageError
+from gpuckpt.fallback import restore_step
+from gpuckpt.governor import Governor
+from gpuckpt.matching import Rename
+from gpuckpt.remarks import remark
+from gpuckpt.resources import Resources
+from gpuckpt.saving import Saves
+from gpuckpt.seal import Seal
+from gpuckpt.stores import Store
+
+log = logging.getLogger("gpuckpt")
+
+
+class Restores:
+    """Restores committed steps into a state, in place."""
+
+    def __init__(
+        self,
+        store: Store,
+        resources: Resources,
+        saves: Saves,
+        governor: Governor,
+        *,
+        seal: Seal | None = None,
+    ) -> None:
+        """`saves` and `governor` are those of the checkpointer."""
+        self._store, self._resources, self._seal = store, resources, seal
+        self._saves, self._governor = saves, governor
+
+    def newest(self, state: Any, *, fallback: bool, stacklevel: int) -> int:
+        """Restore the newest step, if there is one; its number, or 0.
+
+        With `every`, also takes the memory for copies of `state`.
+        """
+        self._saves.reap(wait=True)
+        done = 0
+        if steps(self._store):
+            done = self.restore(state, None, fallback=fallback, stacklevel=stacklevel + 1)
+        if self._governor.plans_saves:
+            self._saves.reserve(state)
+        return done
+
+    def restore(
+        self,
+        state: Any,
+        step: int | None,
+        *,
+        names: Iterable[str] | None = None,
+        rename: Rename = None,
+        strict: bool = True,
+        fallback: bool = False,
+        stacklevel: int,
+    ) -> int:
+        """Restore a step, the newest unless named, once no save is in flight; its number.
+
+        Who called is told, `stacklevel` frames up, if another step was taken.
+        After an error the next save refers to nothing that may be damaged.
+        """
+        self._saves.reap(wait=True)
+        try:
+            taken = restore_step(
+                *(state, self._store, self._resources, step),
+                names=names,
+                rename=rename,
+                strict=strict,
+                fallback=fallback,
+                seal=self._seal,
+            )
+        except (AuthenticationError, CorruptError, StorageError):
+            self._saves.go_on_from(None)
+            raise
+        manifest, found = taken.manifest, taken.result
+        for name in [*found.missing, *found.mismatched]:
+            log.warning("%s keeps its value: step %d doesn't fit it", name, manifest.step)
+        self._saves.go_on_from(manifest)
+        self._governor.resumed(manifest.step, manifest.epoch)
+        remark(taken.remarks, stacklevel=stacklevel + 1)
+        return manifest.step
