@@ -49,22 +49,22 @@ class Meeting:
         self._board, self._name = board, name
         self._round = 0
 
-    def all_gather(self, data: bytes, *, timeout: float) -> list[bytes]:
+    def all_gather(self, data: bytes, *, what: str, timeout: float) -> list[bytes]:
         """What every rank gave, by rank."""
         self._round += 1
         if self.rank == 0:
-            return self._lead(data, timeout)
+            return self._lead(data, what, timeout)
         self._board.put(self._key(self.rank), data)
         answer = self._board.wait(self._key(0), timeout + _GRACE_SECONDS)
         if answer is None:
-            raise RankError([0], f"it hasn't answered for {timeout + _GRACE_SECONDS:g} s")
+            raise RankError([0], f"not there after {timeout + _GRACE_SECONDS:g} s, for {what!r}")
         return _unpacked(answer)
 
-    def barrier(self, *, timeout: float) -> None:
+    def barrier(self, *, what: str, timeout: float) -> None:
         """Wait until every rank has come here."""
-        self.all_gather(b"", timeout=timeout)
+        self.all_gather(b"", what=what, timeout=timeout)
 
-    def _lead(self, data: bytes, timeout: float) -> list[bytes]:
+    def _lead(self, data: bytes, what: str, timeout: float) -> list[bytes]:
         end = time.monotonic() + timeout
         found: list[bytes | None] = [data]
         found += [
@@ -72,7 +72,7 @@ class Meeting:
             for rank in range(1, self.size)
         ]
         missing = [rank for rank, value in enumerate(found) if value is None]
-        reason = f"not there after {timeout:g} s"
+        reason = f"not there after {timeout:g} s, for {what!r}"
         answer = _bad(missing, reason) if missing else _good([one or b"" for one in found])
         self._board.put(self._key(0), answer)
         self._tidy()
