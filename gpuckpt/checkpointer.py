@@ -29,7 +29,7 @@ from gpuckpt.schedule import Every
 from gpuckpt.seal import Key, make_seal
 from gpuckpt.sizes import parse_seconds
 from gpuckpt.stores import Store
-from gpuckpt.stores.local import LocalStore
+from gpuckpt.stores.opening import open_store
 
 log = logging.getLogger("gpuckpt")
 
@@ -98,7 +98,7 @@ class Checkpointer:
         self._seal, key = make_seal(key), None  # so that no traceback's locals have it
         self._options = Options(codec, snapshot, when_busy, on_error, full_every, trace)
         self._resources = Resources(memory, chunk_nbytes=chunk_nbytes)
-        self._store = store if store is not None else LocalStore(root)
+        self._store = store if store is not None else open_store(root)
         self._governor = Governor(every, codec, self._resources.workers)
         self._saves = Saves(
             *(self._store, self._resources, self._options, self._governor),
