@@ -12,9 +12,11 @@ from typing import Any, Literal, Self
 
 from gpuckpt import layout
 from gpuckpt.apart import Apart
-from gpuckpt.commit import open_step, steps, writing
+from gpuckpt.commit import open_step, steps
+from gpuckpt.crew import Crew
 from gpuckpt.errors import CheckpointError, ClosedError
 from gpuckpt.governor import Governor
+from gpuckpt.groups import Group
 from gpuckpt.journal import Log, open_journal
 from gpuckpt.matching import Rename
 from gpuckpt.notice import Notice, Preempt
@@ -86,6 +88,8 @@ class Checkpointer:
         grace: float | str | timedelta = "30 s",
         store: Store | None = None,
         key: Key | None = None,
+        group: Group | None = None,
+        group_timeout: float | str | timedelta = "10 min",
         chunk_nbytes: int = layout.CHUNK_NBYTES,
     ) -> None:
         """Take the root for writing, and sweep away what a crash may have left there.
@@ -100,21 +104,25 @@ class Checkpointer:
         self._resources = Resources(memory, chunk_nbytes=chunk_nbytes)
         self._store = store if store is not None else open_store(root)
         self._governor = Governor(every, codec, self._resources.workers)
+        crew = Crew(group, group_timeout)
         self._saves = Saves(
             *(self._store, self._resources, self._options, self._governor),
             keep=keep,
             journal=open_journal(log, self._store),
             seal=self._seal,
+            joint=crew.joint(self._store, keep, self._seal),
         )
         self._restores = Restores(
-            *(self._store, self._resources, self._saves, self._governor), seal=self._seal
+            *(self._store, self._resources, self._saves, self._governor),
+            seal=self._seal,
+            concord=crew.concord(),
         )
         self._last = LastSave(Notice(preempt, grace), self._saves)
         self._process = os.getpid()
         self._open = contextlib.ExitStack()
         try:
             # Apart, so that no interrupt can leave a lock that nobody knows of.
-            Apart(lambda: self._open.enter_context(writing(self._store))).run()
+            Apart(lambda: self._open.enter_context(crew.entered(self._store))).run()
             self._last.open()
             # The interpreter's exit doesn't cut off a save, also if nobody calls `close`.
             atexit.register(self._at_exit)

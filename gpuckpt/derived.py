@@ -182,11 +182,11 @@ def _known(plan: Plan, previous: Manifest | None) -> dict[int, int]:
     if previous is None:
         return {}
     names = {
-        entry.chunks[0].extent: entry.spec.name
+        entry.chunks[0].extent: entry.spec.label
         for entry in previous.tensors
         if entry.spec.dtype == MASTER and entry.chunks
     }
-    here = {plan.specs[at].name: at for at in plan.tensors}
+    here = {plan.specs[at].label: at for at in plan.tensors}
     found = {}
     for copy, source in _derived_before(previous.tensors):
         at, master = here.get(copy, -1), here.get(names.get(source, ""), -1)
@@ -199,7 +199,7 @@ def _derived_before(tensors: Iterable[TensorEntry]) -> Iterator[tuple[str, Exten
     """The name of each tensor of which the first chunk was derived, and where from."""
     for entry in tensors:
         if entry.chunks and entry.chunks[0].sources:
-            yield entry.spec.name, entry.chunks[0].sources[0].extent
+            yield entry.spec.label, entry.chunks[0].sources[0].extent
 
 
 def _sampled(plan: Plan, copies: Sequence[int], frozen: Frozen, arena: Arena) -> dict[int, int]:

@@ -98,6 +98,25 @@ def join_parts(parts: Sequence[Manifest]) -> Manifest:
     return Manifest(0, {"dict": []} if structure is None else structure, tensors)
 
 
+def shared_structure(part: Manifest) -> Json:
+    """A rank's structure with names for numbers, and without what is its own: to be compared."""
+    names = [f"{entry.spec.name} {entry.spec.dtype}" for entry in part.tensors]
+    return _shared(part.structure, names)
+
+
+def _shared(node: Json, names: Sequence[str]) -> Json:
+    ((kind, payload),) = node.items()
+    if kind == "tensor":
+        return {"value": {"tensor": names[payload]}}
+    if kind == "rank":
+        return {"ranks": []}
+    if kind == "dict":
+        return {kind: [[key, _shared(child, names)] for key, child in payload]}
+    if kind == "object":
+        return {kind: _shared(payload, names)}
+    return node if kind == "value" else {kind: [_shared(child, names) for child in payload]}
+
+
 def describe(conflict: ConflictError) -> str:
     """A conflict of two ranks' states, in words."""
     return f"{plain_name(conflict.path) or 'the state'}: {conflict.reason}"

@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from gpuckpt.commit import steps
-from gpuckpt.errors import AuthenticationError, CorruptError, StorageError
-from gpuckpt.fallback import restore_step
+from gpuckpt.concord import Concord
+from gpuckpt.errors import AuthenticationError, CorruptError, NotFoundError, RankError, StorageError
+from gpuckpt.fallback import Restoration, Taken, restore_step
 from gpuckpt.governor import Governor
-from gpuckpt.matching import Rename
+from gpuckpt.matching import Match, Rename
 from gpuckpt.remarks import remark
 from gpuckpt.resources import Resources
 from gpuckpt.saving import Saves
@@ -31,8 +32,10 @@ class Restores:
         governor: Governor,
         *,
         seal: Seal | None = None,
+        concord: Concord | None = None,
     ) -> None:
         """`saves` and `governor` are those of the checkpointer."""
+        self._concord = concord
         self._store, self._resources, self._seal = store, resources, seal
         self._saves, self._governor = saves, governor
 
@@ -42,9 +45,10 @@ class Restores:
         With `every`, also takes the memory for copies of `state`.
         """
         self._saves.reap(wait=True)
-        done = 0
-        if steps(self._store):
-            done = self.restore(state, None, fallback=fallback, stacklevel=stacklevel + 1)
+        taken = None
+        if self._concord is not None or steps(self._store):
+            taken = self._take(state, None, fallback=fallback)
+        done = 0 if taken is None else self._conclude(taken, stacklevel=stacklevel + 1)
         if self._governor.plans_saves:
             self._saves.reserve(state)
         return done
@@ -66,18 +70,34 @@ class Restores:
         After an error the next save refers to nothing that may be damaged.
         """
         self._saves.reap(wait=True)
+        taken = self._take(
+            *(state, step), fallback=fallback, names=names, rename=rename, strict=strict
+        )
+        if taken is None:
+            raise NotFoundError(f"{self._store.root}: no checkpoint is there for all ranks")
+        return self._conclude(taken, stacklevel=stacklevel + 1)
+
+    def _take(
+        self, state: Any, step: int | None, *, fallback: bool, **options: Any
+    ) -> Taken[Match] | None:
+        """Restore it; with other ranks, together with them, and None if they all have none."""
+        place = self._store, self._resources
+        chosen = {"names": None, "rename": None, "strict": True} | options
         try:
-            taken = restore_step(
-                *(state, self._store, self._resources, step),
-                names=names,
-                rename=rename,
-                strict=strict,
-                fallback=fallback,
-                seal=self._seal,
+            if self._concord is None:
+                return restore_step(
+                    *(state, *place, step), **chosen, fallback=fallback, seal=self._seal
+                )
+            restoration = Restoration(state, *place, **chosen)
+            return self._concord.restore(
+                restoration, self._store, step, fallback=fallback, seal=self._seal
             )
-        except (AuthenticationError, CorruptError, StorageError):
+        except (AuthenticationError, CorruptError, RankError, StorageError):
             self._saves.go_on_from(None)
             raise
+
+    def _conclude(self, taken: Taken[Match], *, stacklevel: int) -> int:
+        """Go on from what was restored, and tell who called what there is to tell."""
         manifest, found = taken.manifest, taken.result
         for name in [*found.missing, *found.mismatched]:
             log.warning("%s keeps its value: step %d doesn't fit it", name, manifest.step)

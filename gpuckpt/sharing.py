@@ -25,7 +25,7 @@ from gpuckpt.spec import Spec
 from gpuckpt.structure import numbered
 
 # A piece of what several hold has so many elements, or more.
-PIECE_COUNT = 64 << 10
+PIECE_COUNT = 16 << 10
 
 
 @dataclass(frozen=True, slots=True)
