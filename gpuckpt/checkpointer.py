@@ -19,7 +19,7 @@ from gpuckpt.governor import Governor
 from gpuckpt.groups import Group
 from gpuckpt.journal import Log, open_journal
 from gpuckpt.matching import Rename
-from gpuckpt.notice import Notice, Preempt
+from gpuckpt.notice import Preempt
 from gpuckpt.options import FULL_EVERY, Options, make_header
 from gpuckpt.pending import Checkpoint, Pending, checkpoint_of
 from gpuckpt.preemption import PREEMPTED, LastSave, Preemption
@@ -117,7 +117,9 @@ class Checkpointer:
             seal=self._seal,
             concord=crew.concord(),
         )
-        self._last = LastSave(Notice(preempt, grace), self._saves)
+        skips = when_busy == "skip"
+        notice, self._pace = crew.pace(self._governor, preempt, grace, skips=skips)
+        self._last = LastSave(notice, self._saves, self._pace)
         self._process = os.getpid()
         self._open = contextlib.ExitStack()
         try:
@@ -159,12 +161,14 @@ class Checkpointer:
         """
         self._check_open()
         step = layout.check_step(step)
-        self._governor.step(busy=self._saves.save is not None)
+        save = self._saves.save
+        self._governor.step(busy=save is not None)
         self._last.ask()
+        due = self._pace.is_due(step, epoch, busy=save is not None and not save.ended)
         if self._last.is_due():
             return self._last.save(make_header(step, epoch, metrics), state, anyway=False)
         self._saves.reap(wait=False)
-        if not self._governor.is_due(step, epoch):
+        if not due:
             return None
         if self._saves.save is not None and self._options.when_busy == "skip":
             log.info("step %d isn't saved: step %d still is", step, self._saves.save.pending.step)

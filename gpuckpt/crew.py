@@ -9,8 +9,11 @@ from datetime import timedelta
 from gpuckpt.commit import writing
 from gpuckpt.concord import Concord
 from gpuckpt.entering import entered
+from gpuckpt.governor import Governor
 from gpuckpt.groups import Group
 from gpuckpt.joint import Joint
+from gpuckpt.notice import Notice, Preempt
+from gpuckpt.pace import Pace, SharedNotice, SharedPace
 from gpuckpt.retention import Keep
 from gpuckpt.seal import Seal
 from gpuckpt.sizes import parse_seconds
@@ -35,6 +38,21 @@ class Crew:
     def concord(self) -> Concord | None:
         """How they restore; None if there is one."""
         return None if self._group is None else Concord(self._group, self._timeout)
+
+    def pace(
+        self,
+        governor: Governor,
+        preempt: Preempt,
+        grace: float | str | timedelta,
+        *,
+        skips: bool,
+    ) -> tuple[Notice, Pace]:
+        """How they agree whether a step is saved, and on announcements of the end."""
+        if self._group is None:
+            return Notice(preempt, grace), Pace(governor)
+        notice = SharedNotice(preempt, grace)
+        timeout = self._timeout
+        return notice, SharedPace(governor, self._group, notice, skips=skips, timeout=timeout)
 
     @contextlib.contextmanager
     def entered(self, store: Store) -> Iterator[None]:

@@ -59,7 +59,7 @@ ROWS: list[set[str]] = [
         "remarks",
         "diagnosis",
     },
-    {"space", "joint", "entering"},
+    {"space", "joint", "entering", "pace"},
     {"saving", "fallback", "rebuilding"},
     {"preemption", "concord"},
     {"restoring", "crew"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,8 @@ N = 1 << 18
 
 
 def saver(store: Store, group: Group, **options: Any) -> gpuckpt.Checkpointer:
-    options = {"memory": "64 MiB", "group_timeout": 20} | options
+    options.setdefault("memory", "64 MiB")
+    options.setdefault("group_timeout", 20)
     return gpuckpt.Checkpointer("", store=store, group=group, **options)
 
 
@@ -67,3 +67,61 @@ def test_every_rank_resumes_from_what_all_have_saved():
         np.testing.assert_equal(fresh, state)
 
     run_ranks(3, work)
+
+
+def test_a_rank_whose_state_cannot_be_saved_is_named_and_nothing_is_committed():
+    store = MemoryStore()
+
+    def work(group: Group) -> None:
+        state = replicated()
+        with saver(store, group) as ckpt:
+            ckpt.save(1, state).result(20)
+            if group.rank == 1:
+                state["odd"] = object()
+                with pytest.raises(gpuckpt.UnsupportedError, match="odd"):
+                    ckpt.save(2, state)
+                del state["odd"]
+            else:
+                with pytest.raises(RankError, match="rank 1: UnsupportedError: odd"):
+                    ckpt.save(2, state).result(20)
+                with pytest.raises(RankError, match="rank 1"):
+                    ckpt.wait()
+            state["w"] += 1
+            ckpt.save(3, state).result(20)
+
+    run_ranks(3, work)
+    assert [step for step in range(4) if f"step-{step:012d}.manifest.json" in store.names()] == [
+        1,
+        3,
+    ]
+    named = {name for step in (1, 3) for name in open_step(store, step).files}
+    assert named | {"step-000000000001.manifest.json", "step-000000000003.manifest.json"} == set(
+        store.names()
+    )
+
+
+@pytest.mark.filterwarnings("ignore:step 1 was not saved")
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"lr": 0.2},
+        {"w": np.zeros((4, 4), np.float32)},
+        {"b": np.zeros(16, np.float64)},
+        {"layers": [1]},
+        {"scale": "one"},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_ranks_that_disagree_about_the_state_are_named_and_so_is_the_leaf(other):
+    store = MemoryStore()
+    (name,) = other
+
+    def work(group: Group) -> None:
+        state = replicated() | (other if group.rank == 2 else {})
+        with saver(store, group, on_error="warn") as ckpt, pytest.raises(RankError) as raised:
+            ckpt.save(1, state).result(20)
+        assert raised.value.ranks == (0, 2)
+        assert name in str(raised.value)
+
+    run_ranks(3, work)
+    assert store.names() == []
