@@ -62,6 +62,7 @@ class Leader:
         self._whats: dict[int, tuple[str, ...]] = {}
         self._failed: dict[str, RankError] = {}
         self._answering = ""
+        self._unread: list[str] = []
 
     def gather(self, data: bytes, what: str, timeout: float) -> list[bytes]:
         """What every rank gave."""
@@ -87,6 +88,19 @@ class Leader:
         self._answer(what, messages, tuple(values))
         self._tidy(min(message.seen for message in messages.values()))
         return values
+
+    def linger(self, timeout: float) -> None:
+        """Wait until all have read the last answer: with this process it may be gone.
+
+        Each takes its message away once it has.
+        """
+        end, pause = time.monotonic() + timeout, 0.001
+        while self._unread and time.monotonic() < end:
+            if self._board.wait(self._unread[-1], 0) is None:
+                self._unread.pop()
+            else:
+                time.sleep(pause)
+                pause = min(2 * pause, 0.1)
 
     def _collect(self, what: str, limit: Limit) -> tuple[dict[int, Message], dict[int, str]]:
         """The ranks' messages for this round, and what is wrong with other ranks."""
@@ -147,6 +161,7 @@ class Leader:
         """Tell all of a failure; the error to raise."""
         self._answer(failure.whats[0], messages, failure)
         self._board.remove(self._keys.over(self._answered))
+        self.linger(self._piece)
         self._whats[self._answered] = failure.whats
         own = failure.whats[0]
         self._failed |= {what: failure.error() for what in failure.whats if what != own}
@@ -167,6 +182,7 @@ class Leader:
         taken = tuple(self._next[rank] - 1 if rank in messages else 0 for rank in ranks)
         self._board.put(self._keys.answer(self._answered), pack_answer(Answer(taken, outcome)))
         self._answering = ""
+        self._unread = [self._keys.message(rank, taken[rank]) for rank in messages]
 
     def _tidy(self, seen: int) -> None:
         """All ranks are at the same again, and have read the answers up to number `seen`."""

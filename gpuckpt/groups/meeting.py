@@ -24,7 +24,7 @@ import os
 import threading
 from collections.abc import Iterator
 
-from gpuckpt.errors import ClosedError, InvalidError, RankError
+from gpuckpt.errors import CheckpointError, ClosedError, InvalidError, RankError
 from gpuckpt.groups.board import Board
 from gpuckpt.groups.follower import Follower, Grace
 from gpuckpt.groups.leader import Leader
@@ -81,6 +81,15 @@ class Meeting:
     def barrier(self, *, what: str, timeout: float) -> None:
         """Wait until every rank has come here."""
         self.all_gather(b"", what=what, timeout=timeout)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Wait until all ranks have the last answer, which may end with rank 0's process.
+
+        `timeout` is in seconds.  Raises nothing; the group can still be used.
+        """
+        if isinstance(self._member, Leader) and os.getpid() == self._process:
+            with contextlib.suppress(CheckpointError, ConnectionError):
+                self._member.linger(timeout)
 
     @contextlib.contextmanager
     def _alone(self, what: str) -> Iterator[None]:
