@@ -33,7 +33,7 @@ ROWS: list[set[str]] = [
     },
     {
         *("spec", "fingerprint", "statistics", "values", "deltas", "copying", "rounding"),
-        *("schedule", "notice"),
+        *("schedule", "notice", "sharded"),
     },
     {"entries", "look"},
     {"names", "plan", "stats", "arrays", "stores", "structure"},
@@ -56,6 +56,7 @@ ROWS: list[set[str]] = [
         "governor",
         "background",
         "rng",
+        "perrank",
         "remarks",
         "diagnosis",
     },
