@@ -30,6 +30,7 @@ ROWS: list[set[str]] = [
         "seal",
         "spans",
         "switching",
+        "runs",
     },
     {
         *("spec", "fingerprint", "statistics", "values", "deltas", "copying", "rounding"),
@@ -40,10 +41,11 @@ ROWS: list[set[str]] = [
     {"tree", "arena", "groups"},
     {"devices", "tensors", "outline"},
     {"manifest"},
-    {"inventory", "pending", "journal", "derived", "filled", "watch", "deadline"},
+    {"inventory", "pending", "journal", "derived", "filled", "watch", "deadline", "shards"},
     {"census", "snapshot", "staging", "coding", "segments", "commit"},
     {"bases", "deltacoding", "matching", "rows", "increments"},
     {"resources", "encoder", "reading"},
+    {"portions"},
     {"save", "restore"},
     {
         "verify",
