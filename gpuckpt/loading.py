@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from gpuckpt.arrays import KINDS, Tensor, finish, make
@@ -72,10 +73,17 @@ def load_state(
 
 
 def fill_match(  # noqa: PLR0917
-    state: Any, flat: Flat, found: Match, manifest: Manifest, store: Store, resources: Resources
+    state: Any,
+    flat: Flat,
+    found: Match,
+    manifest: Manifest,
+    store: Store,
+    resources: Resources,
+    elsewhere: Mapping[str, Store] = MappingProxyType({}),
 ) -> dict[Path, Any]:
     """Bring what was matched into `state`: tensors first, then values and objects.
 
+    Rows' bytes are in `store`, or where `elsewhere` says by their labels.
     Returns the leaves that were put there, but for those filled in place.
     """
     _check_in_place(state, found.leaves)
@@ -91,7 +99,7 @@ def fill_match(  # noqa: PLR0917
     targets: dict[int, list[Tensor]] = {at: list(into) for at, into in found.filled.items()}
     for fresh, tensor in made.items():
         targets.setdefault(fresh.position, []).append(tensor)
-    restore_tensors(list(jobs_of(shards, store, targets)), resources)
+    restore_tensors(list(jobs_of(shards, store, targets, elsewhere)), resources)
     finished = {fresh: finish_fresh(fresh, tensor) for fresh, tensor in made.items()}
     leaves, objects = (fill_fresh(tree, finished.__getitem__) for tree in (leaves, objects))
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from gpuckpt.arrays import Tensor
 from gpuckpt.boxes import Box, cover
@@ -45,8 +46,15 @@ class Task:
         return len(self.portions) == 1 and self.portions[0].nbytes == self.chunk.nbytes
 
 
-def jobs_of(shards: Shards, store: Store, targets: Mapping[int, Iterable[Tensor]]) -> Iterator[Job]:
+def jobs_of(
+    shards: Shards,
+    store: Store,
+    targets: Mapping[int, Iterable[Tensor]],
+    elsewhere: Mapping[str, Store] = MappingProxyType({}),
+) -> Iterator[Job]:
     """What fills each target, by the position of a row of its tensor.
+
+    The rows' bytes are in `store`, or where `elsewhere` says by their labels.
 
     A target is whole or a box; of each shard stored that has some of it, that
     part of the target is filled.  Nothing is wanted twice, but where two
@@ -64,7 +72,8 @@ def jobs_of(shards: Shards, store: Store, targets: Mapping[int, Iterable[Tensor]
             for at, common in cover(boxes, box):
                 found.setdefault(at, []).append(_view(target, common))
         for at, views in sorted(found.items()):
-            yield Job(store, rows[at], tuple(views))
+            place = elsewhere.get(rows[at].spec.label, store)
+            yield Job(place, rows[at], tuple(views))
 
 
 def _view(target: Tensor, box: Box) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from gpuckpt.boxes import Box, gap
 from gpuckpt.manifest import Manifest
 from gpuckpt.spec import Spec
+from gpuckpt.statistics import Statistics
 from gpuckpt.tensors import TensorEntry, by_tensor
 
 
@@ -42,6 +43,24 @@ class Shards:
         if box is None:
             return replace(first, shape=first.full_shape, offset=None, whole=None)
         return replace(first, shape=box.shape, offset=box.offset, whole=first.full_shape)
+
+    def joined(self, position: int) -> TensorEntry:
+        """A row of the whole tensor, to be shown: its shards' chunks one after the other.
+
+        It has statistics only if all shards have, and none overlap.
+        """
+        rows = self.rows(position)
+        if len(rows) == 1:
+            return rows[0]
+        spec = self.spec(position)
+        found = [row.statistics for row in rows if row.statistics is not None]
+        apart = sum(row.spec.nbytes for row in rows) == spec.nbytes
+        return TensorEntry(
+            spec,
+            tuple(chunk for row in rows for chunk in row.chunks),
+            max(row.version for row in rows),
+            sum(found, Statistics()) if apart and len(found) == len(rows) else None,
+        )
 
     def prints(self, position: int) -> list[tuple[Box, list[str]]]:
         """What it consists of: the same for two tensors only if they have the same bytes."""
