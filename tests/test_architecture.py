@@ -30,6 +30,7 @@ ROWS: list[set[str]] = [
         "seal",
         "spans",
         "switching",
+        "runs",
     },
     {
         *("spec", "fingerprint", "statistics", "values", "deltas", "copying", "rounding"),
@@ -42,10 +43,11 @@ ROWS: list[set[str]] = [
     {"devices", "tensors", "outline"},
     {"manifest"},
     {"parts"},
-    {"inventory", "pending", "journal", "derived", "filled", "watch", "deadline"},
+    {"inventory", "pending", "journal", "derived", "filled", "watch", "deadline", "shards"},
     {"sharing", "census", "snapshot", "staging", "coding", "segments", "commit"},
     {"bases", "deltacoding", "matching", "rows", "increments"},
     {"resources", "encoder", "reading"},
+    {"portions"},
     {"save", "restore"},
     {
         "verify",
