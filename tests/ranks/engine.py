@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -113,28 +114,27 @@ def _digests(state: dict[str, Any]) -> dict[str, str]:
 
 
 def _digest_into(node: Any, name: str, found: dict[str, str]) -> None:
-    if isinstance(node, dict):
-        for key, child in node.items():
+    if isinstance(node, dict | list):
+        items = node.items() if isinstance(node, dict) else enumerate(node)
+        for key, child in items:
             _digest_into(child, f"{name}.{key}", found)
-    elif isinstance(node, list):
-        for at, child in enumerate(node):
-            _digest_into(child, f"{name}.{at}", found)
     elif isinstance(node, gpuckpt.Sharded):
-        for at, row in enumerate(node.array):
-            found[f"{name}.{node.offset[0] + at}"] = _sha(row)
+        _note(node.array, node.offset, name, found)
     elif hasattr(node, "addressable_shards"):
         for shard in node.addressable_shards:
-            values = np.asarray(shard.data)
-            first = [part.start or 0 for part in shard.index] or [0]
-            for index in np.ndindex(values.shape):
-                place = [at + begin for at, begin in zip(index, first, strict=True)]
-                found[f"{name}.{place}"] = values[index].tobytes().hex()
-    elif hasattr(node, "full_tensor"):
-        found[name] = _sha(node.full_tensor().detach().numpy())
+            _note(np.asarray(shard.data), [part.start or 0 for part in shard.index], name, found)
     elif hasattr(node, "detach"):
-        found[name] = _sha(node.detach().numpy())
+        whole = node.full_tensor() if hasattr(node, "full_tensor") else node
+        found[name] = _sha(whole.detach().numpy())
     elif isinstance(node, np.ndarray):
         found[name] = _sha(node)
+
+
+def _note(values: Any, offset: Sequence[int], name: str, found: dict[str, str]) -> None:
+    """Each element of a box, under its place in the whole tensor."""
+    for index in np.ndindex(values.shape):
+        place = [at + begin for at, begin in zip(index, offset, strict=True)]
+        found[f"{name}.{place}"] = values[index].tobytes().hex()
 
 
 def _sha(values: Any) -> str:
