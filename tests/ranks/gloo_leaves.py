@@ -6,6 +6,7 @@ import itertools
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -47,9 +48,25 @@ def agree(leaf: Any, name: str = "w", *, full: torch.Tensor | None = None) -> tu
 
     `full` is for tensors that can't be asked; every rank calls this at once.
     """
-    found = look_all(leaf, name)
     if full is None:
         full = leaf.detach().full_tensor() if leaf.device_mesh.get_coordinate() else None
+    found: tuple[Tensor, ...] = ()
+    try:
+        found = checked(leaf, name, full)
+        said: Any = [tensor.spec for tensor in found]
+    except Exception:
+        said = traceback.format_exc()
+    every: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, said)
+    for one in every:
+        assert not isinstance(one, str), one
+    specs: list[Spec] = [spec for specs in every for spec in specs]
+    assert gap([spec.box for spec in specs], Box((0,) * leaf.ndim, tuple(leaf.shape))) is None
+    return found
+
+
+def checked(leaf: Any, name: str, full: torch.Tensor | None) -> tuple[Tensor, ...]:
+    found = look_all(leaf, name)
     for tensor in found:
         box, spec = tensor.spec.box, tensor.spec
         assert tuple(leaf.shape) == spec.full_shape, (spec, leaf.shape)
@@ -58,10 +75,6 @@ def agree(leaf: Any, name: str = "w", *, full: torch.Tensor | None = None) -> tu
         assert str(leaf.dtype) == f"torch.{spec.dtype}"
         if full is not None:
             assert np.array_equal(tensor.array, look_all(full, "")[0].array[box.slices]), spec
-    every: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(every, [tensor.spec for tensor in found])
-    specs: list[Spec] = [spec for specs in every for spec in specs]
-    assert gap([spec.box for spec in specs], Box((0,) * leaf.ndim, tuple(leaf.shape))) is None
     return found
 
 
