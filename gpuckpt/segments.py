@@ -133,6 +133,8 @@ class Reader:
     def __init__(self, file: File) -> None:
         """`file` stays the caller's."""
         self._file = file
+        # Where each request takes long, a chunk is asked for as a whole.
+        self._whole: bool = getattr(file, "whole", False)
 
     def read(self, extent: Extent, room: Bytes) -> Iterator[memoryview]:
         """Bring a chunk's encoded bytes to `room`, which has their length: undoes `Writer.write`.
@@ -142,9 +144,12 @@ class Reader:
         """
         assert room.nbytes == extent.length, (room.nbytes, extent)
         view = room.data
+        if self._whole:
+            self._file.read_into(extent.offset, view)
         for at in range(0, extent.length, PART_NBYTES):
             part = view[at : at + PART_NBYTES]
-            self._file.read_into(extent.offset + at, part)
+            if not self._whole:
+                self._file.read_into(extent.offset + at, part)
             yield part
 
 
