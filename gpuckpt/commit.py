@@ -198,7 +198,7 @@ def _read_manifest(store: Store, name: str) -> bytes:
     nbytes = store.size(name)
     if nbytes > layout.MANIFEST_NBYTES_MAX:
         raise CorruptError(f"{store.root}/{name}", f"{nbytes} bytes are no manifest's")
-    return read_all(store, name)
+    return read_all(store, name, nbytes)
 
 
 @contextlib.contextmanager

@@ -158,9 +158,9 @@ def free_nbytes(store: Store) -> int | None:
     return cast(Measured, store).free_nbytes() if hasattr(store, "free_nbytes") else None
 
 
-def read_all(store: Store, name: str) -> bytes:
-    """A whole (small) file."""
-    buffer = bytearray(store.size(name))
+def read_all(store: Store, name: str, nbytes: int | None = None) -> bytes:
+    """A whole (small) file, or the first so many bytes, if somebody has asked for its size."""
+    buffer = bytearray(store.size(name) if nbytes is None else nbytes)
     store.read_into(name, 0, memoryview(buffer))
     return bytes(buffer)
 

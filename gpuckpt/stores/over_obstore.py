@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import re
 from collections.abc import Iterator
 from datetime import timedelta
@@ -33,6 +34,7 @@ PARTS_IN_FLIGHT = 4
 _PASSING = {408, 409, 425, 429}
 _STATUS = re.compile(r"status(?: code)?:? (\d{3})")
 _RANGE = re.compile(r"[Rr]ange (?:starting|was invalid|not satisfiable)|InvalidRange")
+_XML = re.compile(r"(?s)<\?xml.*?<Code>(.*?)</Code>.*?<Message>(.*?)</Message>.*")
 _PLAIN_HTTP = "if its URL begins with http://, allow that: AWS_ALLOW_HTTP=true, ?allow_http=true"
 _MODES = {"anything": "overwrite", "nothing": "create"}
 _SECRETS = re.compile(
@@ -135,17 +137,8 @@ def open_client(url: str, retries: Retries) -> ObstoreClient:
     parts = urlsplit(url)
     if parts.scheme == "memory":
         return ObstoreClient(_memory(), f"{parts.netloc}/{parts.path}")
-    options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    secret = next((key for key in options if _SECRETS.search(key)), None)
-    if secret is not None or parts.password:
-        what = f"the option {secret}" if secret is not None else "a password"
-        raise InvalidError(
-            f"{parts.scheme}://{parts.hostname}: {what} doesn't belong into a URL, which logs and "
-            "error messages show; give it by the environment or a file, as docs/STORES.md says"
-        )
-    connection: Any = {key: options.pop(key) for key in list(options) if key in _OF_CONNECTIONS}
     place = url.partition("?")[0]
-    config: Any = options
+    config, connection = _options(url)
     backoff = {
         "init_backoff": timedelta(seconds=retries.first_seconds),
         "max_backoff": timedelta(seconds=retries.most_seconds),
@@ -163,6 +156,31 @@ def open_client(url: str, retries: Retries) -> ObstoreClient:
     except Exception as error:
         raise InvalidError(f"{place}: {_line(error)}") from error
     return ObstoreClient(one, many=many)
+
+
+def _options(url: str) -> tuple[dict[str, str], dict[str, str]]:
+    """A URL's options: those of the service, and those of the connection.
+
+    Where there are any of the connection, obstore looks for none in the
+    environment; but one that allows plain HTTP is taken from there all the same.
+
+    Raises:
+        InvalidError: one is a secret.
+    """
+    parts = urlsplit(url)
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    secret = next((key for key in options if _SECRETS.search(key)), None)
+    if secret is not None or parts.password:
+        what = f"the option {secret}" if secret is not None else "a password"
+        raise InvalidError(
+            f"{parts.scheme}://{parts.hostname}: {what} doesn't belong into a URL, which logs and "
+            "error messages show; give it by the environment or a file, as docs/STORES.md says"
+        )
+    connection = {key: options.pop(key) for key in list(options) if key in _OF_CONNECTIONS}
+    for service in ("AWS", "AZURE", "GOOGLE") if connection else ():
+        if allowed := os.environ.get(f"{service}_ALLOW_HTTP"):
+            connection.setdefault("allow_http", allowed)
+    return options, connection
 
 
 @functools.cache
@@ -203,8 +221,10 @@ def _told() -> Iterator[None]:
 
 
 def _line(error: BaseException, most: int = 400) -> str:
-    """What an error says first; obstore adds what is of use to its makers."""
-    return " ".join(str(error).partition("\n\nDebug source")[0].split())[:most]
+    """What an error says first; obstore adds what is of use to its makers, services XML."""
+    text = str(error).partition("\n\nDebug source")[0]
+    text = _XML.sub(lambda found: f"{found[1]} ({found[2]})", text)
+    return " ".join(text.split())[:most]
 
 
 def _known(tag: Tag) -> dict[str, str]:
