@@ -31,7 +31,7 @@ from gpuckpt.manifest import (
 from gpuckpt.seal import INDEX, Seal
 from gpuckpt.spans import Lap
 from gpuckpt.spec import Extent
-from gpuckpt.stores import Appender, Bytes, File, Opens, Store
+from gpuckpt.stores import Ahead, Appender, Bytes, File, Opens, Store
 from gpuckpt.values import parse_json
 
 # A part is still in a core's own cache when it is looked at for the second time.
@@ -134,7 +134,17 @@ class Reader:
         """`file` stays the caller's."""
         self._file = file
         # Where each request takes long, a chunk is asked for as a whole.
-        self._whole: bool = getattr(file, "whole", False)
+        self._ahead = cast(Ahead, file) if hasattr(file, "expect") else None
+
+    def expect(self, extents: Sequence[Extent]) -> None:
+        """Tell that these will be read, one after the other; where requests are slow, in one."""
+        if self._ahead is None or len(extents) < 2:
+            return
+        begin = min(extent.offset for extent in extents)
+        end = max(extent.offset + extent.length for extent in extents)
+        # What lies between them would be read in vain.
+        if end - begin <= 2 * sum(extent.length for extent in extents):
+            self._ahead.expect(begin, end - begin)
 
     def read(self, extent: Extent, room: Bytes) -> Iterator[memoryview]:
         """Bring a chunk's encoded bytes to `room`, which has their length: undoes `Writer.write`.
@@ -144,11 +154,11 @@ class Reader:
         """
         assert room.nbytes == extent.length, (room.nbytes, extent)
         view = room.data
-        if self._whole:
+        if self._ahead is not None:
             self._file.read_into(extent.offset, view)
         for at in range(0, extent.length, PART_NBYTES):
             part = view[at : at + PART_NBYTES]
-            if not self._whole:
+            if self._ahead is None:
                 self._file.read_into(extent.offset + at, part)
             yield part
 

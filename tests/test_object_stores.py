@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import subprocess
 import sys
 import threading
@@ -42,6 +43,7 @@ from gpuckpt.commit import commit
 from gpuckpt.errors import InvalidError, LockedError, NotFoundError, StorageError
 from gpuckpt.layout import LOCK, manifest_name
 from gpuckpt.manifest import unpack_manifest
+from gpuckpt.restore import READS_TOGETHER
 from gpuckpt.stores import read_all, write_all
 from gpuckpt.stores.clients import (
     ClashError,
@@ -128,6 +130,29 @@ class TestFsspecsFiles(StoreContract):
     @pytest.fixture
     def again(self, store: ObjectStore) -> ObjectStore:
         return store_of(store._client)
+
+
+def test_where_a_file_cannot_be_replaced_it_is_removed_first(tmp_path):
+    """As on HDFS."""
+    pytest.importorskip("fsspec")
+    from fsspec.implementations.local import LocalFileSystem
+
+    from gpuckpt.stores.over_fsspec import FsspecClient
+
+    class Strict(LocalFileSystem):
+        cachable = False
+
+        def mv(self, path1: str, path2: str, **_: Any) -> None:
+            if self.exists(path2):
+                raise OSError("the destination exists")
+            super().mv(path1, path2)
+
+    store = store_of(FsspecClient(Strict(), str(tmp_path)))
+    for content in (b"old", b"new"):
+        with store.lock():
+            store.publish("m", content)
+        assert read_all(store, "m") == content
+    assert store.names() == ["lock", "m"]
 
 
 def running(server: contextlib.AbstractContextManager[Endpoint]) -> Iterator[Endpoint]:
@@ -645,6 +670,21 @@ def test_an_upload_whose_last_answer_was_lost_is_known_for_a_success():
     client.strike = failing("put_parts", "after")
     write_all(store, "f", bytes(3 * PART_NBYTES))
     assert client.objects["f"][0] == bytes(3 * PART_NBYTES)
+
+
+# How many requests there are
+
+
+def test_small_chunks_that_follow_each_other_are_read_by_few_requests():
+    client = Objects()
+    store = store_of(client)
+    state = {str(at): np.full(50, at) for at in range(500)}
+    gpuckpt.save("", state, store=store)
+    client.asked.clear()
+    found = gpuckpt.load("", store=store)
+    assert all(np.array_equal(found[name], array) for name, array in state.items())
+    reads = [one for one in client.asked if ".segment" in one]
+    assert len(reads) == math.ceil(len(state) / READS_TOGETHER)
 
 
 # Requests that are struck

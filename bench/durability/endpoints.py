@@ -149,14 +149,13 @@ def _listens(port: int) -> bool:
 
 
 def _npm(command: str) -> list[str]:
-    """A command of an npm package: on the path, or where `GPUCKPT_NPM` says."""
-    where = os.environ.get("GPUCKPT_NPM")
-    folders = None if where is None else str(Path(where) / "node_modules" / ".bin")
-    found = shutil.which(command, path=folders)
+    """A command of an npm package: in the folder `npm` of this environment, or on the path."""
+    here = Path(sys.prefix) / "npm" / "node_modules" / ".bin"
+    found = shutil.which(command, path=str(here)) or shutil.which(command)
     node = shutil.which("node")
     if found is None or node is None:
         raise AbsentError(
-            f"{command} isn't installed: npm install s3rver azurite, and GPUCKPT_NPM=<where>"
+            f"{command} isn't installed: npm install --prefix .venv/npm s3rver@3.7.1 azurite@3.35.0"
         )
     return [node, str(Path(found).resolve())]
 

@@ -127,13 +127,18 @@ class Publishes(Protocol):
 
 
 class File(Protocol):
-    """A file that is open for reading, by one thread.  Raises what a `Store` does.
-
-    One that has an attribute `whole`, which is true, wants to be asked for much at once.
-    """
+    """A file that is open for reading, by one thread.  Raises what a `Store` does."""
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` (uint8) from `offset` on; `CorruptError` if the file ends before."""
+        ...
+
+
+class Ahead(File, Protocol):
+    """A `File` that wants to be asked for much at once, since each request takes long."""
+
+    def expect(self, offset: int, nbytes: int) -> None:
+        """Read these bytes now, and keep them for what will be asked for."""
         ...
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 from gpuckpt.errors import CorruptError, LockedError, NotFoundError, StorageError
 from gpuckpt.layout import LOCK
@@ -158,14 +157,24 @@ class ObjectStore:
         return found < nbytes
 
 
-@dataclass(frozen=True, slots=True)
 class ObjectFile:
-    """An object, of which parts are read, by as few requests as can be."""
+    """An object, of which parts are read, by as few requests as can be: an `Ahead` file."""
 
-    store: ObjectStore
-    name: str
-    whole: bool = True
+    def __init__(self, store: ObjectStore, name: str) -> None:
+        """Asks for nothing yet."""
+        self._store, self._name = store, name
+        self._begin, self._ahead = 0, memoryview(b"")
+
+    def expect(self, offset: int, nbytes: int) -> None:
+        """Read these bytes now, and keep them for what will be asked for."""
+        room = memoryview(bytearray(nbytes))
+        self._store.read_into(self._name, offset, room)
+        self._begin, self._ahead = offset, room
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset` on."""
-        self.store.read_into(self.name, offset, buffer)
+        at = offset - self._begin
+        if at >= 0 and at + buffer.nbytes <= self._ahead.nbytes:
+            buffer.cast("B")[:] = self._ahead[at : at + buffer.nbytes]
+        else:
+            self._store.read_into(self._name, offset, buffer)
