@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -54,10 +55,12 @@ from gpuckpt.stores.clients import (
     PassingError,
     RefusedError,
     Tag,
+    UnableError,
 )
 from gpuckpt.stores.lease import SKEW_SECONDS, Holder
 from gpuckpt.stores.objects import ObjectStore
 from gpuckpt.stores.opening import open_store
+from gpuckpt.stores.over_obstore import open_client
 from gpuckpt.stores.retrying import Retries
 from tests.stores_contract import StoreContract, small_manifest
 
@@ -139,7 +142,7 @@ def test_where_a_file_cannot_be_replaced_it_is_removed_first(tmp_path):
 
     from gpuckpt.stores.over_fsspec import FsspecClient
 
-    class Strict(LocalFileSystem):
+    class Strict(LocalFileSystem):  # type: ignore[misc]
         cachable = False
 
         def mv(self, path1: str, path2: str, **_: Any) -> None:
@@ -585,9 +588,55 @@ def test_waits_lie_between_nothing_and_a_bound_that_doubles(tries, first, most):
         raise PassingError("down")
 
     with pytest.raises(PassingError):
-        Retries(tries, first, most, slept.append, choose).run(ask)
+        Retries(tries, first, most, sleep=slept.append, choose=choose).run(ask)
     assert bounds == [(0.0, min(most, first * 2**at)) for at in range(tries - 1)]
     assert slept == [high / 2 for _, high in bounds]
+
+
+def test_no_try_is_begun_after_the_time_for_all_of_them():
+    client = Objects()
+    store = ObjectStore(client, "test://root", retries=Retries(total_seconds=-1.0))
+    client.strike = failing("list", "before", 99)
+    with pytest.raises(StorageError, match=r"can't list test://root: 503.*tried 1 times"):
+        store.names()
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        *((500, PassingError), (503, PassingError), (429, PassingError), (408, PassingError)),
+        *((400, RefusedError), (403, RefusedError), (404, MissingError), (412, ClashError)),
+        *((409, ClashError), (501, UnableError)),
+    ],
+)
+def test_what_a_service_answers_is_known_for_what_it_is(status, kind):
+    pytest.importorskip("obstore")
+    body = b"<?xml version='1.0'?><Error><Code>Why</Code><Message>so</Message></Error>"
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Answer)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}"
+        with environment({"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}):
+            client = open_client(f"s3://bucket/run?endpoint={url}&allow_http=true", HASTY)
+        with pytest.raises(kind, match=r"Why \(so\)"):
+            client.put("m", b"x", "nothing")
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def test_what_will_not_go_well_next_time_is_not_tried_again():

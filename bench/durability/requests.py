@@ -7,7 +7,8 @@ from each request on.  Then what is there is looked at without the proxy: the
 last step that was said to be durable, or a later one, is there, bit for bit;
 every step is whole; and after the next save nothing is left over.
 
-`python -m bench.durability requests [--every N]` takes every Nth of them.
+`python -m bench.durability requests [--every N]` takes every Nth of them;
+`--count` only counts the requests of a run that nothing strikes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import contextlib
 import itertools
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,6 +63,7 @@ class Outcome:
     told: int = 1
     errors: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
+    ends: dict[str, int] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
 
 
@@ -80,13 +82,18 @@ class Campaign:
         outcome = Outcome()
         self._proxy.arm(choose)
         try:
-            _train(struck, outcome)
+            _train(struck, outcome, lambda what: outcome.ends.update({what: self.count}))
         except gpuckpt.CheckpointError as error:
             outcome.errors.append(f"{type(error).__name__}: {error}")
         outcome.requests = list(self._proxy.asked)
         self._proxy.arm(lambda _: None)
         outcome.wrong += _found_wrong(direct, outcome.told)
         return outcome
+
+    @property
+    def count(self) -> int:
+        """How many requests there have been in this run."""
+        return len(self._proxy.asked)
 
     def store(self, root: str, url: str) -> ObjectStore:
         """A root through one URL or the other."""
@@ -95,9 +102,10 @@ class Campaign:
         return ObjectStore(client, root, retries=RETRIES, part_nbytes=PART_NBYTES)
 
 
-def _train(store: ObjectStore, outcome: Outcome) -> None:
+def _train(store: ObjectStore, outcome: Outcome, ends: Callable[[str], object]) -> None:
     options: Any = {"keep": gpuckpt.Keep(last=1), "codec": "raw", "memory": MEMORY}
     with gpuckpt.Checkpointer("", store=store, **options) as ckpt:
+        ends("open")
         for step in (2, 3):
             try:
                 ckpt.save(step, state_at(step)).result()
@@ -107,8 +115,10 @@ def _train(store: ObjectStore, outcome: Outcome) -> None:
                 outcome.errors.append(f"step {step}: {type(error).__name__}: {error}")
             with contextlib.suppress(gpuckpt.CheckpointError):
                 ckpt.wait()
+            ends(f"save {step}")
         state = state_at(1)
         done = ckpt.resume(state)
+        ends("resume")
         if done < outcome.told or not same(state, state_at(done)):
             outcome.wrong.append(f"resumed with {done} after {outcome.told}, or other bytes")
 
@@ -162,15 +172,39 @@ def plans(count: int) -> list[tuple[str, Choose]]:
     return one + gone
 
 
+def kinds(outcome: Outcome) -> dict[str, Counter[str]]:
+    """The requests of each stage of a run, by their kinds."""
+    begin, found = 0, {}
+    for stage, end in [*outcome.ends.items(), ("close", len(outcome.requests))]:
+        found[stage] = Counter(map(_kind, outcome.requests[begin:end]))
+        begin = end
+    return found
+
+
+def _kind(request: str) -> str:
+    method, _, place = request.partition(" ")
+    path, _, query = place.partition("?")
+    what = "list" if "list-type" in query else path.rpartition(".")[2].rpartition("/")[2]
+    how = {"uploads=": " (begin)", "delete": " (delete)"}.get(query, "")
+    how = " (part)" if "partNumber" in query else " (end)" if query.startswith("uploadId") else how
+    return f"{method} {what}{how}"
+
+
 def main(words: list[str]) -> int:
     """Run them, and say what was found; 1 if anything was wrong."""
     parser = argparse.ArgumentParser("python -m bench.durability requests", description=__doc__)
     parser.add_argument("--every", type=int, default=1)
-    every = parser.parse_args(words).every
+    parser.add_argument("--count", action="store_true")
+    given = parser.parse_args(words)
     begun, tally = time.monotonic(), Counter[str]()
     with campaign() as runs:
-        requests = runs.run(lambda _: None).requests
-        chosen = plans(len(requests))[::every]
+        clean = runs.run(lambda _: None)
+        requests = clean.requests
+        if given.count:
+            for stage, found in kinds(clean).items():
+                print(f"{stage}: {found.total()}: {dict(found)}")
+            return 0
+        chosen = plans(len(requests))[:: given.every]
         for name, choose in chosen:
             outcome = runs.run(choose)
             tally["raised an error" if outcome.errors else "went on"] += 1

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 from gpuckpt.errors import CorruptError, LockedError, NotFoundError, StorageError
 from gpuckpt.layout import LOCK
+from gpuckpt.ordered import ordered_map
 from gpuckpt.stores.clients import ClashError, Client, Over, PassingError, RefusedError
 from gpuckpt.stores.conditions import put_over
 from gpuckpt.stores.lease import LEASE_SECONDS, Lease
@@ -69,9 +69,8 @@ class ObjectStore:
             for at, part in parts:
                 self._read(name, at, part)
             return
-        with ThreadPoolExecutor(RANGES_IN_FLIGHT, "gpuckpt-range") as threads:
-            for done in [threads.submit(self._read, name, at, part) for at, part in parts]:
-                done.result()
+        for _ in ordered_map(lambda part: self._read(name, *part), parts, workers=RANGES_IN_FLIGHT):
+            pass
 
     def size(self, name: str) -> int:
         """Bytes in an object."""

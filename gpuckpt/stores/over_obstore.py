@@ -32,6 +32,7 @@ SCHEMES = ("s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "memory")
 PARTS_IN_FLIGHT = 4
 # Another try is worth it after these; no other answer that begins with a 4 changes by itself.
 _PASSING = {408, 409, 425, 429}
+_NOT_IMPLEMENTED = 501
 _STATUS = re.compile(r"status(?: code)?:? (\d{3})")
 _RANGE = re.compile(r"[Rr]ange (?:starting|was invalid|not satisfiable)|InvalidRange")
 _XML = re.compile(r"(?s)<\?xml.*?<Code>(.*?)</Code>.*?<Message>(.*?)</Message>.*")
@@ -213,6 +214,8 @@ def _told() -> Iterator[None]:
         code = int(status[1]) if status is not None else 0
         passing = code not in range(400, 500) or code in _PASSING
         kind = RefusedError if not passing or _RANGE.search(str(error)) else PassingError
+        if code == _NOT_IMPLEMENTED:
+            raise UnableError(_line(error)) from error
         if "HTTP error: builder error" in str(error):
             raise RefusedError(f"{_line(error)}; {_PLAIN_HTTP}") from error
         raise kind(_line(error)) from error

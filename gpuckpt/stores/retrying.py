@@ -7,6 +7,7 @@ at once.
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from gpuckpt.errors import NotFoundError, StorageError
-from gpuckpt.stores.clients import MissingError, PassingError, RefusedError
+from gpuckpt.stores.clients import MissingError, PassingError, RefusedError, UnableError
 
 T = TypeVar("T")
 
@@ -23,20 +24,27 @@ _DOWN = "see whether the service and the network are up, and try again"
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """How often a request is tried, and how long the waits between two tries may be at most."""
+    """How often a request is tried, and how long the waits between two tries may be at most.
+
+    After `total_seconds` no further try is begun.
+    """
 
     tries: int = 10
     first_seconds: float = 0.1
     most_seconds: float = 10.0
+    total_seconds: float = 180.0
     sleep: Callable[[float], object] = time.sleep
     choose: Callable[[float, float], float] = random.uniform
 
     def run(self, ask: Callable[[], T]) -> T:
         """What `ask` returns, once it doesn't raise `PassingError`; that, after the last try."""
+        begun = time.monotonic()
         for at in range(self.tries - 1):
             try:
                 return ask()
             except PassingError:
+                if time.monotonic() - begun > self.total_seconds:
+                    raise
                 most = min(self.first_seconds * 2**at, self.most_seconds)
                 self.sleep(self.choose(0.0, most))
         return ask()
@@ -50,18 +58,23 @@ class Requests:
         self.root, self._retries = root, retries
 
     def run(self, verb: str, name: str, ask: Callable[[], T]) -> T:
-        """What `ask` returns, tried often enough; a `ClashError` or `UnableError` is left as it is.
+        """What `ask` returns, tried often enough; a `ClashError` is left as it is.
 
         Raises:
             NotFoundError: there is no such object.
             StorageError: the service refuses or, if it is `maybe`, doesn't answer.
         """
-        begun = time.monotonic()
+        begun, tries = time.monotonic(), itertools.count()
+
+        def counted() -> T:
+            next(tries)
+            return ask()
+
         try:
-            return self._retries.run(ask)
+            return self._retries.run(counted)
         except PassingError as error:
             seconds = time.monotonic() - begun
-            tried = f"tried {self._retries.tries} times in {seconds:.1f} s"
+            tried = f"tried {next(tries)} times in {seconds:.1f} s"
             refusal = StorageError(f"can't {verb} {self.place(name)}: {error} ({tried}); {_DOWN}")
             refusal.maybe = True
             raise refusal from error
@@ -70,7 +83,7 @@ class Requests:
                 raise NotFoundError(f"{self.place(name)}: there is no such object") from error
             advice = "see whether the bucket is there, and make it first"
             raise StorageError(f"can't {verb} {self.place(name)}: {error}; {advice}") from error
-        except RefusedError as error:
+        except (RefusedError, UnableError) as error:
             raise StorageError(f"can't {verb} {self.place(name)}: {error}") from error
 
     def place(self, name: str) -> str:
