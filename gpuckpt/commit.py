@@ -11,6 +11,12 @@ Commit:
                                  after it the new one.
 5. Sync the names.               Only now may `commit` return: returning promises durability.
 
+A store that has no rename has no page cache, either, nor directories to sync:
+what it said it has is durable, name and all.  There steps 3 to 5 are one:
+
+3. See that the lock is ours     A manifest's put is the commit point, and whole or not at all.
+   still, and put the manifest.
+
 Delete:
 
 1. Remove the manifests.         From here on nothing names the data any more.
@@ -23,13 +29,14 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import cast
 
 from gpuckpt import layout
 from gpuckpt.errors import CheckpointError, CorruptError, NotFoundError, StorageError
 from gpuckpt.manifest import Manifest, pack_manifest, unpack_files, unpack_manifest
 from gpuckpt.parts import read_parts
 from gpuckpt.seal import Seal
-from gpuckpt.stores import Store, read_all, write_all
+from gpuckpt.stores import Publishes, Renames, Store, read_all, write_all
 
 log = logging.getLogger("gpuckpt")
 
@@ -46,6 +53,9 @@ def commit(
     power.
     """
     name = layout.manifest_name(manifest.step)
+    if hasattr(store, "publish"):  # `isinstance` of a protocol takes long
+        _publish(store, name, manifest, abandon=abandon, seal=seal)
+        return
     temporary = name + layout.TEMPORARY
     try:
         store.sync_names()  # 2
@@ -56,11 +66,31 @@ def commit(
         abandon()
         raise
     try:
-        store.rename(temporary, name)  # 4
+        cast(Renames, store).rename(temporary, name)  # 4
         store.sync_names()  # 5
     except CheckpointError as error:
         # Without `errno`: whoever would make room and try again can't know what is there.
         raise StorageError(f"{error}; it may be there all the same, or after a reboot") from error
+
+
+def _publish(
+    store: Store,
+    name: str,
+    manifest: Manifest,
+    *,
+    abandon: Callable[[], object],
+    seal: Seal | None,
+) -> None:
+    """Put a manifest in one step; the segments stay if it may have come to be."""
+    sent = False
+    try:
+        data = pack_manifest(manifest, seal)
+        sent = True
+        cast(Publishes, store).publish(name, data)  # 3
+    except BaseException as error:
+        if not sent or (isinstance(error, CheckpointError) and not getattr(error, "maybe", False)):
+            abandon()
+        raise
 
 
 def open_step(
@@ -173,7 +203,7 @@ def _read_manifest(store: Store, name: str) -> bytes:
     nbytes = store.size(name)
     if nbytes > layout.MANIFEST_NBYTES_MAX:
         raise CorruptError(f"{store.root}/{name}", f"{nbytes} bytes are no manifest's")
-    return read_all(store, name)
+    return read_all(store, name, nbytes)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 
 from gpuckpt import layout
 from gpuckpt.commit import sweep
-from gpuckpt.errors import CheckpointError, StorageError
+from gpuckpt.errors import CheckpointError, LockedError, StorageError
 from gpuckpt.increments import Before
 from gpuckpt.inventory import Snapshot
 from gpuckpt.manifest import Manifest
@@ -171,6 +171,7 @@ def _naming(step: int) -> Iterator[None]:
     try:
         yield
     except StorageError as error:
-        refusal = StorageError(f"step {step} was not saved: {error}")
+        kind = LockedError if isinstance(error, LockedError) else StorageError
+        refusal = kind(f"step {step} was not saved: {error}")
         refusal.errno = error.errno
         raise refusal from error
