@@ -29,6 +29,8 @@ from gpuckpt.retention import Keep
 from gpuckpt.rng import RNG
 from gpuckpt.schedule import Every
 from gpuckpt.stats import Stats
+from gpuckpt.tiers import Tier
+from gpuckpt.tierstats import TierStats
 from gpuckpt.warm import Report, warm_start
 
 __all__ = [
@@ -58,6 +60,8 @@ __all__ = [
     "Report",
     "Stats",
     "StorageError",
+    "Tier",
+    "TierStats",
     "TornError",
     "UnsupportedError",
     "__version__",

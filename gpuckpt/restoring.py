@@ -6,34 +6,34 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-from gpuckpt.commit import steps
 from gpuckpt.errors import AuthenticationError, CorruptError, StorageError
-from gpuckpt.fallback import restore_step
+from gpuckpt.fallback import Restoration
 from gpuckpt.governor import Governor
 from gpuckpt.matching import Rename
+from gpuckpt.nearest import find_steps, take_nearest
 from gpuckpt.remarks import remark
 from gpuckpt.resources import Resources
 from gpuckpt.saving import Saves
 from gpuckpt.seal import Seal
-from gpuckpt.stores import Store
+from gpuckpt.tiered import Tiers
 
 log = logging.getLogger("gpuckpt")
 
 
 class Restores:
-    """Restores committed steps into a state, in place."""
+    """Restores committed steps into a state, in place, from the nearest tier that has them."""
 
     def __init__(
         self,
-        store: Store,
+        tiers: Tiers,
         resources: Resources,
         saves: Saves,
         governor: Governor,
         *,
         seal: Seal | None = None,
     ) -> None:
-        """`saves` and `governor` are those of the checkpointer."""
-        self._store, self._resources, self._seal = store, resources, seal
+        """`tiers`, `saves` and `governor` are those of the checkpointer."""
+        self._tiers, self._resources, self._seal = tiers, resources, seal
         self._saves, self._governor = saves, governor
 
     def newest(self, state: Any, *, fallback: bool, stacklevel: int) -> int:
@@ -43,7 +43,7 @@ class Restores:
         """
         self._saves.reap(wait=True)
         done = 0
-        if steps(self._store):
+        if find_steps(self._tiers.stores)[0]:
             done = self.restore(state, None, fallback=fallback, stacklevel=stacklevel + 1)
         if self._governor.plans_saves:
             self._saves.reserve(state)
@@ -62,18 +62,17 @@ class Restores:
     ) -> int:
         """Restore a step, the newest unless named, once no save is in flight; its number.
 
-        Who called is told, `stacklevel` frames up, if another step was taken.
-        After an error the next save refers to nothing that may be damaged.
+        It is taken from the nearest tier that has it whole.  Who called is
+        told, `stacklevel` frames up, if another tier or step was taken.  After
+        that, and after an error, the next save refers to nothing that may be
+        damaged or isn't there.
         """
         self._saves.reap(wait=True)
+        restoration = Restoration(state, self._resources, names=names, rename=rename, strict=strict)
+        stores = self._tiers.stores
         try:
-            taken = restore_step(
-                *(state, self._store, self._resources, step),
-                names=names,
-                rename=rename,
-                strict=strict,
-                fallback=fallback,
-                seal=self._seal,
+            store, taken = take_nearest(
+                *(stores, step, restoration.take), fallback=fallback, seal=self._seal
             )
         except (AuthenticationError, CorruptError, StorageError):
             self._saves.go_on_from(None)
@@ -81,7 +80,8 @@ class Restores:
         manifest, found = taken.manifest, taken.result
         for name in [*found.missing, *found.mismatched]:
             log.warning("%s keeps its value: step %d doesn't fit it", name, manifest.step)
-        self._saves.go_on_from(manifest)
+        self._saves.go_on_from(manifest, anew=store is not stores[0])
         self._governor.resumed(manifest.step, manifest.epoch)
+        self._tiers.resumed(manifest.step, manifest.epoch)
         remark(taken.remarks, stacklevel=stacklevel + 1)
         return manifest.step

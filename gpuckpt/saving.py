@@ -29,6 +29,7 @@ from gpuckpt.space import Room, save_with_room
 from gpuckpt.spans import Lap, Spans
 from gpuckpt.stats import Fastest, Stats
 from gpuckpt.stores import Store
+from gpuckpt.tiered import Tiers
 
 
 class Saves:
@@ -44,13 +45,15 @@ class Saves:
         keep: Keep | None,
         journal: Journal | None,
         seal: Seal | None = None,
+        tiers: Tiers | None = None,
     ) -> None:
+        self.tiers = tiers or Tiers(store)
         self._store, self._resources, self._options = store, resources, options
         self._governor, self._keep, self._journal = governor, keep, journal
         self._seal = seal
         self._census, self._fastest = Census(), Fastest()
         self._planner = Planner(resources.chunk_nbytes, split=options.codec != "raw")
-        self._updates_seen = False
+        self._updates_seen = self._anew = False
         self._taken = Taken()
         self.committed: int | None = None
         """The step that was saved last, as far as that was taken note of; None after a restore."""
@@ -80,16 +83,18 @@ class Saves:
         stats = Stats(header.step, codec=self._options.codec, spans=spans)
         self.reap(wait=True)
         self._governor.begin()
+        if self.tiers.damaged:
+            self.tiers.damaged, self._anew = False, True
         if way is not None:
             self._governor.effort = Effort(self._resources.workers, way.codec)
             stats.codec, stats.left_seconds = way.codec, max(left, 0.0)
             stats.predicted_seconds = way.seconds or 0.0
         lap.mark("wait")
         snapshot = self._capture(state, stats, lap)
-        pending = Pending(stats, snapshot.staged)
+        pending = Pending(stats, snapshot.staged, self.tiers.begin(header.step))
         self.save = BackgroundSave(
             *(snapshot, pending, lambda: self._write(snapshot, header, stats), self._store.root),
-            after=partial(prune_quietly, self._store, self._keep, seal=self._seal),
+            after=partial(self._committed, pending),
             beside=True,
             journal=self._journal,
         )
@@ -105,9 +110,13 @@ class Saves:
         self._governor.saved()
         return pending
 
-    def go_on_from(self, manifest: Manifest | None) -> None:
-        """The state is that of a committed step now, or of none."""
+    def go_on_from(self, manifest: Manifest | None, *, anew: bool = False) -> None:
+        """The state is that of a committed step now, or of none.
+
+        With `anew` the next save refers to none of its files: they may not be here.
+        """
         self.previous, self.committed = manifest, None
+        self._anew = self._anew or anew
 
     def recall(self) -> None:
         """Take note of how long saves of runs before have taken, if there is a log of them."""
@@ -192,7 +201,8 @@ class Saves:
         return snapshot
 
     def _write(self, snapshot: Snapshot, header: Header, stats: Stats) -> Manifest:
-        effort, full_every, begun = self._governor.effort, self._options.full_every, self.save
+        effort, begun = self._governor.effort, self.save
+        full_every = 1 if self._anew else self._options.full_every
         assert begun is not None
         with self._governor.beside(stats):
             save = partial(
@@ -205,14 +215,20 @@ class Saves:
                 check=begun.check,
                 seal=self._seal,
             )
-            room = Room(self._store, self._keep, self.previous, full_every, self._seal)
+            held = self.tiers.held()
+            room = Room(self._store, self._keep, self.previous, full_every, self._seal, held=held)
             asked = self._options.codec
             manifest = save_with_room(save, snapshot, room, stats, codec=effort.codec, asked=asked)
         # Here, so that the loop needn't take the one before apart.
-        before, self.previous = self.previous, manifest
+        before, self.previous, self._anew = self.previous, manifest, False
         stats.remarks = remarks_on(manifest, before)
         self._fastest.compare(stats)
         return manifest
+
+    def _committed(self, pending: Pending, manifest: Manifest) -> None:
+        """Let a step go up before any that it replaces may be deleted."""
+        self.tiers.offer(manifest, pending.tiers)
+        prune_quietly(self._store, self._keep, manifest, self._seal, self.tiers.held())
 
     def _planned(self, inventory: Inventory) -> Mapping[str, Plan]:
         """Plans for the state, and the slots that its chunks will need."""
