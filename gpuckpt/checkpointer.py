@@ -293,7 +293,7 @@ class Checkpointer:
         time = TimeLeft(timeout)
         self._saves.reap(wait=True, seconds=time.seconds)
         if tier == "all":
-            self._tiers.wait(time.seconds, on_error, stacklevel=3)
+            self._tiers.complete(time.seconds, on_error, stacklevel=3)
             self._tiers.tell(on_error, stacklevel=3)
 
     def close(self, timeout: float | str | timedelta | None = None) -> None:

@@ -208,7 +208,7 @@ def _runs(source: Store, name: str, chunks: Iterable[ChunkEntry], seal: Seal | N
     """What a segment's bytes must be, from its first to its last."""
     where = f"{source.root}/{name}"
     _, tensors = read_index(source, name, seal)  # looks at header, index and trailer
-    header, trailer = _read(source, name, 0, layout.HEADER.size), read_trailer(source, name)
+    trailer = read_trailer(source, name)
     every: dict[int, ChunkEntry] = {}
     for chunk in (*chunks, *(one for entry in chunks_of(tensors) for one in entry.links)):
         extent = chunk.extent
@@ -219,7 +219,7 @@ def _runs(source: Store, name: str, chunks: Iterable[ChunkEntry], seal: Seal | N
             raise CorruptError(
                 f"{where} at offset {extent.offset}", "manifest and index don't say the same of it"
             )
-    found = [_Run(layout.HEADER.size, checksum([header]))]
+    found = [_Run(layout.HEADER.size, checksum([layout.pack_header()]))]
     for offset, chunk in sorted(every.items()):
         if offset < found[-1].end or offset + chunk.extent.length > trailer.offset:
             raise CorruptError(f"{where} at offset {offset}", "chunks overlap")
@@ -232,12 +232,6 @@ def _runs(source: Store, name: str, chunks: Iterable[ChunkEntry], seal: Seal | N
     found.append(_Run(end, trailer.checksum.hex(), bits=128))
     last = checksum([layout.pack_trailer(trailer)])
     return [*found, _Run(end + layout.TRAILER.size, last)]
-
-
-def _read(source: Store, name: str, offset: int, nbytes: int) -> bytes:
-    buffer = bytearray(nbytes)
-    source.read_into(name, offset, memoryview(buffer))
-    return bytes(buffer)
 
 
 @contextlib.contextmanager

@@ -90,7 +90,7 @@ class Tiers:
         if failures and on_error == "raise":
             raise failures[0]
 
-    def wait(self, seconds: float | None, on_error: str, *, stacklevel: int) -> None:
+    def complete(self, seconds: float | None, on_error: str, *, stacklevel: int) -> None:
         """Wait until every tier has what is to go up, or doesn't take it.
 
         Raises:

@@ -158,15 +158,12 @@ class Uploader:
         self._wake()
         if not self._apart.ended.wait(WIND_DOWN_SECONDS):
             self._say(f"{self.store.root}: its storage doesn't answer; it stays locked")
-        left, why = (
-            self.lane.steps,
-            self._trouble or BusyError(f"there was no time ({seconds:g} s)"),
-        )
+        left = self.lane.steps
+        why = self._trouble or BusyError(f"it wasn't up after {seconds:.1f} s")
         self.lane.clear(why)
         if not left:
             return ""
-        which = f"step {left[-1]} isn't" if len(left) == 1 else f"steps {left} aren't"
-        return f"{which} in {self.store.root}: {why}; in {self._local.root} they are"
+        return f"{self.store.root} lacks steps {left}, which {self._local.root} has: {why}"
 
     def _run(self) -> None:
         with contextlib.ExitStack() as held:
@@ -198,6 +195,7 @@ class Uploader:
             if self._trouble is not None:
                 self._say(f"{self.store.root} is back, and has step {self.durable}")
             self._trouble, self._pause = None, 0.0
+            self._let_go()
 
     def _take(self, held: contextlib.ExitStack) -> None:
         """Lock the tier, sweep it, and see what it has."""
@@ -255,7 +253,6 @@ class Uploader:
         job.stats.finish("durable")
         log.info("step %d is durable in %s", self.durable, self.store.root)
         prune_quietly(self.store, self.tier.keep, job.manifest, self._seal)
-        self._let_go()
 
     def _damaged(self, job: Job, error: DamagedError) -> None:
         failure = CorruptError(
@@ -267,7 +264,6 @@ class Uploader:
         log.warning("%s", failure)
         job.stats.finish("failed", error)
         self.errors.append(failure)
-        self._let_go()
 
     def _let_go(self) -> None:
         self.lane.let_go()
@@ -286,8 +282,8 @@ class Uploader:
                 f"{self.store.root} can't be written to: {error}; the run goes on, its steps are "
                 f"in {self._local.root}, and it is tried again until it works"
             )
-        if not isinstance(error, CheckpointError):
-            log.error("this isn't an error of the storage's", exc_info=error)
+            if not isinstance(error, CheckpointError):
+                log.error("this isn't an error of the storage's", exc_info=error)
         self._trouble = error
         self._failures += 1
 
