@@ -62,7 +62,7 @@ class Uploader:
         self._schedule = Schedule(tier.every, clock) if isinstance(tier.every, Every) else None
         self.lane = Lane()
         self._known: set[str] = set()
-        self._taken = self._gives_way = self._wants_latest = False
+        self._opened = self._taken = self._gives_way = self._wants_latest = False
         self._pause = self._again_at = 0.0
         self._trouble: BaseException | None = None
         self._failures = 0
@@ -79,6 +79,7 @@ class Uploader:
 
     def open(self) -> None:
         """Begin; the newest step goes up, if the tier has none as new."""
+        self._opened = True
         self._apart.start()
 
     def resumed(self, step: int, epoch: int | None) -> None:
@@ -150,7 +151,7 @@ class Uploader:
 
         If the last try has failed, there is one more, and no others.
         """
-        if self._stopped.is_set():
+        if self._stopped.is_set() or not self._opened:
             return ""
         self._apart.cancel_unless_begun()
         self.settle(seconds, tries=self._trouble is None)
@@ -181,9 +182,7 @@ class Uploader:
         try:
             if not self._taken:
                 self._take(held)
-            if self._wants_latest:
-                self.lane.offer_again()
-                self._wants_latest = False
+            self._look_for_latest()
             self._upload()
         except _GivenUpError:
             self._put_back()
@@ -287,7 +286,14 @@ class Uploader:
         self._trouble = error
         self._failures += 1
 
+    def _look_for_latest(self) -> None:
+        """If the process is to end, what was left out isn't any more."""
+        if self._wants_latest:
+            self.lane.offer_again()
+            self._wants_latest = False
+
     def _check(self) -> None:
+        self._look_for_latest()
         if self._stopped.is_set() or (self._gives_way and self.lane.jobs[1] is not None):
             raise _GivenUpError
 

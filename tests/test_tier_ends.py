@@ -83,6 +83,24 @@ def test_what_was_left_out_goes_up_if_the_machine_is_to_go():
         assert steps(run.far) == [1]
 
 
+def test_what_was_left_out_goes_up_in_the_place_of_an_older_one_on_its_way():
+    far = Slow()
+    every = gpuckpt.Every(steps=10)
+    with Run(Near(), far, preempt=signal.SIGUSR1, grace=3, tier={"every": every}) as run:
+        run.save(10, up=False)
+        assert far.reached.wait(30)
+        run.save(11, up=False)
+        hurry = run.ckpt._tiers._each[0].hurry
+
+        def hurry_and_open(left: float) -> None:
+            hurry(left)
+            far.gate.set()
+
+        with mock.patch.object(run.ckpt._tiers._each[0], "hurry", hurry_and_open):
+            outcome = preempted(run, 11)
+        assert (outcome.tiers, steps(far)) == (("near", "slow"), [11])
+
+
 def test_an_older_step_on_its_way_gives_way_to_the_last_if_nobody_knows_that_both_are_in_time():
     far = Slow()
     with Run(Near(), far, preempt=signal.SIGUSR1, grace=3, full_every=1) as run:

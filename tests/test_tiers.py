@@ -649,6 +649,13 @@ def test_a_thread_that_cannot_be_had_is_told_of_and_saves_go_on(monkeypatch):
 # What makes no sense
 
 
+def test_a_root_that_can_not_be_had_leaves_the_far_one_alone(caplog):
+    near, far = MemoryStore(), FaultyStore()
+    with near.lock(), pytest.raises(gpuckpt.LockedError):
+        Run(near, far)
+    assert (far.operations, caplog.text) == ([], "")
+
+
 @pytest.mark.parametrize(
     ("make", "why"),
     [
