@@ -31,6 +31,8 @@ from gpuckpt.rng import RNG
 from gpuckpt.schedule import Every
 from gpuckpt.sharded import Sharded
 from gpuckpt.stats import Stats
+from gpuckpt.tiers import Tier
+from gpuckpt.tierstats import TierStats
 from gpuckpt.warm import Report, warm_start
 
 __all__ = [
@@ -62,6 +64,8 @@ __all__ = [
     "Sharded",
     "Stats",
     "StorageError",
+    "Tier",
+    "TierStats",
     "TornError",
     "UnsupportedError",
     "__version__",

@@ -142,13 +142,21 @@ def steps(store: Store) -> list[int]:
     return sorted(step for step in found if step is not None)
 
 
-def delete(store: Store, doomed: Iterable[int], known: Manifest | None = None) -> None:
-    """Delete committed steps, and then what only they named; `known` is committed and stays."""
+def delete(
+    store: Store,
+    doomed: Iterable[int],
+    known: Manifest | None = None,
+    spared: Collection[str] = (),
+) -> None:
+    """Delete committed steps, and then what only they named; `known` is committed and stays.
+
+    And so do the segments that are to be `spared`.
+    """
     names = [layout.manifest_name(step) for step in doomed]
     for name in names:
         store.remove(name)  # 1
     if names:
-        sweep(store, known=known)  # 2, 3
+        sweep(store, known=known, spared=spared)  # 2, 3
 
 
 def sweep(
@@ -182,7 +190,7 @@ def sweep(
         segments = {n: s for n, s in segments.items() if n not in own and s not in settled}
     if segments:
         with contextlib.suppress(CheckpointError):
-            kept = {name for step in steps(store) for name in _named(store, step, known)}
+            kept = {name for step in steps(store) for name in named_files(store, step, known)}
             doomed += [name for name in segments if name not in kept and name not in spared]
     if doomed and committed is None and not durable:
         store.sync_names()
@@ -191,8 +199,12 @@ def sweep(
     return doomed
 
 
-def _named(store: Store, step: int, known: Manifest | None) -> list[str]:
-    """The segments and parts that a committed step names."""
+def named_files(store: Store, step: int, known: Manifest | None = None) -> list[str]:
+    """The segments and parts that a committed step names; one that is `known` isn't read.
+
+    Raises:
+        CheckpointError: its manifest isn't there, or isn't what was written.
+    """
     if known is not None and known.step == step:
         return known.files
     name = layout.manifest_name(step)

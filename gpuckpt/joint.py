@@ -35,7 +35,7 @@ from gpuckpt.groups import Group
 from gpuckpt.inventory import Inventory
 from gpuckpt.manifest import Manifest, Part
 from gpuckpt.parts import describe, shared_structure, world_manifest, write_part
-from gpuckpt.retention import Keep, prune_quietly
+from gpuckpt.retention import Held, Keep, prune_quietly
 from gpuckpt.seal import Seal
 from gpuckpt.sharing import Shares, holdings, pack_holdings, unpack_holdings
 from gpuckpt.stores import Store
@@ -59,9 +59,12 @@ class Joint:
         *,
         keep: Keep | None,
         seal: Seal | None,
+        held: Callable[[], Held],
         timeout: float,
     ) -> None:
+        """`held` says what must not be deleted, though `keep` doesn't keep it."""
         self.group, self.lead = group, group.rank == 0
+        self._held_back = held
         self._store, self._keep, self._seal, self._timeout = store, keep, seal, timeout
         self._shares: Shares | None = None
         self._stale = True  # the ranks are to tell each other what they hold
@@ -188,7 +191,7 @@ class Joint:
         if self.lead:
             try:
                 commit(self._store, world, abandon=lambda: gone.append(True), seal=self._seal)
-                prune_quietly(self._store, self._keep, world, self._seal)
+                prune_quietly(self._store, self._keep, world, self._seal, self._held_back())
             except CheckpointError as error:
                 outcome = error
         try:

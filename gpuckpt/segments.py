@@ -190,12 +190,20 @@ def data_nbytes(store: Store, name: str) -> int:
     Raises:
         CheckpointError: it isn't there, or not a segment.
     """
+    return read_trailer(store, name).offset - layout.HEADER.size
+
+
+def read_trailer(store: Store, name: str) -> layout.SegmentTrailer:
+    """Where a segment's index lies.
+
+    Raises:
+        CheckpointError: it isn't there, or not a segment.
+    """
     where = f"{store.root}/{name}"
     end = store.size(name) - layout.TRAILER.size
     if end < layout.HEADER.size:
         raise FormatError(f"{where}: not a gpuckpt segment")
-    trailer = layout.unpack_trailer(_read(store, name, end, layout.TRAILER.size), where)
-    return trailer.offset - layout.HEADER.size
+    return layout.unpack_trailer(_read(store, name, end, layout.TRAILER.size), where)
 
 
 def read_index(

@@ -13,10 +13,11 @@ import gpuckpt
 from gpuckpt import layout
 from gpuckpt.commit import commit, delete, open_step, steps, sweep
 from gpuckpt.errors import CorruptError, LockedError, NotFoundError, StorageError
-from gpuckpt.manifest import Manifest, TensorEntry, pack_manifest, unpack_manifest
+from gpuckpt.manifest import Manifest, pack_manifest, unpack_manifest
 from gpuckpt.resources import Resources
 from gpuckpt.spec import ChunkEntry, Extent, Plane, Spec
 from gpuckpt.stores import Store, read_all, write_all
+from gpuckpt.tensors import TensorEntry
 from gpuckpt.verify import verify_step
 
 
