@@ -36,7 +36,7 @@ ROWS: list[set[str]] = [
         *("spec", "fingerprint", "statistics", "values", "deltas", "copying", "rounding"),
         *("schedule", "notice"),
     },
-    {"entries", "look"},
+    {"entries", "look", "cutting"},
     {"names", "plan", "stats", "arrays", "stores", "structure"},
     {"tree", "arena", "groups"},
     {"devices", "tensors", "outline"},
