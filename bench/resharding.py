@@ -10,6 +10,7 @@ of one layout, with shards cut and not.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import tempfile
 import time
@@ -19,6 +20,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from gpuckpt import cutting
 from gpuckpt.boxes import Box
 from gpuckpt.cutting import cut
 from gpuckpt.layout import manifest_name
@@ -51,11 +53,24 @@ KINDS: dict[str, list[tuple[Ways, Ways]]] = {
     ],
 }
 SHAPES = ((256, 1024), (1024, 2048), (4096, 4096))
+PLAIN = "chunks of 4 MiB"
 CUTS: dict[str, Cut] = {
-    "not cut": lambda spec: [spec.box],
+    PLAIN: lambda spec: [spec.box],
+    "small chunks": lambda spec: [spec.box],
     "default": cut,
     "grid": lambda spec: cut(spec, range(len(spec.shape))),
 }
+
+
+@contextlib.contextmanager
+def chunks_of(label: str) -> Iterator[None]:
+    """Inside, chunks as a save under this label has them."""
+    known = cutting.CHUNKS
+    cutting.CHUNKS = 1 if label == PLAIN else known
+    try:
+        yield
+    finally:
+        cutting.CHUNKS = known
 
 
 def pieces(array: np.ndarray, ways: Ways, how: Cut, name: str = "w") -> Iterator[Piece]:
@@ -94,8 +109,9 @@ def bytes_read() -> None:
         for shape in SHAPES:
             array = random_array(shape)
             cells = []
-            for how in CUTS.values():
-                found = [ratio(array, saved, wanted, how) for saved, wanted in cases]
+            for label, how in CUTS.items():
+                with chunks_of(label):
+                    found = [ratio(array, saved, wanted, how) for saved, wanted in cases]
                 each = [one for one, _ in found]
                 rows = max(count for _, count in found)
                 cells.append(f"{statistics.mean(each):.2f} ({max(each):.2f}), {rows}")
@@ -133,12 +149,12 @@ def costs(rounds: int, count: int) -> None:
         found: dict[str, list[tuple[float, ...]]] = {label: [] for label in CUTS}
         for _ in range(rounds):
             for label, how in CUTS.items():
-                with tempfile.TemporaryDirectory() as directory:
+                with tempfile.TemporaryDirectory() as directory, chunks_of(label):
                     found[label].append(timed(Path(directory), arrays, ways, how))
         for label, each in found.items():
             cells = []
             for at in (0, 1):
-                pairs = zip(each, found["not cut"], strict=True)
+                pairs = zip(each, found[PLAIN], strict=True)
                 ratios = [one[at] / base[at] for one, base in pairs]
                 median = statistics.median(ratios)
                 cells.append(f"{median:.2f} ({min(ratios):.2f} … {max(ratios):.2f})")
