@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from gpuckpt.background import BackgroundSave
@@ -23,11 +22,11 @@ from gpuckpt.retention import Keep, prune_quietly
 from gpuckpt.save import choice, save_snapshot
 from gpuckpt.seal import Key, Seal, make_seal
 from gpuckpt.snapshot import Planner, capture
-from gpuckpt.sources import open_source
+from gpuckpt.sources import is_file, open_source
 from gpuckpt.space import Room, save_with_room
 from gpuckpt.stats import Stats
 from gpuckpt.stores import Store
-from gpuckpt.stores.local import LocalStore
+from gpuckpt.stores.opening import open_store
 
 
 def save(
@@ -60,7 +59,7 @@ def save(
     header = make_header(step, epoch, metrics)
     resources = Resources(memory)
     inventory = take_inventory(state)
-    store = store if store is not None else LocalStore(root)
+    store = store if store is not None else open_store(root)
     stats = Stats(step, raw_nbytes=inventory.nbytes, tensors=len(inventory.specs))
     plans = Planner(resources.chunk_nbytes, split=codec != "raw").plans(inventory.roster)
     snapshot = capture(inventory, plans, resources.devices, mode="hold", host_room_nbytes=0)
@@ -129,10 +128,10 @@ def load(
     """
     seal, key = make_seal(key), None  # so that no traceback's locals have it
     resources = Resources(memory)
-    if store is None and Path(root).is_file():
+    if store is None and is_file(root):
         one = open_source(root, seal)
         return load_state(one.manifest, one.store, resources, device=device, names=names, like=like)
-    store = store if store is not None else LocalStore(root)
+    store = store if store is not None else open_store(root)
     chosen = names if names is None or isinstance(names, str) else list(names)
 
     def take(manifest: Manifest) -> Any:

@@ -12,31 +12,25 @@ from typing import Any, Literal, Self
 
 from gpuckpt import layout
 from gpuckpt.apart import Apart
-from gpuckpt.commit import open_step, steps, writing
-from gpuckpt.errors import (
-    AuthenticationError,
-    CheckpointError,
-    ClosedError,
-    CorruptError,
-    StorageError,
-)
-from gpuckpt.fallback import restore_step
+from gpuckpt.commit import open_step, steps
+from gpuckpt.crew import Crew
+from gpuckpt.errors import CheckpointError, ClosedError
 from gpuckpt.governor import Governor
 from gpuckpt.journal import Log, open_journal
 from gpuckpt.matching import Rename
-from gpuckpt.notice import Notice, Preempt
+from gpuckpt.notice import Preempt
 from gpuckpt.options import FULL_EVERY, Options, make_header
 from gpuckpt.pending import Checkpoint, Pending, checkpoint_of
 from gpuckpt.preemption import PREEMPTED, LastSave, Preemption
-from gpuckpt.remarks import remark
 from gpuckpt.resources import Resources
+from gpuckpt.restoring import Restores
 from gpuckpt.retention import Keep
 from gpuckpt.saving import Saves
 from gpuckpt.schedule import Every
 from gpuckpt.seal import Key, make_seal
 from gpuckpt.sizes import parse_seconds
 from gpuckpt.stores import Store
-from gpuckpt.stores.local import LocalStore
+from gpuckpt.stores.opening import open_store
 
 log = logging.getLogger("gpuckpt")
 
@@ -72,6 +66,13 @@ class Checkpointer:
     on.  The next `step` saves, due or not, in a way that saves before have
     shown to be in time, and returns once that is durable; then `should_stop`.
 
+    Of several ranks each opens one, and calls the same methods in the same order;
+    `group` says which they are (`gpuckpt.groups.detect`), if the program and its
+    launcher don't.  All wait for each other where a checkpoint is committed or
+    restored, but not in `step`, unless clocks or announcements are to be agreed
+    on, and at most `group_timeout`.  They may have one root, or each machine its
+    own; `metrics` and `epoch` are those of rank 0.
+
     Not for use by several threads at once.  A root has one writer at a time.
     """
 
@@ -93,6 +94,8 @@ class Checkpointer:
         grace: float | str | timedelta = "30 s",
         store: Store | None = None,
         key: Key | None = None,
+        group: object = None,
+        group_timeout: float | str | timedelta = "10 min",
         chunk_nbytes: int = layout.CHUNK_NBYTES,
     ) -> None:
         """Take the root for writing, and sweep away what a crash may have left there.
@@ -105,20 +108,29 @@ class Checkpointer:
         self._seal, key = make_seal(key), None  # so that no traceback's locals have it
         self._options = Options(codec, snapshot, when_busy, on_error, full_every, trace)
         self._resources = Resources(memory, chunk_nbytes=chunk_nbytes)
-        self._store = store if store is not None else LocalStore(root)
+        self._store = store if store is not None else open_store(root)
         self._governor = Governor(every, codec, self._resources.workers)
+        crew = Crew.of(group, group_timeout, self._store)
         self._saves = Saves(
             *(self._store, self._resources, self._options, self._governor),
             keep=keep,
             journal=open_journal(log, self._store),
             seal=self._seal,
+            joint=crew.joint(self._store, keep, self._seal),
         )
-        self._last = LastSave(Notice(preempt, grace), self._saves)
+        self._restores = Restores(
+            *(self._store, self._resources, self._saves, self._governor),
+            seal=self._seal,
+            concord=crew.concord(),
+        )
+        skips = when_busy == "skip"
+        notice, self._pace = crew.pace(self._governor, preempt, grace, skips=skips)
+        self._last = LastSave(notice, self._saves, self._pace)
         self._process = os.getpid()
         self._open = contextlib.ExitStack()
         try:
             # Apart, so that no interrupt can leave a lock that nobody knows of.
-            Apart(lambda: self._open.enter_context(writing(self._store))).run()
+            Apart(lambda: self._open.enter_context(crew.entered(self._store))).run()
             self._last.open()
             # The interpreter's exit doesn't cut off a save, also if nobody calls `close`.
             atexit.register(self._at_exit)
@@ -155,12 +167,14 @@ class Checkpointer:
         """
         self._check_open()
         step = layout.check_step(step)
-        self._governor.step(busy=self._saves.save is not None)
+        save = self._saves.save
+        self._governor.step(busy=save is not None)
         self._last.ask()
+        due = self._pace.is_due(step, epoch, busy=save is not None and not save.ended)
         if self._last.is_due():
             return self._last.save(make_header(step, epoch, metrics), state, anyway=False)
         self._saves.reap(wait=False)
-        if not self._governor.is_due(step, epoch):
+        if not due:
             return None
         if self._saves.save is not None and self._options.when_busy == "skip":
             log.info("step %d isn't saved: step %d still is", step, self._saves.save.pending.step)
@@ -227,12 +241,7 @@ class Checkpointer:
         stalls the loop no longer than the next.
         """
         self._check_open()
-        self._saves.reap(wait=True)
-        found = steps(self._store)
-        done = self._restore(state, None, fallback=fallback) if found else 0
-        if self._governor.plans_saves:
-            self._saves.reserve(state)
-        return done
+        return self._restores.newest(state, fallback=fallback, stacklevel=3)
 
     def restore(
         self,
@@ -262,30 +271,14 @@ class Checkpointer:
             AuthenticationError: they aren't sealed with the key; the same.
         """
         self._check_open()
-        return self._restore(
+        return self._restores.restore(
             *(state, step),
             names=names,
             rename=rename,
             strict=strict,
             fallback=fallback,
+            stacklevel=3,
         )
-
-    def _restore(self, state: Any, step: int | None, **options: Any) -> int:
-        self._saves.reap(wait=True)
-        try:
-            taken = restore_step(
-                *(state, self._store, self._resources, step), seal=self._seal, **options
-            )
-        except (AuthenticationError, CorruptError, StorageError):
-            self._saves.go_on_from(None)  # the next save refers to nothing that may be damaged
-            raise
-        manifest, found = taken.manifest, taken.result
-        for name in [*found.missing, *found.mismatched]:
-            log.warning("%s keeps its value: step %d doesn't fit it", name, manifest.step)
-        self._saves.go_on_from(manifest)
-        self._governor.resumed(manifest.step, manifest.epoch)
-        remark(taken.remarks, stacklevel=4)
-        return manifest.step
 
     def steps(self) -> list[int]:
         """All committed steps, ascending."""

@@ -26,7 +26,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 
 from gpuckpt import layout
 from gpuckpt.errors import CheckpointError, CorruptError, NotFoundError, StorageError
-from gpuckpt.manifest import Manifest, pack_manifest, unpack_manifest, unpack_segments
+from gpuckpt.manifest import Manifest, pack_manifest, unpack_files, unpack_manifest
+from gpuckpt.parts import read_parts
 from gpuckpt.seal import Seal
 from gpuckpt.stores import Store, read_all, write_all
 
@@ -62,8 +63,12 @@ def commit(
         raise StorageError(f"{error}; it may be there all the same, or after a reboot") from error
 
 
-def open_step(store: Store, step: int | None = None, seal: Seal | None = None) -> Manifest:
+def open_step(
+    store: Store, step: int | None = None, seal: Seal | None = None, *, parts: bool = True
+) -> Manifest:
     """The manifest of a committed step, the newest unless named: undoes `commit`.
+
+    Without `parts`, of a checkpoint of several ranks it lists no tensors.
 
     Raises:
         NotFoundError: there is no such step, or none at all.
@@ -72,7 +77,7 @@ def open_step(store: Store, step: int | None = None, seal: Seal | None = None) -
     """
     for last in (False, False, True):
         try:
-            return _open(store, _choose(store, step), seal)
+            return _open(store, _choose(store, step), seal, parts=parts)
         except (NotFoundError, CorruptError):
             # A writer may have deleted or replaced it just then: look again.
             if last:
@@ -92,13 +97,13 @@ def _choose(store: Store, step: int | None) -> int:
     return step
 
 
-def _open(store: Store, step: int, seal: Seal | None) -> Manifest:
+def _open(store: Store, step: int, seal: Seal | None, *, parts: bool) -> Manifest:
     name = layout.manifest_name(step)
     where = f"{store.root}/{name}"
     manifest = unpack_manifest(_read_manifest(store, name), where, seal)
-    if manifest.step != step:
+    if manifest.step != step or manifest.rank is not None:
         raise CorruptError(where, f"it is the manifest of step {manifest.step}")
-    return manifest
+    return read_parts(store, manifest, seal) if parts else manifest
 
 
 def steps(store: Store) -> list[int]:
@@ -139,11 +144,11 @@ def sweep(
     known = known or committed
     names = store.names()
     doomed = [name for name in names if name.endswith(layout.TEMPORARY) and _ours(name)]
-    segments = {name: layout.segment_step(name) for name in names}
+    segments = {name: layout.data_step(name) for name in names}
     segments = {name: step for name, step in segments.items() if step is not None}
     if committed is not None:
         settled = set(steps(store)) - {committed.step}
-        own = set(committed.segments)
+        own = set(committed.files)
         segments = {n: s for n, s in segments.items() if n not in own and s not in settled}
     if segments:
         with contextlib.suppress(CheckpointError):
@@ -157,11 +162,11 @@ def sweep(
 
 
 def _named(store: Store, step: int, known: Manifest | None) -> list[str]:
-    """The segments that a committed step names."""
+    """The segments and parts that a committed step names."""
     if known is not None and known.step == step:
-        return known.segments
+        return known.files
     name = layout.manifest_name(step)
-    return unpack_segments(_read_manifest(store, name), f"{store.root}/{name}")
+    return unpack_files(_read_manifest(store, name), f"{store.root}/{name}")
 
 
 def _read_manifest(store: Store, name: str) -> bytes:

@@ -48,7 +48,7 @@ def is_damage(error: CheckpointError, store: Store, manifest: Manifest | None) -
     if isinstance(error, CorruptError):
         return True
     if isinstance(error, NotFoundError):
-        return manifest is not None and not set(manifest.segments) <= set(store.names())
+        return manifest is not None and not set(manifest.files) <= set(store.names())
     return isinstance(error, StorageError) and error.errno in UNREADABLE
 
 
@@ -116,7 +116,8 @@ def _take_older(
     for older in reversed([step for step in steps(store) if step < asked]):
         try:
             manifest = open_step(store, older, seal)
-            taken = Taken(manifest, take(manifest), (_remark(asked, failure, older),))
+            remark = passed_over(asked, _reason(failure), older)
+            taken = Taken(manifest, take(manifest), (remark,))
         except CheckpointError as error:
             log.warning("step %d isn't taken either: %s", older, error)
             tried.append(f"step {older}: {_reason(error)}")
@@ -131,8 +132,9 @@ def _take_older(
     ) from failure
 
 
-def _remark(asked: int, failure: CheckpointError, taken: int) -> str:
-    return f"step {asked} is damaged, and step {taken} was taken in its place: {_reason(failure)}"
+def passed_over(asked: int, reason: str, taken: int) -> str:
+    """What to tell of a step in whose place an older one was taken."""
+    return f"step {asked} is damaged, and step {taken} was taken in its place: {reason}"
 
 
 def _reason(error: CheckpointError) -> str:

@@ -64,7 +64,16 @@ class Governor:
 
     def is_due(self, step: int, epoch: int | None) -> bool:
         """Whether a save is due at `step`; call it once for each."""
-        return self._schedule is not None and self._schedule.is_due(step, epoch)
+        return any(self.due(step, epoch))
+
+    @property
+    def minds_time(self) -> bool:
+        """Whether saves come by clocks, too."""
+        return self._schedule is not None and self._schedule.minds_time
+
+    def due(self, step: int, epoch: int | None) -> tuple[bool, bool]:
+        """Whether a save is due at `step`, by the steps or epochs, and by time; call it once."""
+        return (False, False) if self._schedule is None else self._schedule.due(step, epoch)
 
     def begin(self) -> None:
         """A save begins; none is in flight."""

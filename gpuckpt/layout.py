@@ -22,6 +22,8 @@ LOCK = "lock"
 LOG = "saves.jsonl"
 TEMPORARY = ".tmp"
 BEGINNING = "step-"  # of the name of any file of a checkpoint
+RANKS = "ranks-"  # of the name of any record by which ranks meet
+RECORD_NBYTES_MAX = 256 << 20
 
 MAGIC = b"gpuckpt\0"
 HEADER = struct.Struct("<8sI52x")  # magic, version
@@ -35,6 +37,8 @@ MANIFEST_HEAD_NBYTES = len(MANIFEST_HEAD % (VERSION, "0" * 32))
 
 _MANIFEST_NAME = re.compile(r"step-([0-9]{12})\.manifest\.json")
 _SEGMENT_NAME = re.compile(r"step-([0-9]{12})\.([0-9a-f]{8})\.r([0-9]{1,6})\.([0-9]{1,6})\.segment")
+_PART_NAME = re.compile(r"step-([0-9]{12})\.([0-9a-f]{8})\.r([0-9]{1,6})\.part\.json")
+_MARKER_NAME = re.compile(r"rank-([0-9a-f]{8})-([0-9]{1,6})\.here")
 
 
 class SegmentTrailer(NamedTuple):
@@ -82,6 +86,39 @@ def segment_step(name: str) -> int | None:
     """The step that the segment called `name` was written for; None for any other file."""
     match = _SEGMENT_NAME.fullmatch(name)
     return int(match[1]) if match else None
+
+
+def part_name(step: int, token: str, rank: int) -> str:
+    """The file that lists what a rank contributes to `step`."""
+    return f"step-{step:012d}.{token}.r{rank}.part.json"
+
+
+def part_step(name: str) -> int | None:
+    """The step that the part called `name` belongs to; None for any other file."""
+    match = _PART_NAME.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def marker_name(token: str, rank: int) -> str:
+    """The file by which a rank shows the others, for a moment, which root it has."""
+    return f"rank-{token}-{rank}.here"
+
+
+def is_marker(name: str) -> bool:
+    """Whether a file is such a one."""
+    return _MARKER_NAME.fullmatch(name) is not None
+
+
+def marker_rank(name: str, token: str) -> int | None:
+    """The rank that has left a file there, in the round of this token."""
+    match = _MARKER_NAME.fullmatch(name)
+    return int(match[2]) if match and match[1] == token else None
+
+
+def data_step(name: str) -> int | None:
+    """The step that a segment or a part was written for; None for any other file."""
+    found = segment_step(name)
+    return part_step(name) if found is None else found
 
 
 def pack_header() -> bytes:

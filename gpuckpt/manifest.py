@@ -12,7 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gpuckpt import layout
-from gpuckpt.entries import check_features, pack_body, unpack_digests
+from gpuckpt.entries import (
+    PARTS_FEATURE,
+    as_count,
+    as_text,
+    check_features,
+    pack_body,
+    unpack_digests,
+)
 from gpuckpt.errors import CorruptError, FormatError, UnsupportedError
 from gpuckpt.fingerprint import checksum128
 from gpuckpt.seal import MANIFEST, Seal
@@ -40,11 +47,29 @@ _BEGINNING = re.compile(rb'\{"gpuckpt":([0-9]{1,9}),')
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """What a rank contributes to a checkpoint, in a file of its own: its name, and its check.
+
+    `segments` are those that it names, as far as that is known without it.
+    """
+
+    name: str
+    nbytes: int
+    check: str
+    raw_nbytes: int
+    encoded_nbytes: int
+    segments: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """Everything that is in one checkpoint, and where.
 
-    `structure` is the state's tree (see `tree`), whose tensors are positions
-    in `tensors`; `created` is in seconds since 1970, UTC.
+    `structure` is the state's tree (see `structure`), whose tensors are
+    positions in `tensors`; `created` is in seconds since 1970, UTC.  Of a
+    checkpoint of several `ranks` the tensors are listed in their `parts`, and
+    are here only once these are joined (`parts`), but for those that are
+    `absent`; a part is a manifest of the one `rank`.
     """
 
     step: int
@@ -54,21 +79,35 @@ class Manifest:
     metrics: dict[str, float] = field(default_factory=dict)
     created: float = 0.0
     writer: str = ""
+    ranks: int = 1
+    rank: int | None = None
+    parts: tuple[Part, ...] = ()
+    listed: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
 
     @property
     def raw_nbytes(self) -> int:
         """Bytes of all tensors in memory."""
+        if self.parts:
+            return sum(part.raw_nbytes for part in self.parts)
         return sum(entry.spec.nbytes for entry in self.tensors)
 
     @property
     def encoded_nbytes(self) -> int:
         """Bytes of all tensors' chunks on disk, without those of their bases."""
+        if self.parts:
+            return sum(part.encoded_nbytes for part in self.parts)
         return sum(chunk.extent.length for entry in self.tensors for chunk in entry.chunks)
 
     @property
     def segments(self) -> list[str]:
         """The data files that it names, each once, in order of use."""
-        return segments_of(self.tensors)
+        return list(self.listed) if self.parts else segments_of(self.tensors)
+
+    @property
+    def files(self) -> list[str]:
+        """All files that it needs: segments, and the ranks' parts."""
+        return [*self.segments, *(part.name for part in self.parts)]
 
 
 def pack_manifest(manifest: Manifest, seal: Seal | None = None) -> bytes:
@@ -78,8 +117,9 @@ def pack_manifest(manifest: Manifest, seal: Seal | None = None) -> bytes:
         UnsupportedError: they are more than any reader would take.
     """
     segments = manifest.segments
+    tensors = () if manifest.parts else manifest.tensors
     body = {
-        "requires": features_in(manifest.tensors),
+        "requires": [PARTS_FEATURE] if manifest.parts else features_in(tensors),
         "step": manifest.step,
         "epoch": manifest.epoch,
         "metrics": {name: as_number(value) for name, value in manifest.metrics.items()},
@@ -88,10 +128,11 @@ def pack_manifest(manifest: Manifest, seal: Seal | None = None) -> bytes:
         "raw_nbytes": manifest.raw_nbytes,
         "encoded_nbytes": manifest.encoded_nbytes,
         "segments": segments,
-        "structure": manifest.structure,
-        "tensors": pack_tensors(manifest.tensors, segments),
+        "structure": {"dict": []} if manifest.parts else manifest.structure,
+        "tensors": pack_tensors(tensors, segments),
+        **_pack_ranks(manifest),
     }
-    text = pack_body(body, chunks_of(manifest.tensors), segments, seal, MANIFEST)
+    text = pack_body(body, chunks_of(tensors), segments, seal, MANIFEST)
     head = layout.MANIFEST_HEAD % (layout.VERSION, checksum128(text))
     packed = head.encode("ascii") + text + layout.MANIFEST_TAIL
     if len(packed) > layout.MANIFEST_NBYTES_MAX:
@@ -124,6 +165,7 @@ def unpack_manifest(data: bytes, where: str, seal: Seal | None = None) -> Manife
             metrics={name: float(value) for name, value in body["metrics"].items()},
             created=_time(body["created"]),
             writer=str(body["writer"]),
+            **_unpack_ranks(body, segments),
         )
         _check_structure(manifest)
     except NOT_AS_EXPECTED as error:
@@ -131,8 +173,8 @@ def unpack_manifest(data: bytes, where: str, seal: Seal | None = None) -> Manife
     return manifest
 
 
-def unpack_segments(data: bytes, where: str) -> list[str]:
-    """The segments that a manifest's file names, without what lies in them.
+def unpack_files(data: bytes, where: str) -> list[str]:
+    """The segments and parts that a manifest's file names, without what lies in them.
 
     Raises:
         CorruptError, FormatError: as `unpack_manifest`.
@@ -140,9 +182,43 @@ def unpack_segments(data: bytes, where: str) -> list[str]:
     body = _checked_body(data, where)
     try:
         check_features(body["requires"], where)
-        return [check_segment(name) for name in body["segments"]]
+        parts = [_unpack_part(row).name for row in body.get("parts", ())]
+        return [*(check_segment(name) for name in body["segments"]), *parts]
     except NOT_AS_EXPECTED as error:
         raise CorruptError(where, f"not a manifest ({type(error).__name__}: {error})") from error
+
+
+def _pack_ranks(manifest: Manifest) -> dict[str, Json]:
+    """The fields of a checkpoint of several ranks, and of a part."""
+    if manifest.ranks == 1:
+        return {}
+    parts = [
+        [part.name, part.nbytes, part.check, part.raw_nbytes, part.encoded_nbytes]
+        for part in manifest.parts
+    ]
+    return {"ranks": manifest.ranks} | ({"parts": parts} if parts else {"rank": manifest.rank})
+
+
+def _unpack_ranks(body: dict[str, Any], segments: Sequence[str]) -> dict[str, Any]:
+    if "ranks" not in body:
+        if "parts" in body or "rank" in body:
+            raise ValueError("parts of no ranks")
+        return {}
+    parts = tuple(_unpack_part(row) for row in body.get("parts", ()))
+    found = {"ranks": as_count(body["ranks"]), "parts": parts}
+    if not parts:
+        return found | {"rank": as_count(body["rank"])}
+    if len({part.name for part in parts}) != found["ranks"] or body["tensors"]:
+        raise ValueError(f"{len(parts)} parts of {found['ranks']} ranks, or tensors beside them")
+    return found | {"listed": tuple(segments)}
+
+
+def _unpack_part(row: Json) -> Part:
+    name, nbytes, check, raw_nbytes, encoded_nbytes = row
+    if layout.part_step(as_text(name)) is None:
+        raise ValueError(f"{name!r} isn't a part's name")
+    counts = as_count(raw_nbytes), as_count(encoded_nbytes)
+    return Part(name, as_count(nbytes), as_text(check), *counts)
 
 
 def notable(tensors: Sequence[TensorEntry]) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import PurePath
 from typing import Any
 
 from gpuckpt.apart import Flag
@@ -11,6 +10,7 @@ from gpuckpt.errors import BusyError
 from gpuckpt.layout import manifest_name
 from gpuckpt.manifest import Manifest
 from gpuckpt.stats import Stats
+from gpuckpt.stores.opening import beside
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Checkpoint:
     @property
     def path(self) -> str:
         """Its manifest's place."""
-        return str(PurePath(self.root) / manifest_name(self.step))
+        return beside(self.root, manifest_name(self.step))
 
     @property
     def ratio(self) -> float:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from gpuckpt.deadline import choose, turn
 from gpuckpt.notice import Notice
+from gpuckpt.pace import Pace
 from gpuckpt.pending import Pending
 from gpuckpt.save import Header
 from gpuckpt.saving import Saves
@@ -56,8 +57,9 @@ class Preemption:
 class LastSave:
     """Makes the last save of a run, once its end was announced."""
 
-    def __init__(self, notice: Notice, saves: Saves) -> None:
+    def __init__(self, notice: Notice, saves: Saves, pace: Pace) -> None:
         """`saves` are those of the checkpointer."""
+        self._pace = pace
         self._notice, self._saves = notice, saves
         self._handlers = contextlib.ExitStack()
         self.outcome: Preemption | None = None
@@ -122,7 +124,7 @@ class LastSave:
         left = self._notice.left
         way = choose(self._saves.ways(), left)
         late = way.seconds is not None and way.seconds > left
-        gone = finished and late and not anyway
+        gone = self._pace.all_give_up(header.step, finished and late and not anyway)
         log.log(
             logging.WARNING if late else logging.INFO,
             "step %d %s saved: with codec=%r that takes %s s, and %.1f s are left%s",

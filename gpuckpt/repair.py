@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 
 from gpuckpt import layout
 from gpuckpt._version import __version__
@@ -21,6 +22,7 @@ from gpuckpt.segments import Writer
 from gpuckpt.sources import node_of
 from gpuckpt.spec import ChunkEntry, Extent
 from gpuckpt.stores import Store
+from gpuckpt.stores.opening import is_local, is_url, local_path
 from gpuckpt.tensors import TensorEntry, by_tensor
 from gpuckpt.values import Json
 from gpuckpt.verify import verify_step
@@ -97,15 +99,24 @@ def repair(
     return Repaired(found, written, {name: at for name, (at, _) in older.items()})
 
 
-def check_apart(root: Path, to: Path) -> None:
+def check_apart(root: str | os.PathLike[str], to: str | os.PathLike[str]) -> None:
     """See that what is written can't touch what is read.
 
     Raises:
         InvalidError: one directory is, or is in, the other.
     """
-    one, other = root.expanduser().resolve(), to.expanduser().resolve()
+    one, other = _place(root), _place(to)
     if other == one or one in other.parents:
         raise InvalidError(f"{to} is in {root}, which isn't changed; give a directory elsewhere")
+
+
+def _place(root: str | os.PathLike[str]) -> PurePath:
+    """What of two roots tells whether one is in the other."""
+    if not is_url(root):
+        return Path(root).expanduser().resolve()
+    if is_local(str(root)):
+        return local_path(str(root)).resolve()
+    return PurePosixPath(str(root).partition("?")[0].lower())
 
 
 def _left_whole(entries: Sequence[TensorEntry], found: Survey) -> list[TensorEntry]:

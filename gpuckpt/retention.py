@@ -126,7 +126,7 @@ def _facts(store: Store, keep: Keep, found: Sequence[int], seal: Seal | None) ->
     """As much of the manifests as `keep` asks for: none of them is read for step numbers."""
     if keep.best is None and keep.newer_than is None:
         return [Manifest(step, {"dict": []}, ()) for step in found]
-    return [open_step(store, step, seal) for step in found]
+    return [open_step(store, step, seal, parts=False) for step in found]
 
 
 def prune_quietly(

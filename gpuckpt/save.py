@@ -29,6 +29,7 @@ from gpuckpt.spec import ChunkEntry
 from gpuckpt.staging import Reread, Staged, give_back, stage
 from gpuckpt.stats import Stats
 from gpuckpt.stores import Store
+from gpuckpt.values import Json
 
 # By planes, and as what the state differs by from the one before.
 DELTA = "delta"
@@ -41,6 +42,9 @@ CODECS: dict[str, Choice] = {
     RAW: choose_nothing,
     ZSTD: choose_all,
 }
+
+
+Together = Callable[[Manifest, str, Callable[[], object]], Manifest]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,8 @@ def save_snapshot(
     segment_nbytes: int = layout.SEGMENT_NBYTES,
     check: Callable[[], object] = lambda: None,
     seal: Seal | None = None,
+    rank: int = 0,
+    together: Together | None = None,
 ) -> Manifest:
     """Write a snapshot and commit it; on return it is durable.
 
@@ -77,12 +83,13 @@ def save_snapshot(
     `resources` allow.  Releases the snapshot as soon as nothing of it
     is read any more, and in any case.  If it fails, what it wrote is deleted,
     and no checkpoint was made; so it does if `check`, which is called now and
-    then until the commit, raises.
+    then until the commit, raises.  One of several ranks commits it `together`
+    with the others, by the manifest of its own rows and the token of its files.
     """
     token = secrets.token_hex(4)
     writer = Writer(
         store,
-        lambda part: layout.segment_name(header.step, token, 0, part),
+        lambda part: layout.segment_name(header.step, token, rank, part),
         segment_nbytes=segment_nbytes,
     )
     stats.workers = workers or resources.workers
@@ -103,7 +110,7 @@ def save_snapshot(
         resources.free_seconds = balance.next_free_seconds(lap.seconds_of("sync"))
         manifest = Manifest(
             step=header.step,
-            structure=snapshot.inventory.structure,
+            structure=_structure(snapshot, alone=together is None),
             tensors=tensors,
             epoch=header.epoch,
             metrics=header.metrics,
@@ -116,10 +123,18 @@ def save_snapshot(
     finally:
         snapshot.release()
         stats.staged_seconds = snapshot.staged_seconds
-    commit(store, manifest, abandon=writer.abandon, seal=seal)
+    if together is not None:
+        manifest = together(manifest, token, writer.abandon)
+    else:
+        commit(store, manifest, abandon=writer.abandon, seal=seal)
     lap.mark("manifest")
     stats.add(lap)
     return manifest
+
+
+def _structure(snapshot: Snapshot, *, alone: bool) -> Json:
+    inventory = snapshot.inventory
+    return inventory.structure if alone else inventory.rank_structure
 
 
 def choice(codec: str) -> Choice:

@@ -14,6 +14,7 @@ from gpuckpt.effort import Effort
 from gpuckpt.errors import BusyError, CheckpointError, PreemptedError
 from gpuckpt.governor import Governor
 from gpuckpt.inventory import Inventory, Snapshot
+from gpuckpt.joint import Joint
 from gpuckpt.journal import Journal, read_journal
 from gpuckpt.manifest import Manifest
 from gpuckpt.options import Options
@@ -44,7 +45,9 @@ class Saves:
         keep: Keep | None,
         journal: Journal | None,
         seal: Seal | None = None,
+        joint: Joint | None = None,
     ) -> None:
+        self._joint = joint
         self._store, self._resources, self._options = store, resources, options
         self._governor, self._keep, self._journal = governor, keep, journal
         self._seal = seal
@@ -85,11 +88,12 @@ class Saves:
             stats.codec, stats.left_seconds = way.codec, max(left, 0.0)
             stats.predicted_seconds = way.seconds or 0.0
         lap.mark("wait")
-        snapshot = self._capture(state, stats, lap)
+        with self._telling(header.step):
+            snapshot = self._capture(state, stats, lap)
         pending = Pending(stats, snapshot.staged)
         self.save = BackgroundSave(
             *(snapshot, pending, lambda: self._write(snapshot, header, stats), self._store.root),
-            after=partial(prune_quietly, self._store, self._keep, seal=self._seal),
+            after=self._prune,
             beside=True,
             journal=self._journal,
         )
@@ -175,6 +179,8 @@ class Saves:
 
     def _capture(self, state: Any, stats: Stats, lap: Lap) -> Snapshot:
         inventory = self._census.take(state)
+        if self._joint is not None:
+            inventory = self._joint.share(inventory, stats.step)
         plans = self._planned(inventory)
         lap.mark("inventory")
         stats.raw_nbytes, stats.tensors = inventory.nbytes, len(inventory.specs)
@@ -194,7 +200,7 @@ class Saves:
     def _write(self, snapshot: Snapshot, header: Header, stats: Stats) -> Manifest:
         effort, full_every, begun = self._governor.effort, self._options.full_every, self.save
         assert begun is not None
-        with self._governor.beside(stats):
+        with self._governor.beside(stats), self._telling(header.step):
             save = partial(
                 save_snapshot,
                 *(snapshot, header, self._store, self._resources),
@@ -204,15 +210,30 @@ class Saves:
                 stats=stats,
                 check=begun.check,
                 seal=self._seal,
+                rank=self._joint.group.rank if self._joint else 0,
+                together=self._joint.commit if self._joint else None,
             )
             room = Room(self._store, self._keep, self.previous, full_every, self._seal)
             asked = self._options.codec
-            manifest = save_with_room(save, snapshot, room, stats, codec=effort.codec, asked=asked)
+            if self._joint is not None:  # room can't be made beside other ranks
+                manifest = save(codec=effort.codec)
+            else:
+                codec = effort.codec
+                manifest = save_with_room(save, snapshot, room, stats, codec=codec, asked=asked)
         # Here, so that the loop needn't take the one before apart.
         before, self.previous = self.previous, manifest
         stats.remarks = remarks_on(manifest, before)
         self._fastest.compare(stats)
         return manifest
+
+    def _prune(self, manifest: Manifest) -> None:
+        """Delete what needn't be kept; of several ranks the lead has done it."""
+        if self._joint is None:
+            prune_quietly(self._store, self._keep, manifest, self._seal)
+
+    def _telling(self, step: int) -> contextlib.AbstractContextManager[None]:
+        """If the block fails, the other ranks hear of it."""
+        return self._joint.telling(step) if self._joint else contextlib.nullcontext()
 
     def _planned(self, inventory: Inventory) -> Mapping[str, Plan]:
         """Plans for the state, and the slots that its chunks will need."""

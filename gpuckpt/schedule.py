@@ -63,12 +63,21 @@ class Schedule:
         """Take up a run that has come as far as `step` of `epoch`."""
         self._step, self._epoch = step, epoch
 
-    def is_due(self, step: int, epoch: int | None) -> bool:
-        """Whether a save is due at `step`; call it once for each."""
-        due = self._steps_due(step) or self._epochs_due(epoch) or self._time_due()
+    @property
+    def minds_time(self) -> bool:
+        """Whether it goes by clocks, too."""
+        return self._every.seconds is not None or self._every.overhead is not None
+
+    def due(self, step: int, epoch: int | None) -> tuple[bool, bool]:
+        """Whether a save is due at `step`, by the steps or epochs, and by time; call it once."""
+        counted = self._steps_due(step) or self._epochs_due(epoch)
         self._step = step
         self._epoch = epoch if epoch is not None else self._epoch
-        return due
+        return counted, self._time_due()
+
+    def is_due(self, step: int, epoch: int | None) -> bool:
+        """Whether a save is due at `step`; call it once for each."""
+        return any(self.due(step, epoch))
 
     def saved(self) -> None:
         """Note that a save begins."""

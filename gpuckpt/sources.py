@@ -17,7 +17,7 @@ from gpuckpt.seal import Seal
 from gpuckpt.segments import read_index
 from gpuckpt.shards import Shards
 from gpuckpt.stores import Store
-from gpuckpt.stores.local import LocalStore
+from gpuckpt.stores.opening import is_local, is_url, local_path, open_store, split
 from gpuckpt.tensors import TensorEntry
 from gpuckpt.values import Json
 
@@ -63,21 +63,43 @@ def open_source(source: Any, seal: Seal | None = None) -> Opened:
         source = (source.root, source.step)
     if isinstance(source, tuple):
         root, step = source
-        store = LocalStore(root)
+        store = open_store(root)
         return Opened(f"{root} step {step}", store, open_step(store, step, seal))
-    path = Path(source)
+    if is_url(source) and not is_local(source):
+        root, name = split(source)
+        return _open_file(source, root, name, seal) if is_file(source) else _newest(source, seal)
+    path = local_path(source) if is_url(source) else Path(source)
     if path.is_dir():
-        store = LocalStore(path)
-        manifest = open_step(store, seal=seal)
-        return Opened(f"{path} step {manifest.step}", store, manifest)
+        return _newest(path, seal)
     if not path.is_file():
         raise NotFoundError(f"{path}: neither a root, nor a manifest, nor a segment")
     path = path.resolve() if path.is_symlink() else path
-    store, step = LocalStore(path.parent), layout.manifest_step(path.name)
+    return _open_file(str(path), path.parent, path.name, seal)
+
+
+def is_file(source: str | os.PathLike[str]) -> bool:
+    """Whether a place is that of one file, and not of a root; of a URL its name tells."""
+    if not is_url(source):
+        return Path(source).is_file()
+    if is_local(str(source)):
+        return local_path(str(source)).is_file()
+    _, name = split(str(source))
+    return layout.manifest_step(name) is not None or layout.segment_step(name) is not None
+
+
+def _newest(root: str | os.PathLike[str], seal: Seal | None) -> Opened:
+    store = open_store(root)
+    manifest = open_step(store, seal=seal)
+    return Opened(f"{root} step {manifest.step}", store, manifest)
+
+
+def _open_file(label: str, root: str | os.PathLike[str], name: str, seal: Seal | None) -> Opened:
+    """A manifest, or a segment alone."""
+    store, step = open_store(root), layout.manifest_step(name)
     if step is not None:
-        return Opened(str(path), store, open_step(store, step, seal))
-    step, tensors = read_index(store, path.name, seal)
-    return Opened(str(path), store, manifest_of(step, tensors))
+        return Opened(label, store, open_step(store, step, seal))
+    step, tensors = read_index(store, name, seal)
+    return Opened(label, store, manifest_of(step, tensors))
 
 
 def manifest_of(step: int, tensors: Sequence[TensorEntry]) -> Manifest:

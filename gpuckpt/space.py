@@ -156,7 +156,7 @@ class Room:
         for step in outdated(self._store, self._keep, self._previous, self._seal):
             self._store.remove(layout.manifest_name(step))
         # If a rename's outcome is unknown, the manifest that names these may come back.
-        sweep(self._store, spared=self._previous.segments if self._previous is not None else ())
+        sweep(self._store, spared=self._previous.files if self._previous is not None else ())
 
 
 def _sizes(store: Store) -> dict[str, int]:

@@ -193,20 +193,24 @@ def of_one(node: Json, depth: int = 0) -> Json:
     return {kind: [of_one(child, depth + 1) for child in payload]}
 
 
-def numbered(node: Json, numbers: Mapping[int, int], rank: int, depth: int = 0) -> Json:
-    """A rank's structure with other numbers for its tensors, its own things marked as its."""
+def numbered(
+    node: Json, numbers: Mapping[int, int], rank: int | None = None, depth: int = 0
+) -> Json:
+    """The structure with other numbers for its tensors.
+
+    With a `rank`, whose structure it is, its own things are marked as its.
+    """
     kind, payload = split_node(node, depth)
     if kind == "value":
         return node
     if kind == "tensor":
         return {kind: numbers[payload]}
-    if kind == "rank":
-        return {"ranks": [[rank, numbered(payload, numbers, rank, depth + 1)]]}
-    if kind == "object":
-        return {kind: numbered(payload, numbers, rank, depth + 1)}
     if kind == "dict":
         pairs = [[key, numbered(child, numbers, rank, depth + 1)] for key, child in payload]
         return {kind: pairs}
+    if kind in ("object", "rank"):
+        inner = numbered(payload, numbers, rank, depth + 1)
+        return {kind: inner} if kind == "object" or rank is None else {"ranks": [[rank, inner]]}
     return {kind: [numbered(child, numbers, rank, depth + 1) for child in payload]}
 
 

@@ -76,7 +76,7 @@ def unpack_tensors(
     `whole` asks for every byte of each tensor to be there, once.
     """
     tensors = tuple(_unpack_tensor(row, segments, digests, whole=whole) for row in rows)
-    _check_names([entry.spec for entry in tensors])
+    check_names([entry.spec for entry in tensors])
     return tensors
 
 
@@ -167,14 +167,14 @@ def _unpack_shard(row: Json) -> dict[str, Any]:
     return found | {"rank": as_count(row["rank"])} if "rank" in row else found
 
 
-def _check_names(specs: Sequence[Spec]) -> None:
+def check_names(specs: Sequence[Spec]) -> None:
     """Of tensors of one name all are shards, no two the same, of one type and shape."""
     if len({spec.label for spec in specs}) < len(specs):
         raise ValueError("two tensors have one name")
     first: dict[tuple[str, int | None], Spec] = {}
     for spec in specs:
         one = first.setdefault(spec.tensor, spec)
-        if (one.dtype, one.whole) != (spec.dtype, spec.whole):
+        if (one.dtype, one.full_shape) != (spec.dtype, spec.full_shape):
             raise ValueError(f"{spec.label} and {one.label} are no shards of one tensor")
 
 

@@ -28,7 +28,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-RootArgument = Annotated[Path, typer.Argument(help="The directory of one run's checkpoints.")]
+RootArgument = Annotated[
+    str, typer.Argument(help="The directory of one run's checkpoints, or their URL.")
+]
 LogArgument = Annotated[Path, typer.Argument(help="A root with a log of its saves, or a log.")]
 StepOption = Annotated[int | None, typer.Option(help="A committed step [default: the newest].")]
 KeyOption = Annotated[
@@ -80,7 +82,7 @@ def verify(
 @app.command()
 def repair(  # noqa: PLR0917 (its options)
     root: RootArgument,
-    to: Annotated[Path, typer.Option(help="A directory for what is intact.")],
+    to: Annotated[str, typer.Option(help="A directory, or a URL, for what is intact.")],
     step: StepOption = None,
     key_file: KeyOption = None,
     fill: Annotated[  # noqa: FBT002

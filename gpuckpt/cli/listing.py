@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from gpuckpt.checkpointer import Root
 from gpuckpt.commit import open_step, steps
 from gpuckpt.errors import CheckpointError, NotFoundError
 from gpuckpt.layout import segment_step
@@ -24,7 +25,7 @@ from gpuckpt.seal import make_seal
 from gpuckpt.shards import Shards
 from gpuckpt.sizes import format_nbytes
 from gpuckpt.statistics import Statistics
-from gpuckpt.stores.local import LocalStore
+from gpuckpt.stores.opening import open_store
 from gpuckpt.structure import walk_json
 from gpuckpt.tensors import TensorEntry
 from gpuckpt.values import decode_value
@@ -59,10 +60,10 @@ class Shared:
         )
 
 
-def list_steps(root: Path, console: Console, *, as_json: bool, key: Path | None = None) -> int:
+def list_steps(root: Root, console: Console, *, as_json: bool, key: Path | None = None) -> int:
     """Print one line for each committed step; 1 if some manifest is damaged."""
     seal = make_seal(key)
-    store = LocalStore(root)
+    store = open_store(root)
     rows, broken = [], []
     found = steps(store)
     if not found:
@@ -85,7 +86,7 @@ def list_steps(root: Path, console: Console, *, as_json: bool, key: Path | None 
 
 
 def show_step(
-    root: Path,
+    root: Root,
     step: int | None,
     names: Sequence[str] | None,
     console: Console,
@@ -94,7 +95,7 @@ def show_step(
     key: Path | None = None,
 ) -> int:
     """Print a checkpoint's tensors and plain values."""
-    store = LocalStore(root)
+    store = open_store(root)
     manifest = open_step(store, step, make_seal(key))
     leaves = _leaves(manifest)
     if names:

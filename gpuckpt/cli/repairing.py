@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from gpuckpt.checkpointer import Root
 from gpuckpt.cli.listing import print_json
 from gpuckpt.rebuilding import step_of
 from gpuckpt.repair import Repaired, check_apart, repair
@@ -15,13 +16,13 @@ from gpuckpt.salvage import Loss
 from gpuckpt.seal import make_seal
 from gpuckpt.sizes import format_nbytes
 from gpuckpt.spec import Spec
-from gpuckpt.stores.local import LocalStore
+from gpuckpt.stores.opening import open_store
 
 
 def repair_step(
-    root: Path,
+    root: Root,
     step: int | None,
-    to: Path,
+    to: Root,
     console: Console,
     *,
     fill: bool,
@@ -30,7 +31,7 @@ def repair_step(
 ) -> int:
     """Salvage a step into another directory, and say what is lost; 1 if anything is."""
     check_apart(root, to)
-    store, target = LocalStore(root), LocalStore(to)
+    store, target = open_store(root), open_store(to)
     step = step_of(store, step)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
     errors = Console(stderr=True)

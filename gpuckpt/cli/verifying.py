@@ -9,22 +9,23 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from gpuckpt.checkpointer import Root
 from gpuckpt.cli.listing import print_json, printable
 from gpuckpt.commit import open_step, steps
 from gpuckpt.errors import CheckpointError, NotFoundError
 from gpuckpt.resources import Resources
 from gpuckpt.seal import Seal, make_seal
 from gpuckpt.stores import Store
-from gpuckpt.stores.local import LocalStore
+from gpuckpt.stores.opening import open_store
 from gpuckpt.verify import Damage, verify_step
 
 
 def verify_root(
-    root: Path, step: int | None, console: Console, *, as_json: bool, key: Path | None = None
+    root: Root, step: int | None, console: Console, *, as_json: bool, key: Path | None = None
 ) -> int:
     """Check one step or all, with a progress bar; 1 if there is damage."""
     seal = make_seal(key)
-    store = LocalStore(root)
+    store = open_store(root)
     found = steps(store) if step is None else [step]
     if not found or not set(found) <= set(steps(store)):
         raise NotFoundError(f"{store.root}: there is no committed checkpoint to verify")

@@ -24,16 +24,21 @@ class Group(Protocol):
         """How many ranks there are."""
         ...
 
-    def all_gather(self, data: bytes, *, timeout: float) -> list[bytes]:
+    def all_gather(self, data: bytes, *, what: str, timeout: float) -> list[bytes]:
         """What every rank gave, by rank; blocks until all have, `timeout` seconds at most.
 
+        `what` says what it is for, and names this one round: "parts of step
+        300".  Each rank gives the same text; one that is at another is found
+        by it, so texts of one run should differ.
+
         Raises:
-            RankError: some ranks didn't come in time; it names them.  Every
-                rank that waits gets it, and the group can be used again.
+            RankError: some ranks didn't come in time, or are at something
+                else; it names them.  Every rank gets it that waits or comes
+                later, and the group can be used again.
         """
         ...
 
-    def barrier(self, *, timeout: float) -> None:
+    def barrier(self, *, what: str, timeout: float) -> None:
         """Wait until every rank has come here; raises what `all_gather` does."""
         ...
 
@@ -43,9 +48,9 @@ class Alone:
 
     rank, size = 0, 1
 
-    def all_gather(self, data: bytes, *, timeout: float) -> list[bytes]:  # noqa: ARG002
+    def all_gather(self, data: bytes, *, what: str, timeout: float) -> list[bytes]:  # noqa: ARG002
         """What it gave."""
         return [data]
 
-    def barrier(self, *, timeout: float) -> None:
+    def barrier(self, *, what: str, timeout: float) -> None:
         """Nothing."""

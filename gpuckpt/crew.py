@@ -1,0 +1,78 @@
+"""The ranks of a checkpointer: what it does with the others, or alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+
+from gpuckpt.commit import writing
+from gpuckpt.concord import Concord
+from gpuckpt.entering import entered
+from gpuckpt.governor import Governor
+from gpuckpt.groups import Group
+from gpuckpt.groups.detect import as_group
+from gpuckpt.joint import Joint
+from gpuckpt.notice import Notice, Preempt
+from gpuckpt.pace import Pace, SharedNotice, SharedPace
+from gpuckpt.retention import Keep
+from gpuckpt.seal import Seal
+from gpuckpt.sizes import parse_seconds
+from gpuckpt.stores import Store
+
+
+class Crew:
+    """A group, unless it is of one, and how long its ranks wait for each other."""
+
+    def __init__(self, group: Group | None, timeout: float | str | timedelta) -> None:
+        """`timeout` is the most that a rank waits at a time; seconds, or a text like "10 min"."""
+        self._group = group if group is not None and group.size > 1 else None
+        self._timeout = parse_seconds(timeout)
+        self._joint: Joint | None = None
+
+    @classmethod
+    def of(cls, group: object, timeout: float | str | timedelta, store: Store) -> Crew:
+        """Those that a user means by `group`, or that the program and its launcher tell of.
+
+        Raises:
+            InvalidError: `group` means nothing.
+        """
+        found = as_group(group, store=store, environment=os.environ, modules=sys.modules)
+        return cls(found, timeout)
+
+    def joint(self, store: Store, keep: Keep | None, seal: Seal | None) -> Joint | None:
+        """How they save; None if there is one."""
+        if self._group is not None:
+            self._joint = Joint(self._group, store, keep=keep, seal=seal, timeout=self._timeout)
+        return self._joint
+
+    def concord(self) -> Concord | None:
+        """How they restore; None if there is one."""
+        return None if self._group is None else Concord(self._group, self._timeout)
+
+    def pace(
+        self,
+        governor: Governor,
+        preempt: Preempt,
+        grace: float | str | timedelta,
+        *,
+        skips: bool,
+    ) -> tuple[Notice, Pace]:
+        """How they agree whether a step is saved, and on announcements of the end."""
+        if self._group is None:
+            return Notice(preempt, grace), Pace(governor)
+        notice = SharedNotice(preempt, grace)
+        timeout = self._timeout
+        return notice, SharedPace(governor, self._group, notice, skips=skips, timeout=timeout)
+
+    @contextlib.contextmanager
+    def entered(self, store: Store) -> Iterator[None]:
+        """Have the root for writing until the end of the block."""
+        if self._group is None or self._joint is None:
+            with writing(store):
+                yield
+            return
+        with entered(store, self._group, self._timeout) as self._joint.lead:
+            yield
