@@ -44,7 +44,7 @@ ROWS: list[set[str]] = [
     {"manifest"},
     {"parts"},
     {"inventory", "pending", "journal", "derived", "filled", "watch", "deadline", "shards"},
-    {"sharing", "census", "snapshot", "staging", "coding", "segments", "commit"},
+    {"sharing", "census", "snapshot", "staging", "coding", "segments", "commit", "remaking"},
     {"bases", "deltacoding", "matching", "rows", "increments"},
     {"resources", "encoder", "reading"},
     {"portions"},

@@ -15,8 +15,14 @@ import pytest
 import gpuckpt
 from gpuckpt.boxes import Box
 from gpuckpt.cutting import cut
+from gpuckpt.fallback import Restoration
+from gpuckpt.loading import fill_match, load_state
+from gpuckpt.manifest import Manifest
+from gpuckpt.matching import match
 from gpuckpt.resources import Resources
+from gpuckpt.shards import Shards
 from gpuckpt.stores.memory import MemoryStore
+from gpuckpt.tree import flatten
 from tests.resharding import (
     CountingStore,
     Piece,
@@ -295,3 +301,127 @@ def test_arrays_that_share_memory_and_are_filled_by_parts_are_looked_at_again():
             ckpt.restore({"w": room, "other": room[4:]})
         ckpt.restore({"w": room}, names="w")
     assert room.tobytes() == array.tobytes()
+
+
+def test_a_sharded_leaf_gets_its_box_and_nothing_else():
+    array = np.arange(64.0).reshape(8, 8)
+    store = MemoryStore()
+    save_pieces(store, by_rows(array, 3))
+    own = np.zeros((5, 3))
+    with gpuckpt.Checkpointer("", store=store) as ckpt:
+        ckpt.restore({"w": gpuckpt.Sharded(own, shape=(8, 8), offset=(2, 4))})
+    assert own.tobytes() == array[2:7, 4:7].tobytes()
+
+
+def test_a_sharded_leaf_that_is_read_only_is_made_anew():
+    array = np.arange(64.0).reshape(8, 8)
+    store = MemoryStore()
+    save_pieces(store, by_rows(array, 3))
+    own = np.zeros((5, 3))
+    own.flags.writeable = False
+    state = {"w": gpuckpt.Sharded(own, shape=(8, 8), offset=(2, 4))}
+    with gpuckpt.Checkpointer("", store=store) as ckpt:
+        ckpt.restore(state)
+    assert not own.any()
+    assert isinstance(state["w"], gpuckpt.Sharded)
+    assert state["w"].offset == (2, 4)
+    assert state["w"].array.tobytes() == array[2:7, 4:7].tobytes()
+
+
+def test_a_shard_that_the_files_here_lack_is_named_with_the_parts_that_are_not_here():
+    array = np.arange(64.0).reshape(8, 8)
+    store = MemoryStore()
+    manifest = save_pieces(store, by_rows(array, 4)[:2])
+    shards = Shards(replace(manifest, absent=("step-1.r1.part.json",)))
+    told = shards.lack(0, divided(array.shape, {})[0])
+    assert told is not None
+    assert told.startswith("[4:8, 0:8] of it is in none of the 2 shards that are here")
+    assert told.endswith("these files aren't: step-1.r1.part.json")
+
+
+class Own:
+    """State of one rank's own."""
+
+    def __init__(self, value: float) -> None:
+        self.value = np.full(3, value, float)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.value[...] = state["value"]
+
+
+def of_two_ranks(store: MemoryStore) -> Manifest:
+    """Two ranks' own under one name, and what they have together."""
+    pieces = [
+        *by_rows(np.arange(8.0), 2),
+        Piece("own.value", np.zeros(3), rank=0),
+        Piece("own.value", np.ones(3), rank=1),
+    ]
+    manifest = save_pieces(store, pieces)
+    own: Any = [[rank, {"object": {"dict": [["value", {"tensor": 2 + rank}]]}}] for rank in (0, 1)]
+    pairs: list[Any] = [["w", {"tensor": 1}], ["own", {"ranks": own}]]
+    return replace(manifest, structure={"dict": [*pairs, ["many", {"list": [{"ranks": own}]}]]})
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_rank_gets_what_is_its_own(rank: int):
+    store = MemoryStore()
+    manifest = of_two_ranks(store)
+    state: dict[str, Any] = {"w": np.zeros(8), "own": Own(7), "many": [Own(7)]}
+    flat = flatten(state)
+    found = match(flat, manifest, rank=rank)
+    found.raise_if_not_exact("state")
+    fill_match(state, flat, found, manifest, store, Resources("64 MiB"))
+    assert state["own"].value.tolist() == [rank] * 3
+    assert state["many"][0].value.tolist() == [rank] * 3
+    assert state["w"].tolist() == list(range(8))
+
+
+def test_what_a_checkpoint_has_not_of_a_rank_keeps_its_value_and_is_told(caplog):
+    store = MemoryStore()
+    manifest = of_two_ranks(store)
+    state: dict[str, Any] = {"w": np.zeros(8), "own": Own(7), "many": [Own(7)]}
+    restoration = Restoration(
+        *(state, store, Resources("64 MiB")), names=None, rename=None, strict=True, rank=2
+    )
+    found = restoration.take(manifest)
+    assert found.kept == ["own.value", "many.0.value"]
+    assert state["own"].value.tolist() == state["many"][0].value.tolist() == [7] * 3
+    assert state["w"].tolist() == list(range(8))
+    assert "nothing of rank 2's own; kept as they are: own.value, many.0.value" in caplog.text
+
+
+def test_an_object_keeps_what_inside_of_it_is_a_ranks_own_and_not_there():
+    class Outer:
+        def __init__(self) -> None:
+            self.own = Own(7)
+            self.loaded: dict[str, Any] = {}
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"w": np.zeros(8), "own": self.own, "list": [self.own]}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.loaded = state
+
+    store = MemoryStore()
+    manifest = of_two_ranks(store)
+    pairs = manifest.structure["dict"]
+    inner = {"dict": [pairs[0], pairs[1], ["list", pairs[2][1]]]}
+    manifest = replace(manifest, structure={"dict": [["outer", {"object": inner}]]})
+    outer = Outer()
+    state, flat = {"outer": outer}, flatten({"outer": outer})
+    found = match(flat, manifest, rank=5)
+    fill_match(state, flat, found, manifest, store, Resources("64 MiB"))
+    assert outer.loaded["own"] is outer.own
+    assert outer.loaded["list"] == [outer.own]
+    assert outer.loaded["w"].tolist() == list(range(8))
+
+
+def test_one_tensor_by_the_numbers_of_two_of_its_rows_is_one_array():
+    store = MemoryStore()
+    manifest = save_pieces(store, by_rows(np.arange(8.0), 2))
+    tied = {"dict": [["a", {"tensor": 0}], ["b", {"tensor": 1}]]}
+    loaded = load_state(replace(manifest, structure=tied), store, Resources("64 MiB"))
+    assert loaded["a"] is loaded["b"]
