@@ -27,7 +27,9 @@ def tell(checks: Mapping[str, Callable[[], object]], where: str) -> None:
     Path(where).write_text(json.dumps(found))
 
 
-def run(module: str, size: int, *, seconds: float = 240, **environment: str) -> list[dict[str, str]]:
+def run(
+    module: str, size: int, *, seconds: float = 240, **environment: str
+) -> list[dict[str, str]]:
     """What `size` processes of a module tell; each is started as `module folder rank size`."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as ends:
         running = []
