@@ -22,7 +22,7 @@ from gpuckpt.errors import (
     TornError,
     UnsupportedError,
 )
-from gpuckpt.groups import Group
+from gpuckpt.groups import Alone, Group
 from gpuckpt.pending import Checkpoint, Pending
 from gpuckpt.perrank import PerRank
 from gpuckpt.preemption import PREEMPTED, Preemption
@@ -38,6 +38,7 @@ from gpuckpt.warm import Report, warm_start
 __all__ = [
     "PREEMPTED",
     "RNG",
+    "Alone",
     "AuthenticationError",
     "BusyError",
     "Checkpoint",
