@@ -38,7 +38,7 @@ from bench.durability.endpoints import (
     s3rver,
 )
 from bench.durability.proxy import Fault, proxy_to
-from bench.durability.requests import Campaign, at, from_there, plans
+from bench.durability.requests import Campaign, at, for_a_while, from_there, plans
 from gpuckpt.cli import app
 from gpuckpt.commit import commit
 from gpuckpt.errors import InvalidError, LockedError, NotFoundError, StorageError
@@ -633,7 +633,7 @@ def test_a_save_whose_lease_is_lost_makes_no_checkpoint_and_says_so():
 def test_what_is_no_lease_is_left_alone():
     client = Objects()
     store = store_of(client)
-    for content in (b"", b"{}", b"[1]", b"\xff", b'{"token": 1, "ends": "x"}'):
+    for content in (b"", b"{}", b"[1]", b"\xff", b'{"token": 1, "ends": "x"}', b'{"ends": NaN}'):
         client.objects[LOCK] = content, 1
         with pytest.raises(LockedError, match="isn't a lease"), store.lock():
             pass
@@ -648,6 +648,29 @@ def test_a_lease_whose_answers_are_lost_is_held_all_the_same():
         client.strike = failing("put lock", "after")
         store.publish("m", b"x")
         client.strike = failing("put lock", "after")
+    with store.lock():
+        pass
+
+
+def test_a_lease_of_which_nobody_knew_whether_it_was_renewed_is_still_ours():
+    """The service was gone for longer than a request is tried, and had carried one out."""
+    client = Objects()
+    store = store_of(client)
+    count = itertools.count()
+
+    def strike(when: str, _: str) -> None:
+        if when == "after" or next(count):
+            raise PassingError("no answer")
+
+    with store.lock():
+        before = client.objects[LOCK]
+        client.strike = strike
+        with pytest.raises(StorageError, match="no answer"):
+            store.publish("m", b"x")
+        client.strike = lambda _, __: None
+        assert client.objects[LOCK] != before
+        store.publish("m", b"x")
+    assert client.objects["m"][0] == b"x"
     with store.lock():
         pass
 
@@ -864,5 +887,13 @@ def test_a_service_that_goes_away_takes_no_checkpoint_with_it(campaign):
         assert all("s3://" in error for error in outcome.errors)
 
 
+def test_a_service_that_goes_away_and_comes_back_takes_no_checkpoint_with_it(campaign):
+    count = len(requests_of(campaign))
+    for index in range(3, count, 5):
+        outcome = campaign.run(for_a_while(index, Fault.LOST if index % 2 else Fault.BUSY))
+        assert outcome.wrong == [], index
+        assert not any("lost its lease" in error for error in outcome.errors)
+
+
 def test_the_plans_have_every_request_with_every_fault():
-    assert len(plans(10)) == 10 * (len(Fault) + 2)
+    assert len(plans(10)) == 10 * (len(Fault) + 4)
