@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuckpt.boxes import Box, gap, whole_box
+from gpuckpt.cutting import cut
 from gpuckpt.dtypes import to_numpy
 from gpuckpt.errors import RankError
 from gpuckpt.inventory import Inventory, Roster
@@ -267,7 +268,11 @@ class Shares:
         boxes = self._told.get(held, (spec.box,))
         if not spec.shape:
             return [spec]  # all write it: there is no row of it without elements
-        return [_row(spec, box) for box in boxes or (Box(spec.box.offset, (0, *spec.shape[1:])),)]
+        if not boxes:
+            return [_row(spec, Box(spec.box.offset, (0, *spec.shape[1:])))]
+        whole = boxes == (spec.box,) and spec.offset is None
+        rows = [_row(spec, box) for box in boxes]
+        return rows if whole else [_row(row, box) for row in rows for box in cut(row)]
 
 
 def _row(spec: Spec, box: Box) -> Spec:

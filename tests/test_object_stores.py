@@ -38,7 +38,7 @@ from bench.durability.endpoints import (
     s3rver,
 )
 from bench.durability.proxy import Fault, proxy_to
-from bench.durability.requests import Campaign, at, from_there, plans
+from bench.durability.requests import Campaign, at, for_a_while, from_there, plans
 from gpuckpt.cli import app
 from gpuckpt.commit import commit
 from gpuckpt.errors import InvalidError, LockedError, NotFoundError, StorageError
@@ -75,7 +75,31 @@ def store_of(client: Client, root: str = "test://root") -> ObjectStore:
 # The clients
 
 
-class TestObstoresMemory(StoreContract):
+class Conditional(StoreContract):
+    """A service whose puts can depend on what is there."""
+
+    def test_a_put_depends_on_what_is_there(self, store: ObjectStore):
+        client = store._client
+        first = client.put("f", b"1", "nothing")
+        with pytest.raises(ClashError):
+            client.put("f", b"x", "nothing")
+        assert client.get("f") == (b"1", first)
+        assert client.head("f") == (1, first)
+        second = client.put("f", b"2", first)
+        for over in (first, "nothing"):
+            with pytest.raises(ClashError):
+                client.put("f", b"x", over)
+        assert client.get("f") == (b"2", second)
+        client.put("f", b"3", "anything")
+        client.delete("f")
+        client.delete("f")
+        with pytest.raises((ClashError, MissingError)):
+            client.put("f", b"x", second)
+        with pytest.raises(MissingError):
+            client.head("f")
+
+
+class TestObstoresMemory(Conditional):
     @pytest.fixture
     def root(self) -> str:
         return f"memory://bucket-{next(numbered)}/run"
@@ -109,7 +133,21 @@ class TestObstoresFiles(StoreContract):
         return store_of(store._client)
 
 
-class TestFsspecsMemory(StoreContract):
+class Fsspecs(StoreContract):
+    def test_a_put_can_depend_on_a_files_not_being_there_alone(self, store: ObjectStore):
+        client = store._client
+        first = client.put("f", b"1", "nothing")
+        with pytest.raises(ClashError):
+            client.put("f", b"x", "nothing")
+        with pytest.raises(UnableError):
+            client.put("f", b"x", first)
+        assert client.get("f") == (b"1", first)
+        second = client.put("f", b"2", "anything")
+        assert second != first
+        assert client.head("f") == (1, second)
+
+
+class TestFsspecsMemory(Fsspecs):
     @pytest.fixture
     def store(self) -> ObjectStore:
         files = pytest.importorskip("fsspec").filesystem("memory")
@@ -122,7 +160,7 @@ class TestFsspecsMemory(StoreContract):
         return store_of(store._client)
 
 
-class TestFsspecsFiles(StoreContract):
+class TestFsspecsFiles(Fsspecs):
     @pytest.fixture
     def store(self, tmp_path: Path) -> ObjectStore:
         files = pytest.importorskip("fsspec").filesystem("file")
@@ -168,7 +206,7 @@ def running(server: contextlib.AbstractContextManager[Endpoint]) -> Iterator[End
         yield endpoint
 
 
-class OnService(StoreContract):
+class OnService:
     """A service that `endpoint` gives; each test has a root of its own."""
 
     @pytest.fixture
@@ -206,7 +244,7 @@ def azurite_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoin
     yield from running(azurite(tmp_path_factory.mktemp("azurite")))
 
 
-class TestMoto(OnService):
+class TestMoto(OnService, Conditional):
     @pytest.fixture
     def endpoint(self, moto_server: Endpoint) -> Endpoint:
         return moto_server
@@ -247,7 +285,7 @@ class TestMoto(OnService):
             pass
 
 
-class TestS3rver(OnService):
+class TestS3rver(OnService, StoreContract):
     """It heeds no conditions: whoever comes second overwrites the first."""
 
     @pytest.fixture
@@ -255,7 +293,7 @@ class TestS3rver(OnService):
         return s3rver_server
 
 
-class TestAzurite(OnService):
+class TestAzurite(OnService, Conditional):
     @pytest.fixture
     def endpoint(self, azurite_server: Endpoint) -> Endpoint:
         return azurite_server
@@ -346,7 +384,9 @@ def test_a_client_that_is_not_installed_is_named(module, root, monkeypatch):
 class Objects:
     """A `Client` on a dictionary; `strike` may raise before and after each request."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, able: bool = True) -> None:
+        """If it isn't `able`, no put can depend on what is there."""
+        self.able = able
         self.objects: dict[str, tuple[bytes, int]] = {}
         self.asked: list[str] = []
         self.strike: Callable[[str, str], object] = lambda _, __: None
@@ -361,8 +401,12 @@ class Objects:
 
     def put(self, name: str, data: Any, over: Over) -> Tag:
         with self.struck(f"put {name}"):
+            if not self.able and over != "anything":
+                raise UnableError("not implemented")
             found = self.objects.get(name)
             here = "nothing" if found is None else tag_of(found[1])
+            if found is None and not isinstance(over, str):
+                raise MissingError("404 NoSuchKey")  # as S3 answers
             if over not in ("anything", here):
                 raise ClashError("it isn't")
             self.objects[name] = bytes(data), next(self._tags)
@@ -442,6 +486,21 @@ def test_a_put_that_nobody_answers_may_have_been_made(when):
         assert found.value.maybe
 
 
+def test_a_put_that_was_made_is_known_for_a_success_though_nothing_answered():
+    client = Objects()
+    struck = itertools.count()
+
+    def strike(when: str, request: str) -> None:
+        """The first put's answer is lost, and no later one arrives."""
+        if request == "put m" and (when == "after" or next(struck)):
+            raise PassingError("no answer")
+
+    client.strike = strike
+    store_of(client).publish("m", b"new")
+    assert client.objects["m"][0] == b"new"
+    assert client.asked.count("put m") == HASTY.tries
+
+
 def test_segments_stay_if_their_manifest_may_be_there_and_go_if_it_is_not():
     manifest = unpack_manifest(small_manifest(), "m")
     for kind, stay in ((PassingError, True), (RefusedError, False)):
@@ -452,8 +511,9 @@ def test_segments_stay_if_their_manifest_may_be_there_and_go_if_it_is_not():
         assert abandon.called is not stay
 
 
-def test_of_two_writers_of_one_object_one_is_told():
-    client = Objects()
+@pytest.mark.parametrize("able", [True, False])
+def test_of_two_writers_of_one_object_one_is_told(able):
+    client = Objects(able=able)
     store, other = store_of(client), store_of(client)
     write_all(store, "m", b"old")
 
@@ -507,6 +567,26 @@ def test_a_holder_that_died_on_this_machine_is_not_waited_for():
         pass
 
 
+def test_a_service_that_knows_no_conditions_is_looked_at_before():
+    client = Objects(able=False)
+    store = store_of(client)
+    for _ in range(2):
+        with store.lock():
+            with pytest.raises(LockedError, match="another writer"), store_of(client).lock():
+                pass
+            store.publish("m", b"x")
+    with pytest.raises(StorageError, match="it exists"):
+        write_all_over(store, "m")
+
+
+def write_all_over(store: ObjectStore, name: str) -> None:
+    """Another puts an object while it is being written."""
+    file = store.create("new")
+    file._name = name
+    file.append([b"y"])
+    file.sync()
+
+
 def test_a_lease_is_renewed_while_it_is_held():
     client = Objects()
     store = ObjectStore(client, "test://root", retries=HASTY, lease_seconds=0.06)
@@ -553,7 +633,7 @@ def test_a_save_whose_lease_is_lost_makes_no_checkpoint_and_says_so():
 def test_what_is_no_lease_is_left_alone():
     client = Objects()
     store = store_of(client)
-    for content in (b"", b"{}", b"[1]", b"\xff", b'{"token": 1, "ends": "x"}'):
+    for content in (b"", b"{}", b"[1]", b"\xff", b'{"token": 1, "ends": "x"}', b'{"ends": NaN}'):
         client.objects[LOCK] = content, 1
         with pytest.raises(LockedError, match="isn't a lease"), store.lock():
             pass
@@ -568,6 +648,29 @@ def test_a_lease_whose_answers_are_lost_is_held_all_the_same():
         client.strike = failing("put lock", "after")
         store.publish("m", b"x")
         client.strike = failing("put lock", "after")
+    with store.lock():
+        pass
+
+
+def test_a_lease_of_which_nobody_knew_whether_it_was_renewed_is_still_ours():
+    """The service was gone for longer than a request is tried, and had carried one out."""
+    client = Objects()
+    store = store_of(client)
+    count = itertools.count()
+
+    def strike(when: str, _: str) -> None:
+        if when == "after" or next(count):
+            raise PassingError("no answer")
+
+    with store.lock():
+        before = client.objects[LOCK]
+        client.strike = strike
+        with pytest.raises(StorageError, match="no answer"):
+            store.publish("m", b"x")
+        client.strike = lambda _, __: None
+        assert client.objects[LOCK] != before
+        store.publish("m", b"x")
+    assert client.objects["m"][0] == b"x"
     with store.lock():
         pass
 
@@ -784,5 +887,13 @@ def test_a_service_that_goes_away_takes_no_checkpoint_with_it(campaign):
         assert all("s3://" in error for error in outcome.errors)
 
 
+def test_a_service_that_goes_away_and_comes_back_takes_no_checkpoint_with_it(campaign):
+    count = len(requests_of(campaign))
+    for index in range(3, count, 5):
+        outcome = campaign.run(for_a_while(index, Fault.LOST if index % 2 else Fault.BUSY))
+        assert outcome.wrong == [], index
+        assert not any("lost its lease" in error for error in outcome.errors)
+
+
 def test_the_plans_have_every_request_with_every_fault():
-    assert len(plans(10)) == 10 * (len(Fault) + 2)
+    assert len(plans(10)) == 10 * (len(Fault) + 4)

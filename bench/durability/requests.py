@@ -2,9 +2,9 @@
 
 Each time a run goes on from step 1, saves steps 2 and 3, deletes what it
 doesn't keep, and restores, through a proxy that does one thing to one request:
-see `bench.durability.proxy`.  And once more with the service gone for good
-from each request on.  Then what is there is looked at without the proxy: the
-last step that was said to be durable, or a later one, is there, bit for bit;
+see `bench.durability.proxy`.  And again with the service gone from each request
+on, for longer than one is tried, or for good.  Then what is there is looked at
+without the proxy: the last step that was said to be durable, or a later one, is there, bit for bit;
 every step is whole; and after the next save nothing is left over.
 
 `python -m bench.durability requests [--every N]` takes every Nth of them;
@@ -159,13 +159,20 @@ def campaign() -> Iterator[Campaign]:
         yield Campaign(endpoint, proxy)
 
 
+def for_a_while(index: int, fault: Fault) -> Choose:
+    """So are more from one on than a request is tried: it is gone, and comes back."""
+    return lambda number: fault if index <= number < index + RETRIES.tries + 2 else None
+
+
 def plans(count: int) -> list[tuple[str, Choose]]:
     """Each request, of so many, with each fault; then the service gone from each on."""
+    outages = {"gone from request": from_there, "gone for a while from request": for_a_while}
     one = [
         (f"request {index} {fault}", at(index, fault)) for index in range(count) for fault in Fault
     ]
     gone = [
-        (f"from request {index} on {fault}", from_there(index, fault))
+        (f"{how} {index} on, {fault}", outage(index, fault))
+        for how, outage in outages.items()
         for index in range(count)
         for fault in (Fault.BUSY, Fault.LOST)
     ]

@@ -37,6 +37,10 @@ def put_over(
         except UnableError:
             _compare(client, name, over)
             return client.put(name, content, "anything")
+        except MissingError as error:
+            if isinstance(over, str):
+                raise
+            raise ClashError(f"it is gone ({error})") from error
 
     try:
         return requests.run("write", name, ask)

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gpuckpt.errors import CheckpointError, LockedError, NotFoundError
-from gpuckpt.stores.clients import ClashError, Client, Over
+from gpuckpt.stores.clients import ClashError, Client, Over, Tag
 from gpuckpt.stores.conditions import put_over
 from gpuckpt.stores.retrying import Requests
 
@@ -60,7 +60,7 @@ class Holder:
         if not self.machine or self.machine != _machine():
             return False
         pid, _, begun = self.process.partition(" ")
-        return _begun(int(pid)) != begun
+        return pid.isdecimal() and _begun(int(pid)) != begun
 
 
 class Lease:
@@ -150,9 +150,9 @@ class Lease:
             return "nothing"
         holder, ends = _read(found, self._requests.place(self._name))
         left = ends + SKEW_SECONDS - time.time()
-        if ends and left > 0 and not holder.is_dead():
-            raise self._locked(f"{holder.who}, for {left:.0f} s more unless it is renewed")
-        return tag
+        if holder.token == self._holder.token or not ends or left <= 0 or holder.is_dead():
+            return tag
+        raise self._locked(f"{holder.who}, for {left:.0f} s more unless it is renewed")
 
     def _locked(self, who: str) -> LockedError:
         return LockedError(
@@ -163,9 +163,31 @@ class Lease:
     def _put(self, seconds: float) -> None:
         """Put ours, which ends in so many seconds, in the place of what must be there.
 
+        That may be one of ours of which nobody had answered whether it was put.
+
         Raises:
             ClashError: something else is.
         """
+        try:
+            self._put_over(seconds)
+        except ClashError:
+            self._tag = self._ours()
+            self._put_over(seconds)
+
+    def _ours(self) -> Tag:
+        """What is there, if it is ours; else raises a `ClashError`."""
+        try:
+            found, tag = self._requests.run(
+                "read", self._name, lambda: self._client.get(self._name)
+            )
+            holder, _ = _read(found, self._requests.place(self._name))
+        except (NotFoundError, LockedError) as error:
+            raise ClashError(str(error)) from error
+        if holder.token != self._holder.token:
+            raise ClashError(f"it is that of {holder.who}")
+        return tag
+
+    def _put_over(self, seconds: float) -> None:
         begun = time.monotonic()
         ends = time.time() + seconds if seconds else 0.0
         data = json.dumps({**asdict(self._holder), "ends": ends, "try": secrets.token_hex(4)})
