@@ -45,11 +45,18 @@ def commit(
     whole checkpoint, of which only nothing promises that it outlives a loss of
     power.
     """
-    name = layout.manifest_name(manifest.step)
+    publish(store, manifest.step, lambda: pack_manifest(manifest, seal), abandon=abandon)
+
+
+def publish(
+    store: Store, step: int, pack: Callable[[], bytes], *, abandon: Callable[[], object]
+) -> None:
+    """As `commit`, of a manifest by its bytes."""
+    name = layout.manifest_name(step)
     temporary = name + layout.TEMPORARY
     try:
         store.sync_names()  # 2
-        write_all(store, temporary, pack_manifest(manifest, seal))  # 3
+        write_all(store, temporary, pack())  # 3
     except BaseException:
         with contextlib.suppress(CheckpointError):
             store.remove(temporary)

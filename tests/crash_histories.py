@@ -18,7 +18,9 @@ from unittest import mock
 import gpuckpt
 from gpuckpt.layout import manifest_step
 from gpuckpt.manifest import Manifest
+from gpuckpt.merging import merge_stores
 from gpuckpt.pending import Checkpoint, Pending
+from gpuckpt.resources import Resources
 from gpuckpt.save import save_snapshot
 from tests.crash_store import CrashStore, DeadError, Operation, Promise
 from tests.versions import CHUNK, FROZEN, State, set_to, state_at, version_of
@@ -242,6 +244,18 @@ def saves_after_a_failed_one(life: Life) -> None:
         run.save(2)
 
 
+def merges_what_was_saved_elsewhere(life: Life) -> None:
+    """Some steps, one after the other, from a root of their own."""
+    store, life.store = life.store, CrashStore()
+    for step in range(1, 6):
+        life.alone(step)
+    elsewhere, life.store = life.store, store
+    said, life.said = life.said, {}
+    for step in said:
+        merge_stores([elsewhere], store, step, Resources("64 MiB"))
+        life.resumed(step, said[step])
+
+
 @contextlib.contextmanager
 def killed(life: Life, after: Callable[[Operation], bool]) -> Iterator[None]:
     """The process in the block dies before what follows such an operation; then another begins."""
@@ -280,6 +294,7 @@ HISTORIES: tuple[Callable[[Life], None], ...] = (
     goes_on_from_what_a_killed_process_left_visible,
     goes_on_from_what_a_killed_process_was_deleting,
     writes_several_segments,
+    merges_what_was_saved_elsewhere,
 )
 
 ALL = (*HISTORIES, saves_after_a_failed_one)

@@ -64,7 +64,7 @@ ROWS: list[set[str]] = [
     },
     {"space", "joint", "entering", "pace"},
     {"saving", "fallback", "rebuilding"},
-    {"preemption", "concord"},
+    {"preemption", "concord", "merging"},
     {"restoring", "crew"},
     {"checkpointer", "warm", "salvage"},
     {"api", "repair"},
