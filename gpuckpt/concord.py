@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from gpuckpt.commit import open_step, steps
 from gpuckpt.errors import CheckpointError, NotFoundError, RankError
-from gpuckpt.fallback import Restoration, Taken, is_damage, passed_over
+from gpuckpt.fallback import Taken, is_damage, passed_over
 from gpuckpt.gathering import gather
 from gpuckpt.groups import Group
 from gpuckpt.manifest import Manifest
 from gpuckpt.matching import Match
+from gpuckpt.nearest import find_steps, take_nearest
 from gpuckpt.seal import Seal
 from gpuckpt.stores import Store
 
@@ -31,16 +31,16 @@ class Concord:
         self.rank = group.rank
         self._group, self._timeout = group, timeout
 
-    def restore(
+    def take(
         self,
-        restoration: Restoration,
-        store: Store,
+        stores: Sequence[Store],
         step: int | None,
+        take: Callable[[Store, Manifest], Match],
         *,
         fallback: bool,
         seal: Seal | None,
-    ) -> Taken[Match] | None:
-        """Restore a step, or the newest that all ranks see; None if there is none.
+    ) -> tuple[Store, Taken[Match]] | None:
+        """As `take_nearest`, on all ranks: a step, or the newest that all have; None if none is.
 
         With `fallback`, if it is damaged for any of them, all take the next older one.
 
@@ -48,32 +48,30 @@ class Concord:
             CheckpointError: what went wrong on this rank.
             RankError: what went wrong on others, or that they ask for another step.
         """
-        candidates = _best_first(self._common(store, step), step, store)
+        candidates = _best_first(self._common(stores, step), step, stores)
+        reason = ""
         for at, one in enumerate(candidates):
-            taken, failure, damaged = _try(restoration, store, one, seal)
+            found, failure, damaged = _try(stores, one, take, seal)
             answer = {"damaged": damaged, "failed": "" if failure is None else str(failure)}
             told = gather(self._group, f"restore of step {one}", answer, self._timeout)
             failed = [rank for rank, answer in enumerate(told) if answer["failed"]]
             if not failed:
-                assert taken is not None
-                return replace(taken, remarks=self._remarks(candidates, at))
+                assert found is not None
+                store, taken = found
+                more = (passed_over(candidates[0], reason, one),) if at else ()
+                return store, replace(taken, remarks=(*taken.remarks, *more))
             may_go_on = fallback and all(told[rank]["damaged"] for rank in failed)
-            self._reason = f"rank {failed[0]}: {told[failed[0]]['failed']}"
             if not may_go_on or at + 1 == len(candidates):
                 raise failure or RankError(failed, told[failed[0]]["failed"])
-            log.warning("step %d isn't taken: %s", one, self._reason)
+            reason = f"rank {failed[0]}: {told[failed[0]]['failed']}"
+            log.warning("step %d isn't taken: %s", one, reason)
         return None
 
-    def _remarks(self, candidates: Sequence[int], at: int) -> tuple[str, ...]:
-        if not at:
-            return ()
-        return (passed_over(candidates[0], self._reason, candidates[at]),)
-
-    def _common(self, store: Store, step: int | None) -> list[int]:
+    def _common(self, stores: Sequence[Store], step: int | None) -> list[int]:
         """The committed steps that every rank sees, ascending."""
         own: Any
         try:
-            own = {"step": step, "steps": steps(store)[-_TOLD:]}
+            own = {"step": step, "steps": sorted(find_steps(stores)[0])[-_TOLD:]}
         except CheckpointError as error:
             own = error
         told = gather(self._group, "steps to restore", own, self._timeout)
@@ -89,7 +87,7 @@ class Concord:
         return sorted(common)
 
 
-def _best_first(common: Sequence[int], step: int | None, store: Store) -> list[int]:
+def _best_first(common: Sequence[int], step: int | None, stores: Sequence[Store]) -> list[int]:
     """The steps to try.
 
     Raises:
@@ -99,19 +97,28 @@ def _best_first(common: Sequence[int], step: int | None, store: Store) -> list[i
         return list(reversed(common))
     if step not in common:
         near = ", ".join(map(str, common[-10:])) or "none"
-        raise NotFoundError(f"{store.root}: step {step} isn't there; all ranks see: {near}")
+        roots = ", ".join(store.root for store in stores)
+        raise NotFoundError(f"{roots}: step {step} isn't there; all ranks see: {near}")
     return [step, *(older for older in reversed(common) if older < step)]
 
 
 def _try(
-    restoration: Restoration, store: Store, step: int, seal: Seal | None
-) -> tuple[Taken[Match] | None, Exception | None, bool]:
+    stores: Sequence[Store],
+    step: int,
+    take: Callable[[Store, Manifest], Match],
+    seal: Seal | None,
+) -> tuple[tuple[Store, Taken[Match]] | None, Exception | None, bool]:
     """What came of restoring a step, or what went wrong, and whether that is damage."""
-    manifest: Manifest | None = None
+    seen: list[tuple[Store, Manifest]] = []
+
+    def noting(store: Store, manifest: Manifest) -> Match:
+        seen.append((store, manifest))
+        return take(store, manifest)
+
     try:
-        manifest = open_step(store, step, seal)
-        return Taken(manifest, restoration.take(manifest)), None, False
+        return take_nearest(stores, step, noting, fallback=False, seal=seal), None, False
     except CheckpointError as error:
+        store, manifest = seen[-1] if seen else (stores[0], None)
         return None, error, is_damage(error, store, manifest)
     except Exception as error:
         return None, error, False

@@ -21,6 +21,7 @@ from gpuckpt.retention import Keep
 from gpuckpt.seal import Seal
 from gpuckpt.sizes import parse_seconds
 from gpuckpt.stores import Store
+from gpuckpt.tiered import Tiers
 
 
 class Crew:
@@ -42,10 +43,19 @@ class Crew:
         found = as_group(group, store=store, environment=os.environ, modules=sys.modules)
         return cls(found, timeout)
 
-    def joint(self, store: Store, keep: Keep | None, seal: Seal | None) -> Joint | None:
+    def joint(
+        self, store: Store, keep: Keep | None, seal: Seal | None, tiers: Tiers
+    ) -> Joint | None:
         """How they save; None if there is one."""
         if self._group is not None:
-            self._joint = Joint(self._group, store, keep=keep, seal=seal, timeout=self._timeout)
+            self._tiers = tiers
+            self._joint = Joint(
+                *(self._group, store),
+                keep=keep,
+                seal=seal,
+                held=tiers.held,
+                timeout=self._timeout,
+            )
         return self._joint
 
     def concord(self) -> Concord | None:
@@ -74,5 +84,6 @@ class Crew:
             with writing(store):
                 yield
             return
-        with entered(store, self._group, self._timeout) as self._joint.lead:
+        with entered(store, self._group, self._timeout) as lead:
+            self._joint.lead = self._tiers.lead = lead
             yield

@@ -35,7 +35,7 @@ from gpuckpt.groups import Group
 from gpuckpt.inventory import Inventory
 from gpuckpt.manifest import Manifest, Part
 from gpuckpt.parts import describe, shared_structure, world_manifest, write_part
-from gpuckpt.retention import Keep, prune_quietly
+from gpuckpt.retention import Held, Keep, prune_quietly
 from gpuckpt.seal import Seal
 from gpuckpt.sharing import Shares, holdings, pack_holdings, unpack_holdings
 from gpuckpt.stores import Store
@@ -59,9 +59,12 @@ class Joint:
         *,
         keep: Keep | None,
         seal: Seal | None,
+        held: Callable[[], Held],
         timeout: float,
     ) -> None:
+        """`held` says what must not be deleted, though `keep` doesn't keep it."""
         self.group, self.lead = group, group.rank == 0
+        self._held_back = held
         self._store, self._keep, self._seal, self._timeout = store, keep, seal, timeout
         self._shares: Shares | None = None
         self._stale = True  # the ranks are to tell each other what they hold
@@ -143,18 +146,29 @@ class Joint:
             "segments": part.segments,
             "held": self._held,
             "structure": hashlib.sha256(text.encode()).hexdigest()[:32],
+            "samples": self._samples(own),
             "header": [own.epoch, own.metrics, own.created, own.writer],
         }
         self._awaited = None
         told = gather(self.group, _parts_of(own.step), answer, self._timeout)
         if len({one["structure"] for one in told}) > 1:
             self._compare(own.step, shared)
+        _check_samples([one["samples"] for one in told])
         assert self._shares is not None
         self._stale = [one["held"] for one in told] != list(self._shares.digests)
         parts = [_part(one) for one in told]
         epoch, metrics, created, writer = told[0]["header"]
         header = replace(own, epoch=epoch, metrics=metrics, created=created, writer=writer)
         return world_manifest(parts, header)
+
+    def _samples(self, own: Manifest) -> dict[str, list[str]]:
+        """The fingerprints of what every replica has written."""
+        labels = self._shares.samples if self._shares is not None else frozenset()
+        return {
+            entry.spec.label: [chunk.fingerprint for chunk in entry.chunks]
+            for entry in own.tensors
+            if entry.spec.label in labels
+        }
 
     def _compare(self, step: int, shared: Json) -> None:
         """See that the ranks' structures fit together, though they aren't equal."""
@@ -177,7 +191,7 @@ class Joint:
         if self.lead:
             try:
                 commit(self._store, world, abandon=lambda: gone.append(True), seal=self._seal)
-                prune_quietly(self._store, self._keep, world, self._seal)
+                prune_quietly(self._store, self._keep, world, self._seal, self._held_back())
             except CheckpointError as error:
                 outcome = error
         try:
@@ -204,6 +218,25 @@ class Joint:
         except CheckpointError:
             return False
         return [part.name for part in found.parts] == [part.name for part in world.parts]
+
+
+def _check_samples(told: Sequence[dict[str, list[str]]]) -> None:
+    """See that replicas are replicas.
+
+    Raises:
+        RankError: two ranks have different bytes in what should be one tensor.
+    """
+    first: dict[str, int] = {}
+    for rank, samples in enumerate(told):
+        for label, found in samples.items():
+            known = first.setdefault(label, rank)
+            if told[known][label] != found:
+                raise RankError(
+                    [known, rank],
+                    f"{label} isn't the same on both, so they are no replicas: bring them "
+                    "together before they are saved (an all-reduce that was left out?), or wrap "
+                    "what is each rank's own in gpuckpt.PerRank",
+                )
 
 
 def _part(answer: Any) -> Part:

@@ -62,7 +62,7 @@ def read_parts(store: Store, manifest: Manifest, seal: Seal | None = None) -> Ma
     absent: list[str] = []
     for part in manifest.parts:
         try:
-            found.append(_read_part(store, part, manifest, seal))
+            found.append(_open_part(store, part, manifest, seal))
         except NotFoundError:
             absent.append(part.name)
     where = f"{store.root}/{layout.manifest_name(manifest.step)}"
@@ -122,13 +122,23 @@ def describe(conflict: ConflictError) -> str:
     return f"{plain_name(conflict.path) or 'the state'}: {conflict.reason}"
 
 
-def _read_part(store: Store, part: Part, world: Manifest, seal: Seal | None) -> Manifest:
+def read_part(store: Store, part: Part) -> bytes:
+    """A part's file, as it was committed.
+
+    Raises:
+        CorruptError: it isn't that.
+    """
     where = f"{store.root}/{part.name}"
     if store.size(part.name) != part.nbytes:
         raise CorruptError(where, f"{store.size(part.name)} bytes of {part.nbytes}")
     data = read_all(store, part.name)
     if checksum128(data) != part.check:
         raise CorruptError(where, "it isn't the part that was committed")
+    return data
+
+
+def _open_part(store: Store, part: Part, world: Manifest, seal: Seal | None) -> Manifest:
+    where, data = f"{store.root}/{part.name}", read_part(store, part)
     found = unpack_manifest(data, where, seal)
     if (found.step, found.ranks) != (world.step, world.ranks) or found.rank is None:
         raise CorruptError(where, f"a part of step {found.step} of {found.ranks} ranks")

@@ -107,7 +107,7 @@ def test_fluids_first_trainer_alone_need_not_save_the_model_and_each_saves_its_a
         }
         with opened(None, group, store=store, codec="raw") as ckpt:
             ckpt.save(7, state)
-        fresh = {
+        fresh: dict[str, Any] = {
             "model": {"w": np.zeros((512, 256), np.float32)},
             "trainer": gpuckpt.PerRank({"epoch_id": 0, "step_id": 0}),
         }
@@ -117,7 +117,8 @@ def test_fluids_first_trainer_alone_need_not_save_the_model_and_each_saves_its_a
         np.testing.assert_array_equal(fresh["model"]["w"], 1.5)
 
     run_ranks(3, work)
-    assert open_step(store).raw_nbytes == 512 * 256 * 4  # the model once, not three times
+    model = 512 * 256 * 4
+    assert model < open_step(store).raw_nbytes < 1.2 * model  # once, not three times
 
 
 def test_fluids_parameter_servers_save_the_rows_of_a_lookup_table_that_were_touched():
@@ -130,7 +131,8 @@ def test_fluids_parameter_servers_save_the_rows_of_a_lookup_table_that_were_touc
             ckpt.save(1, {"table": rows}).result(20)
             if group.rank == 2:
                 rows.array[5] += 1
-            return ckpt.save(2, {"table": rows}).result(20) and _written(store, 2, group.rank)
+            ckpt.save(2, {"table": rows}).result(20)
+        return _written(store, 2, group.rank)
 
     written = run_ranks(4, work)
     whole = table.nbytes // 4

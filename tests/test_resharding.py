@@ -384,9 +384,9 @@ def test_what_a_checkpoint_has_not_of_a_rank_keeps_its_value_and_is_told(caplog)
     manifest = of_two_ranks(store)
     state: dict[str, Any] = {"w": np.zeros(8), "own": Own(7), "many": [Own(7)]}
     restoration = Restoration(
-        *(state, store, Resources("64 MiB")), names=None, rename=None, strict=True, rank=2
+        *(state, Resources("64 MiB")), names=None, rename=None, strict=True, rank=2
     )
-    found = restoration.take(manifest)
+    found = restoration.take(store, manifest)
     assert found.kept == ["own.value", "many.0.value"]
     assert state["own"].value.tolist() == state["many"][0].value.tolist() == [7] * 3
     assert state["w"].tolist() == list(range(8))
