@@ -52,14 +52,21 @@ def commit(
     whole checkpoint, of which only nothing promises that it outlives a loss of
     power.
     """
-    name = layout.manifest_name(manifest.step)
+    publish(store, manifest.step, lambda: pack_manifest(manifest, seal), abandon=abandon)
+
+
+def publish(
+    store: Store, step: int, pack: Callable[[], bytes], *, abandon: Callable[[], object]
+) -> None:
+    """As `commit`, of a manifest whose bytes `pack` gives."""
+    name = layout.manifest_name(step)
     if hasattr(store, "publish"):  # `isinstance` of a protocol takes long
-        _publish(store, name, manifest, abandon=abandon, seal=seal)
+        _publish(cast(Publishes, store), name, pack, abandon=abandon)
         return
     temporary = name + layout.TEMPORARY
     try:
         store.sync_names()  # 2
-        write_all(store, temporary, pack_manifest(manifest, seal))  # 3
+        write_all(store, temporary, pack())  # 3
     except BaseException:
         with contextlib.suppress(CheckpointError):
             store.remove(temporary)
@@ -74,19 +81,14 @@ def commit(
 
 
 def _publish(
-    store: Store,
-    name: str,
-    manifest: Manifest,
-    *,
-    abandon: Callable[[], object],
-    seal: Seal | None,
+    store: Publishes, name: str, pack: Callable[[], bytes], *, abandon: Callable[[], object]
 ) -> None:
     """Put a manifest in one step; the segments stay if it may have come to be."""
     sent = False
     try:
-        data = pack_manifest(manifest, seal)
+        data = pack()
         sent = True
-        cast(Publishes, store).publish(name, data)  # 3
+        store.publish(name, data)  # 3
     except BaseException as error:
         if not sent or (isinstance(error, CheckpointError) and not getattr(error, "maybe", False)):
             abandon()

@@ -53,14 +53,23 @@ def verify_step(
         manifest = open_step(store, step, seal)
     except CheckpointError as error:
         return [Damage("", f"the manifest of step {step}", 0, str(error))]
-    apart = Apart(lambda: list(_verify_chunks(store, manifest, resources, progress)))
-    damage = apart.run()
+    damage = verify_chunks(store, manifest, resources, progress)
     for name in manifest.segments:
         try:
             read_index(store, name, seal)
         except CheckpointError as error:
             damage.append(Damage("", name, 0, str(error)))
     return damage
+
+
+def verify_chunks(
+    store: Store,
+    manifest: Manifest,
+    resources: Resources,
+    progress: Callable[[int], None] = lambda _: None,
+) -> list[Damage]:
+    """Check every chunk that a manifest lists, committed or not; progress as `verify_step`."""
+    return Apart(lambda: list(_verify_chunks(store, manifest, resources, progress))).run()
 
 
 def _verify_chunks(

@@ -19,7 +19,9 @@ from unittest import mock
 import gpuckpt
 from gpuckpt.layout import manifest_step
 from gpuckpt.manifest import Manifest
+from gpuckpt.merging import merge_stores
 from gpuckpt.pending import Checkpoint, Pending
+from gpuckpt.resources import Resources
 from gpuckpt.save import save_snapshot
 from gpuckpt.stores.memory import MemoryStore
 from gpuckpt.tierstats import TierStats
@@ -254,6 +256,18 @@ def saves_after_a_failed_one(life: Life) -> None:
         run.save(2)
 
 
+def merges_what_was_saved_elsewhere(life: Life) -> None:
+    """Some steps, one after the other, from a root of their own."""
+    store, life.store = life.store, CrashStore()
+    for step in range(1, 6):
+        life.alone(step)
+    elsewhere, life.store = life.store, store
+    said, life.said = life.said, {}
+    for step in said:
+        merge_stores([elsewhere], store, step, Resources("64 MiB"))
+        life.resumed(step, said[step])
+
+
 @contextlib.contextmanager
 def uploading(
     life: Life, near: MemoryStore, keep: gpuckpt.Keep | None = None
@@ -349,6 +363,7 @@ HISTORIES: tuple[Callable[[Life], None], ...] = (
     goes_on_from_what_a_killed_process_left_visible,
     goes_on_from_what_a_killed_process_was_deleting,
     writes_several_segments,
+    merges_what_was_saved_elsewhere,
     goes_up,
     goes_up_after_a_kill_that_left_the_last_one_visible,
 )

@@ -67,7 +67,7 @@ ROWS: list[set[str]] = [
     {"tiered"},
     {"joint"},
     {"saving", "fallback", "rebuilding"},
-    {"preemption", "nearest"},
+    {"preemption", "nearest", "merging"},
     {"concord"},
     {"restoring", "lifetime", "crew"},
     {"checkpointer", "warm", "salvage"},
