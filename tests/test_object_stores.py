@@ -9,16 +9,17 @@ import contextlib
 import itertools
 import json
 import math
+import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -38,9 +39,17 @@ from bench.durability.endpoints import (
     s3rver,
 )
 from bench.durability.proxy import Fault, proxy_to
-from bench.durability.requests import Campaign, at, for_a_while, from_there, plans
+from bench.durability.requests import (
+    Campaign,
+    at,
+    for_a_while,
+    from_there,
+    plans,
+    same,
+    state_at,
+)
 from gpuckpt.cli import app
-from gpuckpt.commit import commit
+from gpuckpt.commit import commit, open_step, steps
 from gpuckpt.errors import InvalidError, LockedError, NotFoundError, StorageError
 from gpuckpt.layout import LOCK, manifest_name
 from gpuckpt.manifest import unpack_manifest
@@ -285,6 +294,46 @@ class TestMoto(OnService, Conditional):
             pass
 
 
+CHILD = """
+import sys, gpuckpt
+from bench.durability.requests import state_at
+from gpuckpt.stores.opening import open_store
+store = open_store(sys.argv[1])
+store._part_nbytes = int(sys.argv[2])
+with gpuckpt.Checkpointer("", store=store, keep=gpuckpt.Keep(last=2), codec="raw") as ckpt:
+    step = ckpt.resume(state_at(1))
+    while True:
+        step += 1
+        ckpt.save(step, state_at(step)).result()
+        print(step, flush=True)
+"""
+
+
+def test_a_killed_run_goes_on_at_once_with_what_it_said_was_durable(moto_server):
+    root = f"s3://{BUCKET}/runs/{next(numbered)}"
+    told = 0
+    for saves in (2, 3, 1):
+        words = [sys.executable, "-c", CHILD, root, str(PART_NBYTES)]
+        variables = {**os.environ, **moto_server.environment}
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=variables) as child:
+            assert child.stdout is not None
+            lines = [child.stdout.readline() for _ in range(saves)]
+            time.sleep(0.007 * told)
+            child.kill()
+            lines += [line for line in child.stdout if line.endswith("\n")]
+        assert int(lines[0]) in (told + 1, told + 2)  # the last may have been saved, and not told
+        told = int(lines[-1])
+    with environment(moto_server.environment):
+        state = state_at(1)
+        with gpuckpt.Checkpointer(root) as ckpt:
+            done = ckpt.resume(state)
+        store = open_store(root)
+    assert done in (told, told + 1)
+    assert same(state, state_at(done))
+    named = {name for step in steps(store) for name in open_step(store, step).segments}
+    assert {name for name in store.names() if name.endswith(".segment")} == named
+
+
 class TestS3rver(OnService, StoreContract):
     """It heeds no conditions: whoever comes second overwrites the first."""
 
@@ -504,11 +553,11 @@ def test_a_put_that_was_made_is_known_for_a_success_though_nothing_answered():
 def test_segments_stay_if_their_manifest_may_be_there_and_go_if_it_is_not():
     manifest = unpack_manifest(small_manifest(), "m")
     for kind, stay in ((PassingError, True), (RefusedError, False)):
-        client, abandon = Objects(), mock.Mock()
+        client, undone = Objects(), list[bool]()
         client.strike = failing("put step", "before", 99, kind)
         with pytest.raises(StorageError):
-            commit(store_of(client), manifest, abandon=abandon)
-        assert abandon.called is not stay
+            commit(store_of(client), manifest, abandon=partial(undone.append, True))
+        assert bool(undone) is not stay
 
 
 @pytest.mark.parametrize("able", [True, False])

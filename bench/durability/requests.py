@@ -16,10 +16,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import logging
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +30,8 @@ import numpy as np
 import gpuckpt
 from bench.durability.endpoints import BUCKET, PART_NBYTES, Endpoint, environment, moto
 from bench.durability.proxy import Choose, Fault, Proxy, proxy_to
+from bench.machine import machine
+from bench.timing import write_report
 from gpuckpt.commit import open_step, steps
 from gpuckpt.layout import LOCK, manifest_name
 from gpuckpt.resources import Resources
@@ -198,26 +203,36 @@ def _kind(request: str) -> str:
 
 
 def main(words: list[str]) -> int:
-    """Run them, and say what was found; 1 if anything was wrong."""
+    """Run, print, write; 1 if anything was wrong."""
     parser = argparse.ArgumentParser("python -m bench.durability requests", description=__doc__)
-    parser.add_argument("--every", type=int, default=1)
-    parser.add_argument("--count", action="store_true")
+    parser.add_argument("--every", type=int, default=1, help="take every Nth run (all)")
+    parser.add_argument("--count", action="store_true", help="only count requests")
+    parser.add_argument("--out", type=Path, help="write JSON here")
     given = parser.parse_args(words)
-    begun, tally = time.monotonic(), Counter[str]()
+    logging.disable(logging.CRITICAL)  # each run's service goes away
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory() as name:
+        where = machine(Path(name))
     with campaign() as runs:
         clean = runs.run(lambda _: None)
-        requests = clean.requests
-        if given.count:
-            for stage, found in kinds(clean).items():
-                print(f"{stage}: {found.total()}: {dict(found)}")
-            return 0
-        chosen = plans(len(requests))[:: given.every]
-        for name, choose in chosen:
-            outcome = runs.run(choose)
-            tally["raised an error" if outcome.errors else "went on"] += 1
-            for wrong in outcome.wrong:
-                tally["WRONG"] += 1
-                print(f"{name}: {wrong}")
-    seconds = time.monotonic() - begun
-    print(f"{len(requests)} requests, {len(chosen)} runs in {seconds:.0f} s: {dict(tally)}")
-    return 1 if tally["WRONG"] else 0
+        by_stage = kinds(clean)
+        for stage, found in by_stage.items():
+            print(f"{stage}: {found.total()}: {dict(found)}")
+        facts: dict[str, Any] = {"machine": where, "requests": by_stage}
+        if not given.count:
+            facts |= _struck(runs, plans(len(clean.requests))[:: given.every])
+    where["seconds"] = round(time.monotonic() - begun)
+    if given.out:
+        write_report(given.out, facts)
+    return 1 if facts.get("wrong") else 0
+
+
+def _struck(runs: Campaign, chosen: Sequence[tuple[str, Choose]]) -> dict[str, Any]:
+    """What came of all these runs."""
+    tally, wrong = Counter[str](), []
+    for name, choose in chosen:
+        outcome = runs.run(choose)
+        tally["raised an error" if outcome.errors else "went on"] += 1
+        wrong += [f"{name}: {one}" for one in outcome.wrong]
+    print(f"{len(chosen)} runs: {dict(tally)}; wrong: {wrong}")
+    return {"runs": len(chosen), "came_of_them": tally, "wrong": wrong}
