@@ -56,7 +56,7 @@ ROWS: list[set[str]] = [
         "remarks",
         "diagnosis",
     },
-    {"space", "tiers", "shipping", "lane"},
+    {"space", "tiers", "shipping", "lane", "replicas"},
     {"uploader"},
     {"tiered"},
     {"saving", "fallback", "rebuilding"},
