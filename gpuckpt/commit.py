@@ -238,4 +238,5 @@ def writing(store: Store) -> Iterator[None]:
 
 
 def _ours(name: str) -> bool:
-    return layout.manifest_step(name.removesuffix(layout.TEMPORARY)) is not None
+    name = name.removesuffix(layout.TEMPORARY)
+    return layout.manifest_step(name) is not None or layout.segment_step(name) is not None

@@ -21,6 +21,8 @@ from gpuckpt.layout import manifest_step
 from gpuckpt.manifest import Manifest
 from gpuckpt.merging import merge_stores
 from gpuckpt.pending import Checkpoint, Pending
+from gpuckpt.replicas.copies import bring, drop
+from gpuckpt.replicas.shelf import every_item, parts_of
 from gpuckpt.resources import Resources
 from gpuckpt.save import save_snapshot
 from gpuckpt.stores.memory import MemoryStore
@@ -325,6 +327,17 @@ def goes_up_after_a_kill_that_left_the_last_one_visible(life: Life) -> None:
             run.save(step)
 
 
+def copies_what_another_has(life: Life) -> None:
+    """As ranks keep copies of each other's files."""
+    life.begins(gpuckpt.Keep(last=1))
+    near, room = MemoryStore(), memoryview(bytearray(50_000))
+    for step in (1, 2, 3):
+        gpuckpt.save("", life.next(step), step, store=near, codec="raw", keep=gpuckpt.Keep(last=1))
+        bring(life.store, every_item(near), lambda item: parts_of(near, item, room))
+        life.is_durable(step)
+        drop(life.store, [name for name in life.store.names() if name not in near.names()])
+
+
 @contextlib.contextmanager
 def killed(life: Life, after: Callable[[Operation], bool]) -> Iterator[None]:
     """The process in the block dies before what follows such an operation; then another begins."""
@@ -365,6 +378,7 @@ HISTORIES: tuple[Callable[[Life], None], ...] = (
     writes_several_segments,
     merges_what_was_saved_elsewhere,
     goes_up,
+    copies_what_another_has,
     goes_up_after_a_kill_that_left_the_last_one_visible,
 )
 

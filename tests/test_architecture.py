@@ -62,7 +62,7 @@ ROWS: list[set[str]] = [
         "remarks",
         "diagnosis",
     },
-    {"space", "entering", "pace", "tiers", "shipping", "lane"},
+    {"space", "entering", "pace", "tiers", "shipping", "lane", "replicas"},
     {"uploader"},
     {"tiered"},
     {"joint"},

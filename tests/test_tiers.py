@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -303,20 +304,52 @@ def test_a_new_machine_goes_on_from_the_far_tier_and_its_first_save_needs_nothin
         assert set(whole(far)) == {1, 2, 3, 4, 5}
 
 
+def mostly_frozen(step: int) -> dict[str, np.ndarray]:
+    """A state of which each save after the first writes little."""
+    frozen = np.random.default_rng(0).standard_normal(50_000)
+    return {"frozen": frozen, "w": np.full(1000, step)}
+
+
+def is_at(state: dict[str, np.ndarray], step: int) -> bool:
+    return all((state[name] == value).all() for name, value in mostly_frozen(step).items())
+
+
+def save_frozen(ckpt: gpuckpt.Checkpointer, step: int) -> gpuckpt.Pending:
+    pending = ckpt.save(step, mostly_frozen(step))
+    ckpt.wait(tier="all", timeout=30)
+    return pending
+
+
 def test_a_far_tier_that_is_ahead_is_taken_and_segments_that_are_near_but_rotten_are_not_used():
-    near, far = both_with(1, full_every=8)
-    with Run(
-        MemoryStore({name: bytes(data) for name, data in near.files.items()}), far, keep=None
-    ) as run:
-        run.ckpt.resume(run.state)
-        run.save(2)
-        assert len(open_step(far, 2).segments) == 2
-    damage(near, 1)
-    assert resumed(near, far)[:2] == (2, 2)
-    with Run(near, far) as run:
-        run.ckpt.resume(run.state)
-        assert run.save(3).stats.unchanged_nbytes == 0
-        assert whole(run.near) == {3: 3}
+    near, far = MemoryStore(), MemoryStore()
+    with gpuckpt.Checkpointer(tiers=tiers(near, far)) as ckpt:
+        save_frozen(ckpt, 1)
+        files = {name: bytes(data) for name, data in near.files.items()}
+        assert save_frozen(ckpt, 2).stats.unchanged_nbytes == 400_000
+    near = MemoryStore(files)
+    damage(near, 1, at=5000)
+    state = mostly_frozen(0)
+    with gpuckpt.Checkpointer(tiers=tiers(near, far), on_error="warn") as ckpt, told():
+        assert ckpt.resume(state) == 2
+        assert is_at(state, 2)
+        assert save_frozen(ckpt, 3).stats.unchanged_nbytes == 0
+        assert is_at(gpuckpt.load("", store=near), 3)
+        assert save_frozen(ckpt, 4).stats.unchanged_nbytes == 400_000
+    assert is_at(gpuckpt.load("", store=far), 4)
+
+
+def test_a_rotten_segment_that_every_later_step_would_name_is_written_anew():
+    near, far = MemoryStore(), SlowStore()
+    with gpuckpt.Checkpointer(tiers=tiers(near, far), on_error="warn") as ckpt, told():
+        ckpt.save(1, mostly_frozen(1)).result(30)
+        ckpt.wait()
+        damage(near, 1, at=5000)
+        far.gate.set()
+        ckpt.wait(tier="all", timeout=30)
+        assert steps(far) == []
+        assert save_frozen(ckpt, 2).stats.unchanged_nbytes == 0
+        assert is_at(gpuckpt.load("", store=far), 2)
+        assert is_at(gpuckpt.load("", store=near), 2)
 
 
 @pytest.mark.parametrize("harm", ["damaged", "gone"])
