@@ -14,7 +14,7 @@ CUDA_PACKAGES := cupy-cuda13x==14.2.0 "nvidia-cuda-nvrtc==13.5.*" "nvidia-cuda-r
 CUDA ?= 13
 GPU_PACKAGES := "cupy-cuda$(CUDA)x[ctk]"
 
-.PHONY: demo test test-cpu test-cuda test-gpu bench bench-micro bench-gpu bench-peers bench-scaling bench-training plots check fmt clean
+.PHONY: demo test test-cpu test-cuda test-ranks test-gpu bench bench-micro bench-gpu bench-peers bench-scaling bench-training plots check fmt clean
 
 $(PY):
 	$(PYTHON) -m venv $(VENV)
@@ -42,14 +42,24 @@ $(VENV)/.gpu-$(CUDA): $(VENV)/.dev
 	$(PIP) $(GPU_PACKAGES)
 	touch $@
 
-test: test-cpu test-cuda  ## every test that this machine can run
+test: test-cpu test-cuda test-ranks  ## every test that this machine can run
 
 test-cpu: $(VENV)/.dev
-	$(PY) -m pytest -n auto --dist worksteal --ignore tests/cuda --ignore tests/kernels
+	$(PY) -m pytest -n auto --dist worksteal --ignore tests/cuda --ignore tests/kernels --ignore tests/ranks
 
 test-cuda: $(VENV)/.cuda  ## the CUDA tests with real CuPy over a stand-in for the driver
 	$(PY) -m pytest -n auto --dist worksteal tests/kernels tests/test_bench_gpu.py
 	$(PY) -m tests.cuda_on_cpu.run || [ $$? -eq 3 ]
+
+# Each alone, so that what can't be installed here is said, and only its own tests skip.  A build of
+# torch that is there stays: have a CPU one, where PyPI's is too large.
+$(VENV)/.ranks: $(VENV)/.dev tests/ranks-requirements.txt
+	@grep -v '^#' tests/ranks-requirements.txt | while read -r package; do \
+	  $(PIP) "$$package" || echo "can't install $$package: the tests that need it skip"; done
+	touch $@
+
+test-ranks: $(VENV)/.ranks  ## real processes as ranks: torch.distributed, MPI, JAX, and none of them
+	$(PY) -m pytest --durations=10 tests/ranks
 
 test-gpu: $(VENV)/.gpu-$(CUDA)  ## the CUDA tests on this machine's GPU; exits with 3 without one
 	GPUCKPT_STANDIN= $(PY) -m tests.cuda.on_gpu

@@ -22,6 +22,8 @@ LOCK = "lock"
 LOG = "saves.jsonl"
 TEMPORARY = ".tmp"
 BEGINNING = "step-"  # of the name of any file of a checkpoint
+RANKS = "ranks-"  # of the name of any record by which ranks meet
+RECORD_NBYTES_MAX = 256 << 20
 
 MAGIC = b"gpuckpt\0"
 HEADER = struct.Struct("<8sI52x")  # magic, version

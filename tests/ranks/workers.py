@@ -1,0 +1,87 @@
+"""What the processes of tests do: see tests/launch.py."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+from gpuckpt.errors import RankError
+from gpuckpt.groups import Group
+
+
+def keeps_the_contract(group: Group, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Everything that a `Group` must do, one after the other."""
+    timeout = 60.0
+    given = bytes([group.rank]) * group.rank
+    rounds = [group.all_gather(given, what=f"round {at}", timeout=timeout) for at in range(5)]
+    large = group.all_gather(bytes([group.rank]) * 300_000, what="large", timeout=timeout)
+    group.barrier(what="barrier", timeout=timeout)
+    odd = _error(group, "parts of step 301" if group.rank == 1 else "parts of step 300", timeout)
+    behind = _in_a_thread(lambda: group.all_gather(given, what="in a thread", timeout=timeout))
+    late = _late(group)
+    group.barrier(what="the end", timeout=timeout)
+    return {
+        "kind": type(getattr(group, "_board", None)).__name__,
+        "rounds": [[value.hex() for value in one] for one in rounds],
+        "large": [[value[0], len(value), len(set(value))] for value in large],
+        "odd": odd,
+        "thread": [value.hex() for value in behind],
+        "late": late,
+    }
+
+
+def loses_a_rank(group: Group, arguments: dict[str, Any]) -> dict[str, Any]:
+    """One is killed between two rounds; the others go on to the second."""
+    group.barrier(what="together", timeout=60)
+    if group.rank == arguments["killed"]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    begin = time.monotonic()
+    said = _error(group, "commit of step 300", arguments["timeout"])
+    again = _error(group, "commit of step 600", arguments["timeout"])
+    return {"said": said, "again": again, "seconds": time.monotonic() - begin}
+
+
+def loops_in_its_framework(group: Group, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Meets in a thread while the main thread uses the framework's own collectives."""
+    import torch
+    from torch import distributed
+
+    sums = []
+    meeting = threading.Thread(
+        target=lambda: [group.all_gather(b"x", what=f"round {at}", timeout=60) for at in range(30)]
+    )
+    meeting.start()
+    for at in range(50):
+        one = torch.tensor([group.rank + at])
+        distributed.all_reduce(one)
+        sums.append(int(one))
+    meeting.join()
+    return {"sums": sums}
+
+
+def _late(group: Group) -> list[Any]:
+    """Rank 1 comes when the others have given up; all find the same, and meet again."""
+    if group.rank == 1:
+        time.sleep(1.5)
+    said = _error(group, "late", 60.0 if group.rank == 1 else 0.5)
+    after = group.all_gather(b"x", what="after", timeout=60)
+    return [said and said[0], len(after)]
+
+
+def _error(group: Group, what: str, timeout: float) -> list[Any] | None:
+    try:
+        group.barrier(what=what, timeout=timeout)
+    except RankError as error:
+        return [list(error.ranks), str(error)]
+    return None
+
+
+def _in_a_thread(work: Any) -> Any:
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(work()))
+    thread.start()
+    thread.join()
+    return found[0]
