@@ -24,10 +24,12 @@ from gpuckpt.errors import (
 )
 from gpuckpt.groups import Group
 from gpuckpt.pending import Checkpoint, Pending
+from gpuckpt.perrank import PerRank
 from gpuckpt.preemption import PREEMPTED, Preemption
 from gpuckpt.retention import Keep
 from gpuckpt.rng import RNG
 from gpuckpt.schedule import Every
+from gpuckpt.sharded import Sharded
 from gpuckpt.stats import Stats
 from gpuckpt.warm import Report, warm_start
 
@@ -52,10 +54,12 @@ __all__ = [
     "MismatchError",
     "NotFoundError",
     "Pending",
+    "PerRank",
     "PreemptedError",
     "Preemption",
     "RankError",
     "Report",
+    "Sharded",
     "Stats",
     "StorageError",
     "TornError",

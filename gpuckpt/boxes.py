@@ -86,6 +86,44 @@ def gap(boxes: Iterable[Box], wanted: Box) -> Box | None:
     return Box(tuple(a + b for a, b in zip(offset, wanted.offset, strict=True)), shape)
 
 
+def cover(boxes: Sequence[Box], wanted: Box) -> list[tuple[int, Box]]:
+    """Which part of `wanted` to take from which of `boxes`, by position: no element twice.
+
+    What none of them has is in no part.  Boxes that don't overlap take time in
+    proportion to their number, others to its square at worst.
+    """
+    found = [(at, common) for at, box in enumerate(boxes) if (common := box & wanted) is not None]
+    if sum(common.count for _, common in found) <= wanted.count and gap(boxes, wanted) is None:
+        return found
+    found.sort(key=lambda part: -part[1].count)
+    parts: list[tuple[int, Box]] = []
+    left = [wanted] if wanted.count else []
+    for at, box in found:
+        if not left:
+            break
+        parts += [(at, common) for one in left if (common := one & box) is not None]
+        left = [rest for one in left for rest in _without(one, box)]
+    return sorted(parts, key=lambda part: part[0])
+
+
+def _without(one: Box, other: Box) -> list[Box]:
+    """Boxes of what `one` has and `other` doesn't: two for each axis at most."""
+    common = one & other
+    if common is None:
+        return [one]
+    found = []
+    first, end = list(one.offset), list(one.end)
+    for axis, (start, stop) in enumerate(zip(common.offset, common.end, strict=True)):
+        for low, high in ((first[axis], start), (stop, end[axis])):
+            if low < high:
+                offset, ends = [*first], [*end]
+                offset[axis], ends[axis] = low, high
+                shape = tuple(b - a for a, b in zip(offset, ends, strict=True))
+                found.append(Box(tuple(offset), shape))
+        first[axis], end[axis] = start, stop
+    return found
+
+
 def _cuts(boxes: Sequence[Box], wanted: Box, axis: int) -> np.ndarray:
     edges = {0, wanted.shape[axis]}
     edges.update(box.offset[axis] for box in boxes)

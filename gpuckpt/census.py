@@ -10,13 +10,16 @@ import numpy as np
 
 from gpuckpt.arrays import (
     LIBRARIES,
+    WRAPPINGS,
     Addresses,
     Facts,
     Library,
     Tensor,
-    facts,
-    locate,
-    look,
+    Wrapped,
+    Wrapping,
+    facts_of,
+    locate_all,
+    look_all,
 )
 from gpuckpt.errors import UnsupportedError
 from gpuckpt.inventory import Inventory, Roster
@@ -27,7 +30,10 @@ from gpuckpt.values import Json, NotPlainError, encode_value
 
 Leaves = dict[Kind, list[Any]]
 
-ARRAYS: tuple[Kind, ...] = (*LIBRARIES, "other")
+Seen = tuple[tuple[Spec, tuple[int, ...]], ...]
+
+# What may be read in bulk.
+BULK: tuple[Library | Wrapping, ...] = (*LIBRARIES, *WRAPPINGS)
 
 
 class Census:
@@ -77,24 +83,28 @@ class _Memory:
     """What is remembered of a state, and compared at the next time.
 
     `order` has by kind the positions of leaves in the state, in the order in
-    which `outline` finds them; `values` sorts the plain ones.  Arrays are
-    numbered in that order, kind by kind: `positions` has each one's tensor in
-    the roster, `firsts` the first array of each tensor (None: they are the
-    tensors), `layouts` a number for all of its `Tensor.where` but the address,
-    `empty` the arrays without elements.  `facts` are those of arrays that are
-    read in bulk, `others` the specs (under their own names) and strides of
-    those that are looked at one by one.  `addresses` are the last that were seen.
+    which `outline` finds them; `values` sorts the plain ones.  Tensors are
+    numbered in that order, kind by kind: first those of leaves that are read
+    in bulk, which are one each, and of which `facts` tell; then those of
+    `others`, kinds whose leaves are looked at one by one, and which may be
+    several shards each: `seen` has their specs (under their own names) and
+    strides.  `positions` has each one's place in the roster, `firsts` the
+    first of those that are one array (None: they are all different), `layouts`
+    a number for all of its `Tensor.where` but the address, `empty` those
+    without elements, each with its leaf's number.  `addresses` are the last
+    that were seen.
     """
 
     roster: Roster
     outline: Outline
     order: dict[Kind, list[int]]
-    facts: dict[Library, Facts]
-    others: list[tuple[Spec, tuple[int, ...]]]
+    facts: dict[Kind, Facts | Wrapped]
+    others: list[Kind]
+    seen: list[Seen]
     positions: list[int]
     firsts: list[int] | None
     layouts: list[int]
-    empty: list[int]
+    empty: dict[int, int]
     values: list[int]
     addresses: Addresses
 
@@ -126,20 +136,21 @@ class _Memory:
         """Where the arrays are, and their owners; None if any of them is another than before."""
         found: list[Addresses] = [np.empty(0, np.uint64)]
         owners: list[Any] = []
-        for library, before in self.facts.items():
-            located = locate(leaves[library], before)
+        for kind, before in self.facts.items():
+            located = locate_all(leaves[kind], before)
             if located is None:
                 return None
             found.append(located[0])
             owners += located[1]
-        for leaf, (spec, strides) in zip(leaves.get("other", ()), self.others, strict=True):
-            tensor = look(leaf, spec.name)
-            if tensor is None or (tensor.spec, tensor.strides) != (spec, strides):
+        others = [leaf for kind in self.others for leaf in leaves[kind]]
+        for leaf, seen in zip(others, self.seen, strict=True):
+            tensors = look_all(leaf, seen[0][0].name)
+            if _seen(tensors) != seen:
                 return None
-            found.append(np.array([tensor.address], np.uint64))
-            owners.append(tensor.owner)
+            found.append(np.array([tensor.address for tensor in tensors], np.uint64))
+            owners += [tensor.owner for tensor in tensors]
         addresses = np.concatenate(found)
-        addresses[self.empty] = 0
+        addresses[list(self.empty)] = 0
         addresses.flags.writeable = False
         whole = int(np.count_nonzero(addresses)) == addresses.size - len(self.empty)
         return (addresses, owners) if whole else None
@@ -147,8 +158,8 @@ class _Memory:
     def _shared_alike(self, leaves: Leaves, addresses: Addresses) -> bool:
         """Whether the same names are one array as before."""
         if len(self.empty) > 1:
-            arrays = [leaf for kind in ARRAYS for leaf in leaves.get(kind, ())]
-            pairs = [(id(arrays[at]), self.positions[at]) for at in self.empty]
+            arrays = [leaf for kind in (*self.facts, *self.others) for leaf in leaves[kind]]
+            pairs = [(id(arrays[leaf]), self.positions[at]) for at, leaf in self.empty.items()]
             if not _one_to_one(pairs):
                 return False
         if np.array_equal(addresses, self.addresses):
@@ -157,13 +168,12 @@ class _Memory:
         different = len(set(addresses.tolist())) - (len(self.empty) > 0)
         if none_shared and different == addresses.size - len(self.empty):
             return True
-        empty = frozenset(self.empty)
         rows = zip(self.layouts, addresses.tolist(), self.positions, strict=True)
         return _one_to_one(
             [
                 ((layout, address), position)
                 for at, (layout, address, position) in enumerate(rows)
-                if at not in empty
+                if at not in self.empty
             ]
         )
 
@@ -171,29 +181,29 @@ class _Memory:
 class _Survey:
     """A state of which nothing is known: every leaf is looked at by itself.
 
-    `seen` has a tensor or None for each leaf, `positions` which tensor of the
-    roster it is, or -1.
+    `seen` has each leaf's tensors (none: a plain value), `positions` where the
+    first of them is in the roster, or -1; the others follow it.
     """
 
     def __init__(self, flat: Flat) -> None:
         self.flat = flat
-        self.seen: list[Tensor | None] = []
+        self.seen: list[tuple[Tensor, ...]] = []
         self.positions: list[int] = []
         self._tensors: list[Tensor] = []
         self._values: list[Json] = []
         known: dict[Hashable, int] = {}
         for leaf, name in zip(flat.leaves, flat.names, strict=True):
-            tensor = look(leaf.leaf, name)
-            self.seen.append(tensor)
-            if tensor is None:
+            tensors = look_all(leaf.leaf, name)
+            self.seen.append(tensors)
+            if not tensors:
                 leaf.node["value"] = _encoded(leaf.leaf, name)
                 self._values.append(leaf.node["value"])
                 self.positions.append(-1)
                 continue
-            where = tensor.where if tensor.spec.nbytes else id(leaf.leaf)
+            where = tuple(one.where if one.spec.nbytes else id(leaf.leaf) for one in tensors)
             position = known.setdefault(where, len(self._tensors))
             if position == len(self._tensors):
-                self._tensors.append(tensor)
+                self._tensors += tensors
             leaf.node["tensor"] = position
             self.positions.append(position)
 
@@ -219,30 +229,46 @@ def _remember(survey: _Survey, roster: Roster) -> _Memory | None:
         return None
     order = outline.order(survey.flat)
     plain = order.get("plain", [])
-    if any(survey.seen[at] is not None for at in plain):
+    arrays = {kind: at for kind, at in order.items() if kind != "plain"}
+    if any(survey.seen[at] for at in plain):
         return None
-    libraries = [kind for kind in LIBRARIES if kind in order]
-    arrays = [at for kind in ARRAYS for at in order.get(kind, ())]
-    tensors = [tensor for at in arrays if (tensor := survey.seen[at]) is not None]
-    if len(tensors) != len(arrays):
+    if not all(survey.seen[at] for positions in arrays.values() for at in positions):
         return None
     leaves = survey.leaves(order)
-    positions = [survey.positions[at] for at in arrays]
-    others = tensors[len(tensors) - len(order.get("other", ())) :]
+    bulk: dict[Kind, Facts | Wrapped] = {
+        kind: found
+        for kind in BULK
+        if kind in order and all(len(survey.seen[at]) == 1 for at in order[kind])
+        if (found := facts_of(kind, leaves[kind])) is not None
+    }
+    others: list[Kind] = [kind for kind in arrays if kind not in bulk]
+    numbered = [at for kind in (*bulk, *others) for at in order[kind]]
+    rows = [
+        (tensor, survey.positions[at] + shard, leaf)
+        for leaf, at in enumerate(numbered)
+        for shard, tensor in enumerate(survey.seen[at])
+    ]
+    positions = [position for _, position, _ in rows]
     layouts: dict[Hashable, int] = {}
     return _Memory(
         roster=roster,
         outline=outline,
         order=order,
-        facts={library: facts(library, leaves[library]) for library in libraries},
-        others=[(tensor.spec, tensor.strides) for tensor in others],
+        facts=bulk,
+        others=others,
+        seen=[_seen(survey.seen[at]) for kind in others for at in order[kind]],
         positions=positions,
         firsts=_firsts(positions, len(roster.specs)),
-        layouts=[layouts.setdefault(tensor.layout, len(layouts)) for tensor in tensors],
-        empty=[at for at, tensor in enumerate(tensors) if not tensor.spec.nbytes],
+        layouts=[layouts.setdefault(tensor.layout, len(layouts)) for tensor, _, _ in rows],
+        empty={at: leaf for at, (one, _, leaf) in enumerate(rows) if not one.spec.nbytes},
         values=sorted(range(len(plain)), key=plain.__getitem__),
         addresses=np.empty(0, np.uint64),
     )
+
+
+def _seen(tensors: Sequence[Tensor]) -> Seen:
+    """What is compared of tensors that are looked at again."""
+    return tuple((tensor.spec, tensor.strides) for tensor in tensors)
 
 
 def _firsts(positions: Sequence[int], count: int) -> list[int] | None:

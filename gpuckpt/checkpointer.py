@@ -16,7 +16,6 @@ from gpuckpt.commit import open_step, steps
 from gpuckpt.crew import Crew
 from gpuckpt.errors import CheckpointError, ClosedError
 from gpuckpt.governor import Governor
-from gpuckpt.groups import Group
 from gpuckpt.journal import Log, open_journal
 from gpuckpt.matching import Rename
 from gpuckpt.notice import Preempt
@@ -67,6 +66,13 @@ class Checkpointer:
     on.  The next `step` saves, due or not, in a way that saves before have
     shown to be in time, and returns once that is durable; then `should_stop`.
 
+    Of several ranks each opens one, and calls the same methods in the same order;
+    `group` says which they are (`gpuckpt.groups.detect`), if the program and its
+    launcher don't.  All wait for each other where a checkpoint is committed or
+    restored, but not in `step`, unless clocks or announcements are to be agreed
+    on, and at most `group_timeout`.  They may have one root, or each machine its
+    own; `metrics` and `epoch` are those of rank 0.
+
     Not for use by several threads at once.  A root has one writer at a time.
     """
 
@@ -88,7 +94,7 @@ class Checkpointer:
         grace: float | str | timedelta = "30 s",
         store: Store | None = None,
         key: Key | None = None,
-        group: Group | None = None,
+        group: object = None,
         group_timeout: float | str | timedelta = "10 min",
         chunk_nbytes: int = layout.CHUNK_NBYTES,
     ) -> None:
@@ -104,7 +110,7 @@ class Checkpointer:
         self._resources = Resources(memory, chunk_nbytes=chunk_nbytes)
         self._store = store if store is not None else open_store(root)
         self._governor = Governor(every, codec, self._resources.workers)
-        crew = Crew(group, group_timeout)
+        crew = Crew.of(group, group_timeout, self._store)
         self._saves = Saves(
             *(self._store, self._resources, self._options, self._governor),
             keep=keep,

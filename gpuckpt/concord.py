@@ -28,6 +28,7 @@ class Concord:
 
     def __init__(self, group: Group, timeout: float) -> None:
         """Waits for the others at most `timeout` seconds at a time."""
+        self.rank = group.rank
         self._group, self._timeout = group, timeout
 
     def restore(

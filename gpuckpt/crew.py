@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -11,6 +13,7 @@ from gpuckpt.concord import Concord
 from gpuckpt.entering import entered
 from gpuckpt.governor import Governor
 from gpuckpt.groups import Group
+from gpuckpt.groups.detect import as_group
 from gpuckpt.joint import Joint
 from gpuckpt.notice import Notice, Preempt
 from gpuckpt.pace import Pace, SharedNotice, SharedPace
@@ -28,6 +31,16 @@ class Crew:
         self._group = group if group is not None and group.size > 1 else None
         self._timeout = parse_seconds(timeout)
         self._joint: Joint | None = None
+
+    @classmethod
+    def of(cls, group: object, timeout: float | str | timedelta, store: Store) -> Crew:
+        """Those that a user means by `group`, or that the program and its launcher tell of.
+
+        Raises:
+            InvalidError: `group` means nothing.
+        """
+        found = as_group(group, store=store, environment=os.environ, modules=sys.modules)
+        return cls(found, timeout)
 
     def joint(self, store: Store, keep: Keep | None, seal: Seal | None) -> Joint | None:
         """How they save; None if there is one."""

@@ -178,10 +178,10 @@ def pair(
 
 
 def _known(plan: Plan, previous: Manifest | None) -> dict[int, int]:
-    """The pairs of the checkpoint before, whose tensors are here under the same names."""
+    """The pairs of the checkpoint before, whose tensors are here under the same labels."""
     if previous is None:
         return {}
-    names = {
+    labels = {
         entry.chunks[0].extent: entry.spec.label
         for entry in previous.tensors
         if entry.spec.dtype == MASTER and entry.chunks
@@ -189,14 +189,14 @@ def _known(plan: Plan, previous: Manifest | None) -> dict[int, int]:
     here = {plan.specs[at].label: at for at in plan.tensors}
     found = {}
     for copy, source in _derived_before(previous.tensors):
-        at, master = here.get(copy, -1), here.get(names.get(source, ""), -1)
+        at, master = here.get(copy, -1), here.get(labels.get(source, ""), -1)
         if at in plan.copies and master >= 0 and could_be_rounded(plan.specs, at, master):
             found[at] = master
     return found
 
 
 def _derived_before(tensors: Iterable[TensorEntry]) -> Iterator[tuple[str, Extent]]:
-    """The name of each tensor of which the first chunk was derived, and where from."""
+    """The label of each tensor of which the first chunk was derived, and where from."""
     for entry in tensors:
         if entry.chunks and entry.chunks[0].sources:
             yield entry.spec.label, entry.chunks[0].sources[0].extent

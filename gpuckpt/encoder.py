@@ -166,7 +166,7 @@ class Encoder:
         assert arrived.fingerprint is not None, "only devices that say it leave planes behind"
         same = self._before.same(chunk, arrived.fingerprint)
         if same is None:
-            raise TornError(spec.name)  # when it was looked at, it was the one before
+            raise TornError(spec.label)  # when it was looked at, it was the one before
         return same
 
     def _of_planes(
@@ -218,7 +218,7 @@ class Encoder:
             if not pays or not is_short(before, share):
                 return None
             if fingerprint(base.data) != before.fingerprint:
-                log.warning("%s: the bytes kept of it have changed in memory", spec.name)
+                log.warning("%s: the bytes kept of it have changed in memory", spec.label)
                 return None
             encoded = encode_delta(raw, base, spec.width, part, spare)
         return Fresh(encoded, checksum(encoded.parts), before)

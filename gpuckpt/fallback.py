@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -162,10 +162,11 @@ class Restoration:
         names: Iterable[str] | None,
         rename: Rename,
         strict: bool,
+        rank: int = 0,
     ) -> None:
         self._state, self._store, self._resources = state, store, resources
         self._names = names if names is None or isinstance(names, str) else list(names)
-        self._rename, self._strict = rename, strict
+        self._rename, self._strict, self._rank = rename, strict, rank
         self._flat: Flat | None = None
         self._touched: dict[tuple[object, ...], str] = {}
         """Arrays that a damaged step may have been written to, and a name of each."""
@@ -180,7 +181,7 @@ class Restoration:
         """
         # Once: objects may answer with other arrays each time.
         flat = self._flat = self._flat or flatten(self._state)
-        found = match(flat, manifest, names=self._names, rename=self._rename)
+        found = match(flat, manifest, names=self._names, rename=self._rename, rank=self._rank)
         subject = f"{self._store.root}, step {manifest.step} doesn't fit the state"
         if self._strict:
             found.raise_if_not_exact(subject)
@@ -195,8 +196,17 @@ class Restoration:
                 hint="they hold parts of a newer step, which is damaged; restore others by names=",
             )
         self._touched |= filled
+        _tell_kept(found.kept, manifest.step, self._rank)
         fill_match(self._state, flat, found, manifest, self._store, self._resources)
         return found
+
+
+def _tell_kept(names: Sequence[str], step: int, rank: int) -> None:
+    if names:
+        log.warning(
+            *("step %d has nothing of rank %d's own; kept as they are: %s", step, rank),
+            ", ".join(names),
+        )
 
 
 def restore_step(
@@ -210,13 +220,19 @@ def restore_step(
     strict: bool = True,
     fallback: bool = False,
     seal: Seal | None = None,
+    rank: int = 0,
 ) -> Taken[Match]:
     """Restore a committed step (the newest unless named) into `state`, in place.
+
+    What each rank has of its own is that of `rank`; what the step has not of
+    it keeps its value, which the log is told.
 
     Raises:
         MismatchError: with `strict`, names, shapes or dtypes differ; nothing
             has been changed.
         CorruptError: as `take_step`; `state` may have been overwritten in part.
     """
-    restoration = Restoration(state, store, resources, names=names, rename=rename, strict=strict)
+    restoration = Restoration(
+        *(state, store, resources), names=names, rename=rename, strict=strict, rank=rank
+    )
     return take_step(store, step, restoration.take, fallback=fallback, seal=seal)

@@ -25,13 +25,13 @@ class Filled:
         self._places: dict[Extent, tuple[str, Bytes]] = {}
         self._lock = threading.Lock()
 
-    def add(self, targets: Sequence[Tensor], chunk: ChunkEntry) -> None:
-        """Take note of a chunk that one of these tensors holds now."""
+    def add(self, targets: Sequence[Tensor], start: int, chunk: ChunkEntry) -> None:
+        """Take note of a chunk that each of these tensors holds now, from byte `start` on."""
         for target in targets:
             spec = target.spec
             if (spec.dtype, spec.device) == (MASTER, "cpu") and target.contiguous:
                 flat = target.array.reshape(-1).view(np.uint8)
-                place = flat[chunk.start : chunk.start + chunk.nbytes]
+                place = flat[start : start + chunk.nbytes]
                 with self._lock:
                     self._places[chunk.extent] = (chunk.fingerprint, place)
                 return

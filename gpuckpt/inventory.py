@@ -16,6 +16,7 @@ from gpuckpt.apart import Flag
 from gpuckpt.devices import Frozen
 from gpuckpt.plan import Plan
 from gpuckpt.spec import Spec
+from gpuckpt.structure import of_one
 from gpuckpt.values import Json
 
 
@@ -27,15 +28,14 @@ class Roster:
     the same one, so that what follows from it can be kept beside it.
 
     `template` is the structure; its plain values are those of the moment when
-    it was made.  `specs` has each array once, however many names it has;
-    `strides` are in bytes, one tuple for each of them.  `private` are the
-    positions of those that are each rank's own.
+    it was made.  `specs` has each array once, however many names it has, and
+    each shard of one that is sharded, under one name; `strides` are in bytes,
+    one tuple for each of them.
     """
 
     template: Json
     specs: tuple[Spec, ...]
     strides: tuple[tuple[int, ...], ...]
-    private: frozenset[int] = frozenset()
 
     @cached_property
     def nbytes(self) -> int:
@@ -51,15 +51,43 @@ class Roster:
         return found
 
     @cached_property
-    def _open(self) -> frozenset[int]:
-        """The nodes of the template that are plain values or have some inside, by identity."""
-        found: set[int] = set()
-        _find_open(self.template, found)
-        return frozenset(found)
+    def private(self) -> frozenset[int]:
+        """The positions of tensors that are only in what each rank has of its own."""
+        own: set[int] = set()
+        shared: set[int] = set()
+        _sort_tensors(self.template, own, shared)
+        names = {self.specs[at].name for at in own - shared}
+        return frozenset(at for at, spec in enumerate(self.specs) if spec.name in names)
+
+    @cached_property
+    def _ranked(self) -> _Form:
+        return _Form(self.template)
+
+    @cached_property
+    def _alone(self) -> _Form:
+        """The template for a state that one process alone has."""
+        return _Form(of_one(self.template)) if _has_own(self.template) else self._ranked
 
     def filled(self, values: Sequence[Json]) -> Json:
         """The template with `values` in its places; it shares all else with the template."""
-        return _filled(self.template, iter(values), self._open) if values else self.template
+        return self._ranked.filled(values)
+
+    def filled_alone(self, values: Sequence[Json]) -> Json:
+        """The same of a state that one process alone has: nothing is marked as a rank's own."""
+        return self._alone.filled(values)
+
+
+class _Form:
+    """A structure whose plain values are put in, time and again."""
+
+    def __init__(self, template: Json) -> None:
+        self._template = template
+        found: set[int] = set()
+        _find_open(template, found)
+        self._open = frozenset(found)  # nodes that are plain values or have some inside
+
+    def filled(self, values: Sequence[Json]) -> Json:
+        return _filled(self._template, iter(values), self._open) if values else self._template
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +107,15 @@ class Inventory:
 
     @property
     def structure(self) -> Json:
-        """The state's structure with its plain values; made anew whenever it is asked for."""
+        """The state's structure with its plain values; made anew whenever it is asked for.
+
+        It is that of a state which this process alone has.
+        """
+        return self.roster.filled_alone(self.values)
+
+    @property
+    def rank_structure(self) -> Json:
+        """The same for one rank of a group: `rank` nodes tell what is its own."""
         return self.roster.filled(self.values)
 
     @property
@@ -173,20 +209,37 @@ class Snapshot:
             self.staged.set()
 
 
+def _below(kind: str, payload: Any) -> list[Json]:
+    """The nodes inside of a node."""
+    if kind in ("object", "rank"):
+        return [payload]
+    if kind == "dict":
+        return [child for _, child in payload]
+    return payload if kind in ("list", "tuple") else []
+
+
+def _has_own(node: Json) -> bool:
+    ((kind, payload),) = node.items()
+    return kind == "rank" or any(map(_has_own, _below(kind, payload)))
+
+
+def _sort_tensors(node: Json, own: set[int], shared: set[int], *, inside: bool = False) -> None:
+    """Collect the numbers of tensors in and outside of what is a rank's own."""
+    ((kind, payload),) = node.items()
+    if kind == "tensor":
+        (own if inside else shared).add(payload)
+    for child in _below(kind, payload):
+        _sort_tensors(child, own, shared, inside=inside or kind == "rank")
+
+
 def _find_open(node: Json, found: set[int]) -> bool:
     """Collect the nodes that are plain values or have some inside: all, not only the first."""
     ((kind, payload),) = node.items()
-    if kind == "object":
-        inside = _find_open(payload, found)
-    elif kind == "dict":
-        inside = sum(_find_open(child, found) for _, child in payload) > 0
-    elif kind in ("list", "tuple"):
-        inside = sum(_find_open(child, found) for child in payload) > 0
-    else:
-        inside = kind == "value"
-    if inside:
+    inside = sum([_find_open(child, found) for child in _below(kind, payload)]) > 0
+    if inside or kind == "value":
         found.add(id(node))
-    return inside
+        return True
+    return False
 
 
 def _filled(node: Json, values: Iterator[Json], inside: frozenset[int]) -> Json:
@@ -194,8 +247,8 @@ def _filled(node: Json, values: Iterator[Json], inside: frozenset[int]) -> Json:
     ((kind, payload),) = node.items()
     if kind == "value":
         return {"value": next(values)}
-    if kind == "object":
-        return {"object": _filled(payload, values, inside)}
+    if kind in ("object", "rank"):
+        return {kind: _filled(payload, values, inside)}
     if kind == "dict":
         return {
             "dict": [

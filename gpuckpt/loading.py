@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from gpuckpt.arrays import KINDS, Tensor, finish, make
@@ -25,16 +26,17 @@ from gpuckpt.matching import (
     select,
 )
 from gpuckpt.names import names_of
-from gpuckpt.reading import Job
+from gpuckpt.portions import jobs_of
 from gpuckpt.resources import Resources
 from gpuckpt.restore import Progress, restore_tensors
+from gpuckpt.shards import Shards
 from gpuckpt.sizes import format_nbytes
 from gpuckpt.snapshot import place
 from gpuckpt.spec import Spec
 from gpuckpt.stores import Store
-from gpuckpt.structure import Mark, Path, from_json, walk_json
-from gpuckpt.tensors import TensorEntry
+from gpuckpt.structure import Mark, Path, from_json, of_rank, walk_json
 from gpuckpt.tree import Flat
+from gpuckpt.values import Json
 
 
 def load_state(
@@ -45,45 +47,59 @@ def load_state(
     device: str | None = None,
     names: Iterable[str] | None = None,
     like: str | None = None,
+    rank: int = 0,
     progress: Progress = lambda _: None,
 ) -> Any:
     """Make a state of a checkpoint: nested containers, arrays where `device` says.
 
+    Arrays are whole, and what each rank has of its own is that of `rank`.
     With `names`, a flat dict of the leaves they pick, by name.
     """
-    tree = from_json(manifest.structure) if names is None else _picked(manifest, names)
-    wanted = sorted(_positions(tree))
-    _check_whole([manifest.tensors[at] for at in wanted])
-    kinds = {at: _kind(manifest, at, device, like) for at in wanted}
-    _check_room([manifest.tensors[at].spec for at in wanted if kinds[at][0] == "cpu"])
+    structure = of_rank(manifest.structure, rank) or {"dict": []}
+    tree = from_json(structure) if names is None else _picked(structure, names)
+    shards = Shards(manifest)
+    firsts = {at: shards.first(at) for at in sorted(_positions(tree))}
+    wanted = sorted(set(firsts.values()))
+    specs = {at: shards.spec(at) for at in wanted}
+    _check_whole(shards, specs)
+    kinds = {at: _kind(spec, device, like) for at, spec in specs.items()}
+    _check_room([spec for at, spec in specs.items() if kinds[at][0] == "cpu"])
     devices = resources.devices
-    tensors = {at: make(manifest.tensors[at].spec, devices[kinds[at][0]]) for at in wanted}
-    jobs = [Job(store, manifest.tensors[at], (tensors[at],)) for at in wanted]
-    restore_tensors(jobs, resources, progress)
+    tensors = {at: make(spec, devices[kinds[at][0]]) for at, spec in specs.items()}
+    targets = {at: [tensor] for at, tensor in tensors.items()}
+    restore_tensors(list(jobs_of(shards, store, targets)), resources, progress)
     finished = {at: finish(tensors[at], kinds[at][1]) for at in wanted}
-    return _fill(tree, finished)
+    return _fill(tree, {at: finished[first] for at, first in firsts.items()})
 
 
 def fill_match(  # noqa: PLR0917
-    state: Any, flat: Flat, found: Match, manifest: Manifest, store: Store, resources: Resources
+    state: Any,
+    flat: Flat,
+    found: Match,
+    manifest: Manifest,
+    store: Store,
+    resources: Resources,
+    elsewhere: Mapping[str, Store] = MappingProxyType({}),
 ) -> dict[Path, Any]:
     """Bring what was matched into `state`: tensors first, then values and objects.
 
+    Rows' bytes are in `store`, or where `elsewhere` says by their labels.
     Returns the leaves that were put there, but for those filled in place.
     """
     _check_in_place(state, found.leaves)
     made: dict[Fresh, Tensor] = {}
+    shards = Shards(manifest)
 
     def one(fresh: Fresh) -> Fresh:
-        made.setdefault(fresh, make_fresh(fresh, manifest, resources.devices))
+        if fresh not in made:
+            made[fresh] = make_fresh(fresh, shards, resources.devices)
         return fresh
 
     leaves, objects = fill_fresh(found.leaves, one), fill_fresh(found.objects, one)
     targets: dict[int, list[Tensor]] = {at: list(into) for at, into in found.filled.items()}
     for fresh, tensor in made.items():
         targets.setdefault(fresh.position, []).append(tensor)
-    jobs = [Job(store, manifest.tensors[at], tuple(into)) for at, into in targets.items() if into]
-    restore_tensors(jobs, resources)
+    restore_tensors(list(jobs_of(shards, store, targets, elsewhere)), resources)
     finished = {fresh: finish_fresh(fresh, tensor) for fresh, tensor in made.items()}
     leaves, objects = (fill_fresh(tree, finished.__getitem__) for tree in (leaves, objects))
     try:
@@ -117,21 +133,19 @@ def _check_in_place(state: Any, leaves: dict[Path, Any]) -> None:
                 )
 
 
-def _picked(manifest: Manifest, names: Iterable[str]) -> dict[str, Any]:
-    every = list(walk_json(manifest.structure))
+def _picked(structure: Json, names: Iterable[str]) -> dict[str, Any]:
+    every = list(walk_json(structure))
     nodes = dict(zip(names_of([path for path, _ in every]), (n for _, n in every), strict=True))
     chosen = select(names, list(nodes))
     return {name: from_json(node) for name, node in nodes.items() if name in chosen}
 
 
-def _check_whole(entries: Iterable[TensorEntry]) -> None:
-    for entry in entries:
-        held = sum(chunk.nbytes for chunk in entry.chunks)
-        if held != entry.spec.nbytes:
+def _check_whole(shards: Shards, specs: Mapping[int, Spec]) -> None:
+    for at, spec in specs.items():
+        if lack := shards.lack(at, spec.box):
             raise NotFoundError(
-                f"{entry.spec.name}: this data file holds only {held} of its {entry.spec.nbytes} "
-                "bytes; give warm_start all data files that the step's manifest names, or pick "
-                "other names"
+                f"{spec.label}: {lack}; give warm_start all data files that the step's manifest "
+                "names, or pick other names"
             )
 
 
@@ -165,11 +179,8 @@ def _fill(tree: Any, tensors: dict[int, Any]) -> Any:
     return tree
 
 
-def _kind(
-    manifest: Manifest, position: int, device: str | None, like: str | None
-) -> tuple[str, str]:
+def _kind(spec: Spec, device: str | None, like: str | None) -> tuple[str, str]:
     """The device and the library for a tensor that is loaded."""
-    spec = manifest.tensors[position].spec
     if like is not None and like not in KINDS:
         raise InvalidError(f"like is one of {', '.join(KINDS)}; got {like!r}")
     if spec.kind not in KINDS:

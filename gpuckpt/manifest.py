@@ -229,7 +229,7 @@ def notable(tensors: Sequence[TensorEntry]) -> str | None:
     others.
     """
     found = [
-        f"{entry.spec.name} ({entry.statistics.not_finite} of {numbers_of(entry.spec)})"
+        f"{entry.spec.label} ({entry.statistics.not_finite} of {numbers_of(entry.spec)})"
         for entry in tensors
         if entry.statistics is not None and entry.statistics.not_finite
     ]

@@ -8,12 +8,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpuckpt.arrays import Tensor, finish, look, make
+from gpuckpt.arrays import Tensor, finish, look_all, make
 from gpuckpt.devices import Devices
 from gpuckpt.errors import InvalidError, MismatchError, NotFoundError
 from gpuckpt.manifest import Manifest
 from gpuckpt.names import names_of
-from gpuckpt.structure import Mark, Path, from_json, nodes_at, walk_json
+from gpuckpt.shards import Shards
+from gpuckpt.structure import Mark, Path, absent_of, from_json, nodes_at, of_rank, walk_json
 from gpuckpt.tree import Flat, Leaf, is_object
 from gpuckpt.values import Json, decode_value
 
@@ -33,11 +34,13 @@ class Fresh:
 class Match:
     """Which leaf of the state gets what from the checkpoint.
 
-    `filled`: tensors of the state that are written in place, by the position
-    of their source.  `leaves` and `objects`: what else is put at which path,
-    with `Fresh` where a tensor is still to be made; `touched` are the paths of
-    all leaves that get something.  `matched`, `missing`,
-    `unexpected` are names of the state; `mismatched` maps a name to the reason.
+    `filled`: tensors of the state, whole or shards, that are written in place,
+    by the position of their source (of its first row).  `leaves` and `objects`:
+    what else is put at which path, with `Fresh` where a tensor is still to be
+    made; `touched` are the paths of all leaves that get something.  `matched`,
+    `missing`, `unexpected` are names of the state; `mismatched` maps a name to the reason.
+    `kept` are those that each rank has of its own, and this one not in the
+    checkpoint: they keep their values.
     """
 
     filled: dict[int, list[Tensor]] = field(default_factory=dict)
@@ -48,6 +51,7 @@ class Match:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     mismatched: dict[str, str] = field(default_factory=dict)
+    kept: list[str] = field(default_factory=list)
 
     def raise_if_not_exact(self, subject: str) -> None:
         """Raise `MismatchError` unless every name has its counterpart."""
@@ -67,8 +71,11 @@ def match(
     names: Iterable[str] | None = None,
     rename: Rename = None,
     whole_objects: bool = True,
+    rank: int = 0,
 ) -> Match:
     """Match a state, taken apart, with a checkpoint.  Changes and allocates nothing.
+
+    What each rank has of its own is that of `rank`.
 
     `names` are names or globs of the state's leaves, `rename` leads from the
     checkpoint's names to the state's.  An object that has its counterpart in
@@ -78,13 +85,13 @@ def match(
     Raises:
         NotFoundError: one of `names` fits no leaf at all.
     """
-    result = Match()
+    result, saved = Match(), Saved.of(manifest, rank)
     whole = (
-        _whole_objects(flat, manifest, result)
+        _whole_objects(flat, saved, result)
         if whole_objects and names is None and not rename
         else ()
     )
-    stored = _stored_leaves(manifest, whole, rename)
+    stored = _stored_leaves(saved, whole, rename)
     target = {
         name: leaf
         for name, leaf in zip(flat.names, flat.leaves, strict=True)
@@ -94,13 +101,31 @@ def match(
         wanted = select(names, [*target, *(name for name in stored if name not in target)])
         stored = {name: node for name, node in stored.items() if name in wanted}
         target = {name: leaf for name, leaf in target.items() if name in wanted}
-    result.missing = [name for name in target if name not in stored]
-    result.unexpected = [name for name in stored if name not in target]
     for name, leaf in target.items():
         if name in stored:
-            _match_leaf(name, leaf, stored[name], manifest, result)
-    _check_ties(manifest, result)
+            _match_leaf(name, leaf, stored[name], saved, result)
+        else:
+            own = _inside(leaf.path, saved.absent)
+            (result.kept if own else result.missing).append(name)
+    result.unexpected = [name for name in stored if name not in target]
+    _check_ties(saved.shards, result)
     return result
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A checkpoint as one rank has it: its tree, and where that has nothing for this rank."""
+
+    structure: Json
+    absent: frozenset[Path]
+    shards: Shards
+
+    @classmethod
+    def of(cls, manifest: Manifest, rank: int) -> Saved:
+        """What `rank` has of a checkpoint."""
+        absent = frozenset(absent_of(manifest.structure, rank))
+        structure = of_rank(manifest.structure, rank) or {"dict": []}
+        return cls(structure, absent, Shards(manifest))
 
 
 def select(patterns: Iterable[str], names: Sequence[str]) -> set[str]:
@@ -136,9 +161,9 @@ def fill_fresh(tree: Any, made: Callable[[Fresh], Any]) -> Any:
     return tree
 
 
-def make_fresh(fresh: Fresh, manifest: Manifest, devices: Devices) -> Tensor:
+def make_fresh(fresh: Fresh, shards: Shards, devices: Devices) -> Tensor:
     """Allocate what `fresh` stands for."""
-    return make(manifest.tensors[fresh.position].spec, devices[fresh.device])
+    return make(shards.spec(fresh.position), devices[fresh.device])
 
 
 def finish_fresh(fresh: Fresh, tensor: Tensor) -> Any:
@@ -146,17 +171,17 @@ def finish_fresh(fresh: Fresh, tensor: Tensor) -> Any:
     return finish(tensor, fresh.kind)
 
 
-def _whole_objects(flat: Flat, manifest: Manifest, result: Match) -> frozenset[Path]:
+def _whole_objects(flat: Flat, saved: Saved, result: Match) -> frozenset[Path]:
     """Match outermost objects with their counterparts at the same paths."""
     outermost: set[Path] = set()
     inside = {leaf.path: leaf for leaf in flat.leaves}
-    nodes = nodes_at(manifest.structure, flat.opened.keys())
+    nodes = nodes_at(saved.structure, flat.opened.keys())
     for path in sorted(flat.opened, key=len):
         node = nodes.get(path)
         if node is None or not ({"object", "dict"} & node.keys()) or _inside(path, outermost):
             continue
         outermost.add(path)
-        whole = _Whole(flat.opened, inside, manifest, result)
+        whole = _Whole(flat.opened, inside, saved, result)
         result.objects[path] = whole.state(from_json(node), flat.opened[path], path)
     return frozenset(outermost)
 
@@ -167,7 +192,7 @@ class _Whole:
 
     opened: Mapping[Path, Any]
     inside: Mapping[Path, Leaf]
-    manifest: Manifest
+    saved: Saved
     result: Match
 
     def state(self, tree: Any, here: Any, path: Path) -> Any:
@@ -176,27 +201,33 @@ class _Whole:
             if path in self.opened and is_object(here):  # one within the other
                 self.result.objects[path] = self.state(tree, self.opened[path], path)
                 return here
-            return {k: self.state(v, _child(here, k), (*path, k)) for k, v in tree.items()}
+            found = {k: self.state(v, _child(here, k), (*path, k)) for k, v in tree.items()}
+            return found | {k: here[k] for k in self._kept(here, path) if k not in found}
         if isinstance(tree, list | tuple):
             children = enumerate(tree)
             return type(tree)([self.state(v, _child(here, k), (*path, k)) for k, v in children])
+        if path in self.saved.absent:  # in a list, where something stands in its place
+            return here
         return self._tensor(tree, path) if isinstance(tree, Mark) else tree
 
+    def _kept(self, here: Any, path: Path) -> list[Any]:
+        """Keys of what this rank has of its own, and the checkpoint not of it."""
+        keys = [p[-1] for p in self.saved.absent if p[:-1] == path and p and isinstance(here, dict)]
+        return [key for key in keys if key in here]
+
     def _tensor(self, mark: Mark, path: Path) -> Any:
-        spec = self.manifest.tensors[mark.tensor].spec
+        shards = self.saved.shards
+        spec = shards.spec(mark.tensor)
         leaf = self.inside[path].leaf if path in self.inside else None
-        here = look(leaf, spec.name)
+        here = look_all(leaf, spec.name)
         self.result.matched.append(spec.name)
-        if here is None:
-            return Fresh(mark.tensor, spec.device, spec.kind)
-        reason = _difference(here, self.manifest, mark.tensor)
+        if not here:
+            return Fresh(shards.first(mark.tensor), spec.device, spec.kind)
+        reason = _difference(here, shards, mark.tensor)
         if reason:  # it keeps its value, if that is what the caller wants
             self.result.mismatched[spec.name] = reason
             return leaf
-        if here.writable:
-            self.result.filled.setdefault(mark.tensor, []).append(here)
-            return leaf
-        return Fresh(mark.tensor, here.spec.device, here.spec.kind)
+        return _filling(here, leaf, mark.tensor, self.saved.shards, self.result)
 
 
 def _child(node: Any, key: Any) -> Any:
@@ -206,13 +237,13 @@ def _child(node: Any, key: Any) -> Any:
     return node[key] if isinstance(node, list | tuple) and key in range(len(node)) else None
 
 
-def _stored_leaves(manifest: Manifest, whole: Collection[Path], rename: Rename) -> dict[str, Json]:
+def _stored_leaves(saved: Saved, whole: Collection[Path], rename: Rename) -> dict[str, Json]:
     """The checkpoint's leaves by the names that the state has for them."""
-    every = list(walk_json(manifest.structure))
+    every = list(walk_json(saved.structure))
     renamed = _renamer(rename)
     stored: dict[str, Json] = {}
     for name, (path, node) in zip(names_of([path for path, _ in every]), every, strict=True):
-        if _inside(path, whole):
+        if _inside(path, whole) or _inside(path, saved.absent):
             continue
         new = renamed(name)
         if new in stored:
@@ -246,58 +277,69 @@ def _joined(beginning: str, rest: str) -> str:
     return f"{beginning}.{rest}" if beginning else rest
 
 
-def _match_leaf(name: str, leaf: Leaf, node: Json, manifest: Manifest, result: Match) -> None:
-    here = look(leaf.leaf, name)
+def _match_leaf(name: str, leaf: Leaf, node: Json, saved: Saved, result: Match) -> None:
+    here, shards = look_all(leaf.leaf, name), saved.shards
     if "value" in node:
-        if here is not None:
+        if here:
             result.mismatched[name] = "an array here, a plain value in the checkpoint"
             return
         result.leaves[leaf.path] = decode_value(node["value"])
-    elif here is None and leaf.leaf is not None:
+    elif not here and leaf.leaf is not None:
         kind = type(leaf.leaf).__name__
         result.mismatched[name] = f"a plain value here ({kind}), an array in the checkpoint"
         return
-    elif here is None:
-        spec = manifest.tensors[node["tensor"]].spec
-        result.leaves[leaf.path] = Fresh(node["tensor"], spec.device, spec.kind)
-    elif reason := _difference(here, manifest, node["tensor"]):
+    elif not here:
+        spec = shards.spec(node["tensor"])
+        result.leaves[leaf.path] = Fresh(shards.first(node["tensor"]), spec.device, spec.kind)
+    elif reason := _difference(here, shards, node["tensor"]):
         result.mismatched[name] = reason
         return
-    elif here.writable:
-        result.filled.setdefault(node["tensor"], []).append(here)
     else:
-        result.leaves[leaf.path] = Fresh(node["tensor"], here.spec.device, here.spec.kind)
+        new = _filling(here, leaf.leaf, node["tensor"], shards, result)
+        if new is not leaf.leaf:
+            result.leaves[leaf.path] = new
     result.touched.add(leaf.path)
     result.matched.append(name)
 
 
-def _difference(here: Tensor, manifest: Manifest, position: int) -> str | None:
-    """Why a tensor can't be filled from the checkpoint's; None if it can."""
-    mine, saved = here.spec, manifest.tensors[position].spec
-    if (mine.dtype, mine.shape) != (saved.dtype, saved.shape):
-        return (
-            f"{mine.dtype}{list(mine.shape)} here, "
-            f"{saved.dtype}{list(saved.shape)} in the checkpoint"
-        )
-    held = sum(chunk.nbytes for chunk in manifest.tensors[position].chunks)
-    if held != saved.nbytes:
-        return f"this data file holds only {held} of its {saved.nbytes} bytes"
-    return None
+def _filling(
+    here: Sequence[Tensor], leaf: Any, position: int, shards: Shards, result: Match
+) -> Any:
+    """What a leaf becomes that is filled: itself, in place, or something new in its place."""
+    first = shards.first(position)
+    if all(tensor.writable for tensor in here):
+        result.filled.setdefault(first, []).extend(here)
+        return leaf
+    (tensor,) = here
+    return Fresh(first, tensor.spec.device, tensor.spec.kind)
 
 
-def _check_ties(manifest: Manifest, result: Match) -> None:
+def _difference(here: Sequence[Tensor], shards: Shards, position: int) -> str | None:
+    """Why a leaf, which these are, can't be filled from the checkpoint's; None if it can."""
+    saved = shards.spec(position)
+    for tensor in here:
+        mine = tensor.spec
+        if (mine.dtype, mine.full_shape) != (saved.dtype, saved.shape):
+            return (
+                f"{mine.dtype}{list(mine.full_shape)} here, "
+                f"{saved.dtype}{list(saved.shape)} in the checkpoint"
+            )
+    lacks = (shards.lack(position, tensor.spec.box) for tensor in here)
+    return next((lack for lack in lacks if lack is not None), None)
+
+
+def _check_ties(shards: Shards, result: Match) -> None:
     """Names that are one array here must have had the same bytes in the checkpoint."""
     seen: dict[tuple[object, ...], int] = {}
     for position, targets in result.filled.items():
         unique = {target.where: target for target in targets}
         for where, target in list(unique.items()):
             other = seen.setdefault(where, position)
-            one, two = (manifest.tensors[at] for at in (other, position))
-            same = [c.fingerprint for c in one.chunks] == [c.fingerprint for c in two.chunks]
-            if not same:
+            if other != position and shards.prints(other) != shards.prints(position):
                 del unique[where]
                 result.mismatched[target.spec.name] = (
-                    f"one array with {one.spec.name} here, two different ones in the checkpoint"
+                    f"one array with {shards.spec(other).name} here, "
+                    "two different ones in the checkpoint"
                 )
         result.filled[position] = list(unique.values())
 

@@ -9,12 +9,12 @@ from itertools import chain, compress
 from operator import call, is_
 from typing import Any, Literal
 
-from gpuckpt.arrays import probed
+from gpuckpt.arrays import Library, Wrapping, probed, wrapping
 from gpuckpt.names import key_text
 from gpuckpt.tree import Flat, Level, has_state
 from gpuckpt.values import NotPlainError, is_plain
 
-Kind = Literal["object", "mapping", "sequence", "plain", "numpy", "cupy", "torch", "other"]
+Kind = Literal["object", "mapping", "sequence", "plain", "other"] | Library | Wrapping
 
 _CONTAINERS = ("object", "mapping", "sequence")
 # Their methods are known to do what they say.
@@ -32,7 +32,7 @@ def kind_of(kind: type) -> Kind:
         return "mapping"
     if issubclass(kind, list | tuple):
         return "sequence"
-    return "plain" if is_plain(kind) else probed(kind) or "other"
+    return "plain" if is_plain(kind) else probed(kind) or wrapping(kind) or "other"
 
 
 class Outline:

@@ -26,7 +26,10 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A tensor of a checkpoint, and the tensors to fill with its bytes."""
+    """A tensor of a checkpoint or a shard of one, and the tensors to fill with its bytes.
+
+    A target is of the same box (`Spec.box`), or of a part of it.
+    """
 
     store: Store
     entry: TensorEntry
@@ -101,13 +104,17 @@ def check_chunk(job: Job, chunk: ChunkEntry, slot: Slot, arena: Arena) -> Bytes:
     return room
 
 
-def compare(job: Job, chunk: ChunkEntry, fingerprints: Sequence[str | None]) -> None:
+def compare(
+    job: Job, chunk: ChunkEntry, fingerprints: Sequence[str | None], expected: str | None = None
+) -> None:
     """See that what a chunk was decoded to, in each place, is what was saved.
+
+    Of less than the whole chunk, that it is what is `expected` there.
 
     Raises:
         CorruptError: it isn't.
     """
-    if any(found != chunk.fingerprint for found in fingerprints):
+    if any(found != (expected or chunk.fingerprint) for found in fingerprints):
         raise CorruptError(
             where_of(job, chunk), "the fingerprint of the decoded bytes isn't the manifest's"
         )
@@ -115,7 +122,7 @@ def compare(job: Job, chunk: ChunkEntry, fingerprints: Sequence[str | None]) -> 
 
 def where_of(job: Job, chunk: ChunkEntry) -> str:
     """A chunk's tensor, file and offset, for errors."""
-    return f"{job.entry.spec.name} in {job.store.root}/{chunk.extent}"
+    return f"{job.entry.spec.label} in {job.store.root}/{chunk.extent}"
 
 
 def _runs(every: Sequence[Wanted]) -> Iterator[list[Wanted]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath, PurePosixPath
 
@@ -19,10 +19,11 @@ from gpuckpt.resources import Resources
 from gpuckpt.salvage import Loss, Survey, survey
 from gpuckpt.seal import Seal
 from gpuckpt.segments import Writer
+from gpuckpt.sources import node_of
 from gpuckpt.spec import ChunkEntry, Extent
 from gpuckpt.stores import Store
 from gpuckpt.stores.opening import is_local, is_url, local_path
-from gpuckpt.tensors import TensorEntry
+from gpuckpt.tensors import TensorEntry, by_tensor
 from gpuckpt.values import Json
 from gpuckpt.verify import verify_step
 
@@ -79,15 +80,14 @@ def repair(
         raise InvalidError(f"{target.root} has a step {step} already; give another directory")
     found = survey(store, step, resources, lambda nbytes: progress("reading", nbytes), seal)
     older = {one.entry.spec.label: one.older for one in found.losses if fill and one.older}
-    entries = [*found.intact, *(replace(row) for _, row in older.values())]
-    if not found.intact and (found.losses or found.unread):
+    entries = _left_whole([*found.intact, *(replace(row) for _, row in older.values())], found)
+    if not entries and (found.losses or found.unread):
         why = found.unread or f"all of its {len(found.losses)} tensors are damaged"
         raise NotFoundError(f"{store.root}, step {step}: nothing can be salvaged: {why}")
-    structure, order = _structure(found, {entry.spec.label for entry in entries}, fill=fill)
-    rows = {entry.spec.label: entry for entry in entries}
+    structure, rows = _structure(found, entries, fill=fill)
     with target.lock():
         written = _write(
-            *(store, target, found, structure, [rows[name] for name in order]),
+            *(store, target, found, structure, rows),
             progress=lambda nbytes: progress("copying", nbytes),
             seal=seal,
         )
@@ -119,24 +119,40 @@ def _place(root: str | os.PathLike[str]) -> PurePath:
     return PurePosixPath(str(root).partition("?")[0].lower())
 
 
-def _structure(found: Survey, names: set[str], *, fill: bool) -> tuple[Json, list[str]]:
-    """The state's tree without what is lost, and its tensors' names in the order of their numbers.
+def _left_whole(entries: Sequence[TensorEntry], found: Survey) -> list[TensorEntry]:
+    """Those of tensors of which no shard is lost: of others no array could be made."""
+    there = {entry.spec.label for entry in entries}
+    lost = {loss.entry.spec.tensor for loss in found.losses if loss.entry.spec.label not in there}
+    return [entry for entry in entries if entry.spec.tensor not in lost]
+
+
+def _structure(
+    found: Survey, entries: Sequence[TensorEntry], *, fill: bool
+) -> tuple[Json, list[TensorEntry]]:
+    """The state's tree without what is lost, and its tensors in the order of their numbers.
 
     Of several tensors in a list, None stands in a lost one's place: the others keep theirs.
     """
     whole = found.manifest
     if fill and found.template is not None:
         whole = found.template
-    every = [entry.spec.label for entry in whole.tensors]
-    order = [name for name in every if name in names]
-    numbers = {name: at for at, name in enumerate(order)}
-    positions = {at: numbers[name] for at, name in enumerate(every) if name in numbers}
-    structure = _pruned(whole.structure, positions)
-    beside = sorted(names - set(order))  # the template doesn't have them
+    groups = by_tensor(entries)
+    keys = dict.fromkeys(entry.spec.tensor for entry in whole.tensors)
+    order = [key for key in keys if key in groups]
+    beside = sorted(groups.keys() - keys.keys(), key=str)  # the template doesn't have them
+    rows: list[TensorEntry] = []
+    numbers: dict[tuple[str, int | None], int] = {}
+    for key in (*order, *beside):
+        numbers[key] = len(rows)
+        rows += groups[key]
+    tensors = enumerate(entry.spec.tensor for entry in whole.tensors)
+    structure = _pruned(whole.structure, {at: numbers[k] for at, k in tensors if k in numbers})
     if beside and "dict" in structure:
-        structure["dict"] += [[name, {"tensor": len(order) + at}] for at, name in enumerate(beside)]
-        order += beside
-    return structure, order
+        names: dict[str, dict[int | None, int]] = {}
+        for name, rank in beside:
+            names.setdefault(name, {})[rank] = numbers[name, rank]
+        structure["dict"] += [[name, node_of(ranks)] for name, ranks in names.items()]
+    return structure, rows
 
 
 def _pruned(node: Json, positions: Mapping[int, int]) -> Json:
@@ -149,6 +165,9 @@ def _pruned(node: Json, positions: Mapping[int, int]) -> Json:
     if kind == "dict":
         kept = [pair for pair in payload if not _is_lost(pair[1], positions)]
         return {"dict": [[key, _pruned(child, positions)] for key, child in kept]}
+    if kind == "ranks":
+        there = [pair for pair in payload if not _is_lost(pair[1], positions)]
+        return {kind: [[rank, _pruned(child, positions)] for rank, child in there]}
     if kind in ("list", "tuple"):
         return {kind: [_pruned(child, positions) for child in payload]}
     return node

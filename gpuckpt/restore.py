@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 
@@ -13,8 +15,10 @@ from gpuckpt.apart import Apart, Flag
 from gpuckpt.arena import Arena, Slot
 from gpuckpt.arrays import Tensor
 from gpuckpt.devices import Device, Devices, Piece, Transfer
+from gpuckpt.dtypes import to_numpy
 from gpuckpt.errors import MismatchError
 from gpuckpt.filled import Filled
+from gpuckpt.fingerprint import fingerprint
 from gpuckpt.ordered import alternated, ordered_map
 from gpuckpt.plan import (
     Plan,
@@ -23,9 +27,11 @@ from gpuckpt.plan import (
     staged_nbytes,
     target_nbytes,
 )
-from gpuckpt.reading import Job, Wanted, compare, read_chunks, rooms_of
+from gpuckpt.portions import Portion, Task, tasks_of
+from gpuckpt.reading import Bytes, Job, Wanted, compare, read_chunks, rooms_of
 from gpuckpt.resources import Resources
-from gpuckpt.spec import Chunk, ChunkEntry
+from gpuckpt.runs import pick
+from gpuckpt.spec import Chunk
 from gpuckpt.staging import upload
 from gpuckpt.tensors import TensorEntry
 
@@ -39,17 +45,36 @@ READS_TOGETHER = 32
 
 @dataclass(slots=True)
 class _Batch:
-    """Some chunks of some jobs, all for one device, a slot to work in, and what has been begun."""
+    """Some chunks of some jobs, all for one device, a slot to work in, and what has been begun.
+
+    `prints` are the fingerprints that all portions of all tasks must have.
+    """
 
     device: str
-    chunks: tuple[tuple[Job, ChunkEntry], ...]
+    tasks: tuple[Task, ...]
     slot: Slot
     transfer: Transfer[Sequence[Sequence[str]]] | None = None
+    prints: list[str] = field(default_factory=list)
 
     @property
     def nbytes(self) -> int:
-        """Raw bytes of its chunks."""
-        return sum(chunk.nbytes for _, chunk in self.chunks)
+        """Raw bytes that are put into places."""
+        return sum(portion.nbytes for task in self.tasks for portion in task.portions)
+
+    @property
+    def portions(self) -> Iterator[tuple[Task, Portion]]:
+        """Those of all tasks, in order."""
+        return ((task, portion) for task in self.tasks for portion in task.portions)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What must still be in a target that shares memory with others, once all is done."""
+
+    target: Tensor
+    start: int
+    nbytes: int
+    fingerprint: str
 
 
 def restore_tensors(
@@ -99,9 +124,8 @@ def _restore_all(
     stopped: Flag,
 ) -> None:
     """Every chunk of every job, until it is `stopped`."""
-    overlaps = overlapping([job for share in shares.values() for job in share])
-    shared = frozenset(id(job) for job, _ in overlaps)
-    filled = Filled()
+    shared = overlapping([job for share in shares.values() for job in share])
+    filled, places = Filled(), list[_Shared]()
 
     def work(batch: _Batch) -> _Batch:
         if not stopped.is_set():
@@ -115,38 +139,52 @@ def _restore_all(
         try:
             if batch.transfer is not None:
                 _check(batch, batch.transfer.wait())
-                _take_note(batch, shared, filled)
+                places += _take_note(batch, shared, filled)
         finally:
             arena.give(batch.slot)
         progress(batch.nbytes)
         if stopped.is_set():
             return
-    for job, target in overlaps:
-        _check_filled(job, target, resources.devices, arena)
+    targets: dict[int, list[_Shared]] = {}
+    for place in places:
+        targets.setdefault(id(place.target), []).append(place)
+    for every in targets.values():
+        _check_filled(every, resources.devices, arena)
 
 
-def overlapping(jobs: Sequence[Job]) -> list[tuple[Job, Tensor]]:
-    """The targets that share memory with a target of another tensor, as views of it do."""
-    every = [(job, target) for job in jobs for target in job.targets if target.spec.nbytes]
-    every.sort(key=lambda pair: (pair[1].spec.device, pair[1].span))
-    found: dict[int, tuple[Job, Tensor]] = {}
-    furthest: tuple[Job, Tensor] | None = None  # that of those before which ends last
-    for pair in every:
-        device, (first, last) = pair[1].spec.device, pair[1].span
-        if furthest is not None and furthest[1].spec.device == device:
-            end = furthest[1].span[1]
-            if first < end:
-                found |= {id(furthest[1]): furthest, id(pair[1]): pair}
-            if last <= end:
+def overlapping(jobs: Sequence[Job]) -> frozenset[int]:
+    """The jobs, by identity, with targets that share memory with a target of another tensor.
+
+    As views of it do.  Parts of one array that one tensor fills don't.
+    """
+    spans: dict[tuple[Any, ...], tuple[int, int, set[int]]] = {}
+    for job in jobs:
+        for target in job.targets:
+            spec, (first, last) = target.spec, target.span
+            if spec.nbytes:
+                key = spec.device, id(target.owner), spec.tensor
+                low, high, users = spans.setdefault(key, (first, last, set()))
+                users.add(id(job))
+                spans[key] = min(low, first), max(high, last), users
+    found: set[int] = set()
+    furthest: tuple[int, set[int]] = (0, set())  # that of those before which ends last
+    before: object = None
+    every = ((key[0], *span) for key, span in spans.items())
+    for device, first, last, users in sorted(every, key=itemgetter(0, 1, 2)):
+        if device == before:
+            if first < furthest[0]:
+                found |= furthest[1] | users
+            if last <= furthest[0]:
                 continue
-        furthest = pair
-    return list(found.values())
+        before, furthest = device, (last, users)
+    return frozenset(found)
 
 
-def _check_filled(job: Job, target: Tensor, devices: Devices, arena: Arena) -> None:
+def _check_filled(places: Sequence[_Shared], devices: Devices, arena: Arena) -> None:
     """See that a target still has its own bytes, and not those of one that shares its memory."""
-    spec, chunks = target.spec, job.entry.chunks
-    rereads = tuple((Chunk(0, chunk.start, chunk.nbytes),) for chunk in chunks)
+    target = places[0].target
+    spec = target.spec
+    rereads = tuple((Chunk(0, place.start, place.nbytes),) for place in places)
     strided = frozenset(() if is_dense(spec, target.strides) else (0,))
     plan = Plan(
         *(spec.device, [spec], [target.strides], (0,), (), rereads, strided),
@@ -157,8 +195,8 @@ def _check_filled(job: Job, target: Tensor, devices: Devices, arena: Arena) -> N
     frozen = devices[spec.device].freeze(plan, addresses, [target.owner], copy=False)
     slot = arena.take()
     try:
-        for at, chunk in enumerate(chunks):
-            if frozen.reread(at, slot).wait() != [chunk.fingerprint]:
+        for at, place in enumerate(places):
+            if frozen.reread(at, slot).wait() != [place.fingerprint]:
                 raise MismatchError(
                     f"{spec.name} shares memory with another array of the state, and the "
                     "checkpoint has other bytes for each; the state has been filled with a mixture",
@@ -181,18 +219,37 @@ def _batches(shares: Mapping[str, Sequence[Job]], arena: Arena) -> Iterator[_Bat
 
 
 def _share_batches(device: str, jobs: Sequence[Job], arena: Arena) -> Iterator[_Batch]:
-    every = [(job, chunk) for job in jobs for chunk in job.entry.chunks]
-    every.sort(key=lambda pair: bool(pair[1].sources))  # by then their masters may be here
+    every = [one for job in jobs for task in tasks_of(job) for one in _fitting(task, arena)]
+    every.sort(key=lambda task: bool(task.chunk.sources))  # by then their masters may be here
+    chunks = (Chunk(at, 0, task.chunk.nbytes) for at, task in enumerate(every))
+    room = arena.area_nbytes
 
     def cost(chunk: Chunk) -> int:
-        job, entry = every[chunk.tensor]
-        staged = staged_nbytes(chunk.nbytes, rooms_of(entry), strided=True)
-        return max(staged, target_nbytes(chunk.nbytes) * len(job.targets))
+        return _cost(every[chunk.tensor])
 
-    chunks = (Chunk(at, 0, chunk.nbytes) for at, (_, chunk) in enumerate(every))
-    room = arena.area_nbytes
     for batch in batch_chunks(chunks, cost, batch_nbytes=room, most=READS_TOGETHER):
         yield _Batch(device, tuple(every[chunk.tensor] for chunk in batch), arena.take())
+
+
+def _cost(task: Task) -> int:
+    """Room that a task takes in each area of a slot."""
+    staged = sum(
+        staged_nbytes(portion.nbytes, rooms_of(task.chunk) if task.direct else 1, strided=True)
+        for portion in task.portions
+    )
+    targets = sum(target_nbytes(portion.nbytes) * len(portion.targets) for portion in task.portions)
+    return max(staged, targets)
+
+
+def _fitting(task: Task, arena: Arena) -> Iterator[Task]:
+    """A task as it is or, if its portions are too many for a slot, as several."""
+    portions: list[Portion] = []
+    for portion in task.portions:
+        if portions and _cost(replace(task, portions=(*portions, portion))) > arena.area_nbytes:
+            yield replace(task, portions=tuple(portions))
+            portions = []
+        portions.append(portion)
+    yield replace(task, portions=tuple(portions))
 
 
 def _begin(
@@ -203,21 +260,51 @@ def _begin(
     `shared` are the jobs, by identity, whose targets share memory with others.
     """
     pieces = [
-        Piece(
-            *(chunk.nbytes, rooms_of(chunk), chunk.start, job.targets, id(job) in shared),
-            turned=chunk.turned and rooms_of(chunk) > 1,
-        )
-        for job, chunk in batch.chunks
+        _piece(task, portion, shared=id(task.job) in shared) for task, portion in batch.portions
     ]
     uploading = upload(pieces, device, batch.slot)
-    wanted = [
+    rooms = iter(uploading.rooms)
+    places = [[next(rooms) for _ in task.portions] for task in batch.tasks]
+    whole = [
         Wanted(
-            *(job, chunk, rooms, uploading.wants_fingerprints),
-            made=filled.round(job.entry.spec.dtype, chunk, rooms[0]),
+            *(task.job, task.chunk, room, uploading.wants_fingerprints),
+            made=filled.round(task.job.entry.spec.dtype, task.chunk, room[0]),
         )
-        for (job, chunk), rooms in zip(batch.chunks, uploading.rooms, strict=True)
+        for task, (room, *_) in zip(batch.tasks, places, strict=True)
+        if task.direct
     ]
-    return uploading.start(read_chunks(wanted, batch.slot, arena))
+    direct = iter(read_chunks(whole, batch.slot, arena))
+    known: list[str | None] = []
+    for task, room in zip(batch.tasks, places, strict=True):
+        if task.direct:
+            known.append(next(direct))
+            batch.prints.append(task.chunk.fingerprint)
+        else:
+            taken = _read_some(task, [one for (one,) in room], arena, filled)
+            known += taken
+            batch.prints += taken
+    return uploading.start(known)
+
+
+def _piece(task: Task, portion: Portion, *, shared: bool) -> Piece:
+    rooms = rooms_of(task.chunk) if task.direct else 1
+    return Piece(
+        *(portion.nbytes, rooms, portion.start, portion.targets, shared),
+        turned=task.chunk.turned and rooms > 1,
+    )
+
+
+def _read_some(task: Task, rooms: Sequence[Bytes], arena: Arena, filled: Filled) -> list[str]:
+    """Read a chunk apart, check it, and bring each portion to its room; their fingerprints."""
+    job, chunk, spec = task.job, task.chunk, task.job.entry.spec
+    item = to_numpy(spec.dtype).itemsize
+    with arena.spare() as spare:
+        raw = spare.raw[: chunk.nbytes]
+        wanted = Wanted(job, chunk, [raw], made=filled.round(spec.dtype, chunk, raw))
+        compare(job, chunk, read_chunks([wanted], spare, arena))
+        for portion, room in zip(task.portions, rooms, strict=True):
+            pick(raw, chunk.start // item, spec.shape, portion.box, room, item_nbytes=item)
+    return [fingerprint(room.data) for room in rooms]
 
 
 def _drop(batch: _Batch, arena: Arena) -> None:
@@ -231,13 +318,20 @@ def _drop(batch: _Batch, arena: Arena) -> None:
         arena.give(batch.slot)
 
 
-def _take_note(batch: _Batch, shared: frozenset[int], filled: Filled) -> None:
-    """What others may be put over isn't relied on."""
-    for job, chunk in batch.chunks:
-        if id(job) not in shared:
-            filled.add(job.targets, chunk)
+def _take_note(batch: _Batch, shared: frozenset[int], filled: Filled) -> list[_Shared]:
+    """What others may be put over isn't relied on, but looked at again."""
+    places = []
+    for (task, portion), expected in zip(batch.portions, batch.prints, strict=True):
+        if id(task.job) in shared:
+            places += [
+                _Shared(target, portion.start, portion.nbytes, expected)
+                for target in portion.targets
+            ]
+        elif task.direct:
+            filled.add(portion.targets, portion.start, task.chunk)
+    return places
 
 
 def _check(batch: _Batch, found: Sequence[Sequence[str]]) -> None:
-    for (job, chunk), fingerprints in zip(batch.chunks, found, strict=True):
-        compare(job, chunk, fingerprints)
+    for (task, _), expected, prints in zip(batch.portions, batch.prints, found, strict=True):
+        compare(task.job, task.chunk, prints, expected)

@@ -88,7 +88,7 @@ class Restores:
                 return restore_step(
                     *(state, *place, step), **chosen, fallback=fallback, seal=self._seal
                 )
-            restoration = Restoration(state, *place, **chosen)
+            restoration = Restoration(state, *place, **chosen, rank=self._concord.rank)
             return self._concord.restore(
                 restoration, self._store, step, fallback=fallback, seal=self._seal
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import xxhash
@@ -17,8 +17,10 @@ class RNG:
     checkpoint and back.  cupy's generator can't tell its state, so that, if it
     has been drawn from, each save gives it a new seed, which follows from
     Python's and numpy's states; a restore gives it the same seed, and a resumed
-    run draws what the uninterrupted one drew.
+    run draws what the uninterrupted one drew.  Each rank of a group has its own.
     """
+
+    per_rank: ClassVar[bool] = True
 
     def state_dict(self) -> dict[str, Any]:
         """The generators' states, as plain values and arrays."""

@@ -75,7 +75,7 @@ class Rows:
         for chunk, found in zip(chunks, fingerprints, strict=True):
             entries, at = self._chunks[chunk.tensor], self._first_at(chunk)
             if entries[at].fingerprint != found:
-                raise TornError(self._specs[chunk.tensor].name)
+                raise TornError(self._specs[chunk.tensor].label)
 
     def entries(self, step: int, previous: Manifest | None) -> tuple[TensorEntry, ...]:
         """The manifest's rows, each with the step at which its tensor's bytes last changed."""

@@ -129,7 +129,7 @@ def _wounds(
     resources: Resources,
     progress: Progress = lambda _: None,
 ) -> dict[str, list[Wound]]:
-    """The chunks of tensors that can't be read, by the tensors' names."""
+    """The chunks of tensors that can't be read, by the rows' labels."""
     apart = Apart(lambda: list(_checked(store, entries, resources, progress)))
     found: dict[str, list[Wound]] = {}
     for name, wound in apart.run():
@@ -220,7 +220,7 @@ class _Search:
         if mended is not None and self._is_intact(mended):
             self._found.losses.remove(loss)
             self._found.intact.append(mended)
-            self._found.recovered[mended.spec.name] = other
+            self._found.recovered[mended.spec.label] = other
         elif loss.older is None and other < self._step and self._is_intact(row):
             loss.older = other, row
 

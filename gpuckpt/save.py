@@ -29,6 +29,7 @@ from gpuckpt.spec import ChunkEntry
 from gpuckpt.staging import Reread, Staged, give_back, stage
 from gpuckpt.stats import Stats
 from gpuckpt.stores import Store
+from gpuckpt.values import Json
 
 # By planes, and as what the state differs by from the one before.
 DELTA = "delta"
@@ -109,7 +110,7 @@ def save_snapshot(
         resources.free_seconds = balance.next_free_seconds(lap.seconds_of("sync"))
         manifest = Manifest(
             step=header.step,
-            structure=snapshot.inventory.structure,
+            structure=_structure(snapshot, alone=together is None),
             tensors=tensors,
             epoch=header.epoch,
             metrics=header.metrics,
@@ -129,6 +130,11 @@ def save_snapshot(
     lap.mark("manifest")
     stats.add(lap)
     return manifest
+
+
+def _structure(snapshot: Snapshot, *, alone: bool) -> Json:
+    inventory = snapshot.inventory
+    return inventory.structure if alone else inventory.rank_structure
 
 
 def choice(codec: str) -> Choice:

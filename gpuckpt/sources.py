@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +15,36 @@ from gpuckpt.manifest import Manifest
 from gpuckpt.pending import Checkpoint
 from gpuckpt.seal import Seal
 from gpuckpt.segments import read_index
+from gpuckpt.shards import Shards
 from gpuckpt.stores import Store
 from gpuckpt.stores.opening import is_local, is_url, local_path, open_store, split
 from gpuckpt.tensors import TensorEntry
+from gpuckpt.values import Json
 
 Source = str | os.PathLike[str] | Checkpoint | tuple[str | os.PathLike[str], int]
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A source's manifest (for a segment, made of its index), and the store that has its data."""
+    """A source's manifest (for a segment, made of its index), and the store that has its data.
+
+    Of shards that are another source's, `elsewhere` has that one's store by their labels.
+    """
 
     label: str
     store: Store
     manifest: Manifest
+    elsewhere: Mapping[str, Store] = field(default_factory=dict)
 
 
 def open_sources(sources: Source | Sequence[Source], seal: Seal | None = None) -> list[Opened]:
-    """Open one source or several; segments of one save that follow each other become one."""
+    """Open one source or several; segments of one save that follow each other become one.
+
+    One that has some shards of a tensor is given what it lacks by those before it.
+    """
     alone = isinstance(sources, str | os.PathLike | Checkpoint) or _is_pair(sources)
     every: Any = [sources] if alone else sources
-    return _merge_parts([open_source(source, seal) for source in every])
+    return _share_shards(_merge_parts([open_source(source, seal) for source in every]))
 
 
 def _is_pair(source: object) -> bool:
@@ -95,8 +104,18 @@ def _open_file(label: str, root: str | os.PathLike[str], name: str, seal: Seal |
 
 def manifest_of(step: int, tensors: Sequence[TensorEntry]) -> Manifest:
     """Tensors by name, as a flat dict: all that a segment knows of a state's structure."""
-    rows = [[entry.spec.label, {"tensor": at}] for at, entry in enumerate(tensors)]
+    names: dict[str, dict[int | None, int]] = {}
+    for at, entry in enumerate(tensors):
+        names.setdefault(entry.spec.name, {}).setdefault(entry.spec.rank, at)
+    rows = [[name, node_of(ranks)] for name, ranks in names.items()]
     return Manifest(step, {"dict": rows}, tuple(tensors))
+
+
+def node_of(numbers: Mapping[int | None, int]) -> Json:
+    """A structure's node of the tensors of one name: one, or one of each rank's own."""
+    if None in numbers:
+        return {"tensor": numbers[None]}
+    return {"ranks": [[rank, {"tensor": number}] for rank, number in numbers.items()]}
 
 
 def _merge_parts(opened: Sequence[Opened]) -> list[Opened]:
@@ -115,6 +134,45 @@ def _merge_parts(opened: Sequence[Opened]) -> list[Opened]:
         manifest = manifest_of(one.manifest.step, tensors)
         merged[-1] = Opened(one.label, one.store, manifest)
     return merged
+
+
+def _share_shards(opened: Sequence[Opened]) -> list[Opened]:
+    """Each source with those shards of the ones before it that it needs for whole tensors."""
+    found: list[Opened] = []
+    for at, one in enumerate(opened):
+        before = opened[:at][::-1]  # later ones win
+        rows, elsewhere, labels = _lent(one, before)
+        if rows:
+            manifest = replace(one.manifest, tensors=(*one.manifest.tensors, *rows))
+            label = ", ".join([*labels, one.label])
+            one = Opened(label, one.store, manifest, elsewhere)  # noqa: PLW2901
+        found.append(one)
+    return found
+
+
+def _lent(
+    one: Opened, others: Sequence[Opened]
+) -> tuple[list[TensorEntry], dict[str, Store], list[str]]:
+    """Rows of tensors of which a source has some shards only, whose they are, and their names."""
+    rows: dict[str, TensorEntry] = {}
+    elsewhere: dict[str, Store] = {}
+    labels: dict[str, None] = {}
+    shards = Shards(one.manifest)
+    own = {entry.spec.label for entry in one.manifest.tensors}
+    lacking = {
+        entry.spec.tensor: entry.spec
+        for at, entry in enumerate(one.manifest.tensors)
+        if entry.spec.offset is not None and shards.lack(at, shards.spec(at).box)
+    }
+    for other in others if lacking else ():
+        for entry in other.manifest.tensors:
+            mine, label = lacking.get(entry.spec.tensor), entry.spec.label
+            if mine is None or (mine.dtype, mine.whole) != (entry.spec.dtype, entry.spec.whole):
+                continue
+            if label not in own and label not in rows:
+                rows[label], elsewhere[label] = entry, other.store
+                labels[other.label] = None
+    return list(rows.values()), elsewhere, [*reversed(labels)]
 
 
 def _save_of(label: str) -> str | None:

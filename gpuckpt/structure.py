@@ -161,6 +161,24 @@ def of_rank(node: Json, rank: int, depth: int = 0) -> Json | None:
     return {kind: [{"value": None} if child is None else child for child in children]}
 
 
+def absent_of(node: Json, rank: int) -> Iterator[Path]:
+    """The paths at which each rank has something of its own, and this rank nothing."""
+    yield from _absent_of(node, rank, (), 0)
+
+
+def _absent_of(node: Json, rank: int, path: Path, depth: int) -> Iterator[Path]:
+    kind, payload = split_node(node, depth)
+    if kind == "ranks":
+        own = _ranks(payload).get(rank)
+        if own is None:
+            yield path
+        else:
+            yield from _absent_of(own, rank, path, depth + 1)
+        return
+    for keys, child in _inside(kind, payload):
+        yield from _absent_of(child, rank, (*path, *keys), depth + 1)
+
+
 def of_one(node: Json, depth: int = 0) -> Json:
     """The structure of a state that only one process has, to whom all is its own."""
     kind, payload = split_node(node, depth)

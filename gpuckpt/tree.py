@@ -1,7 +1,8 @@
 """The state as a tree: its structure as JSON, its leaves as a list.
 
 A node of the structure is a JSON object with one key: `dict`, `list`, `tuple`,
-`object` (something with `state_dict`), `tensor` (a number) or `value`.
+`object` (something with `state_dict`), `tensor` (a number), `value` or `rank`
+(an object that each rank has of its own).
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ class _Walk:
         self.opened: dict[Path, Any] = {}
         self.levels: list[Level] = []
         self._asked: dict[int, list[Any]] = {}
+        self._in_own = False  # within what is this rank's own
         for node, answer in asked:
             self._asked.setdefault(id(node), []).append(answer)
 
@@ -100,8 +102,7 @@ class _Walk:
         above = (*above, id(node))
         if is_object(node):
             level.lengths.append(1)
-            self.opened[path] = inner = self._ask(node)
-            return {"object": self.node(inner, path, above)}
+            return self._object(node, path, above)
         if isinstance(node, Mapping):
             items = list(node.items())
             level.lengths.append(len(items))
@@ -111,6 +112,14 @@ class _Walk:
         level.lengths.append(len(children))
         kind = "tuple" if isinstance(node, tuple) else "list"
         return {kind: [self.node(child, (*path, at), above) for at, child in enumerate(children)]}
+
+    def _object(self, node: Any, path: Path, above: tuple[int, ...]) -> Json:
+        outer, own = self._in_own, self._in_own or is_per_rank(node)
+        self._in_own = own
+        self.opened[path] = inner = self._ask(node)
+        found: Json = {"object": self.node(inner, path, above)}
+        self._in_own = outer
+        return {"rank": found} if own and not outer else found
 
     def _leaf(self, node: Any, path: Path, depth: int) -> Json:
         level = self._level(depth)
@@ -132,6 +141,11 @@ class _Walk:
 def is_object(node: object) -> bool:
     """Whether `node` keeps its own state behind `state_dict` and `load_state_dict`."""
     return has_state(type(node))
+
+
+def is_per_rank(node: object) -> bool:
+    """Whether an object says of its class that each rank has one of its own."""
+    return getattr(type(node), "per_rank", False) is True
 
 
 def has_state(kind: type) -> bool:

@@ -51,7 +51,8 @@ def warm_start(
     A source is a root (its newest step), a pair of root and step, a
     `Checkpoint`, the path of a manifest, or the path of one segment, which
     needs no manifest.  Segments of one save that hold parts of a tensor each
-    are taken together.  With a `key`, every source must be sealed with it.
+    are taken together, and so are shards of one tensor that several sources
+    have, unless one source has them all.  With a `key`, every source must be sealed with it.
     What doesn't match keeps its value and is reported.
 
     Raises:
@@ -73,7 +74,8 @@ def warm_start(
     placed: dict[Path, Any] = {}
     for one, result in zip(opened, found, strict=True):
         result.leaves = placed | result.leaves  # what an earlier source put there stays
-        placed = fill_match(state, flat, result, one.manifest, one.store, resources)
+        opened_of = one.manifest, one.store, resources, one.elsewhere
+        placed = fill_match(state, flat, result, *opened_of)
     return report
 
 

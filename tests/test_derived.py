@@ -436,9 +436,9 @@ def test_what_a_restore_has_put_into_host_memory_is_rounded_from_there():
     sources = filled_chunk(0, 2400), filled_chunk(2400, 1600)
     copy = replace(filled_chunk(0, 2000), planes=(), sources=sources)
     assert not filled.round("float16", copy, out)
-    filled.add([target], sources[1])
+    filled.add([target], sources[1].start, sources[1])
     assert not filled.round("float16", copy, out)
-    filled.add([tensor_of(master[::-1]), target], sources[0])
+    filled.add([tensor_of(master[::-1]), target], 0, sources[0])
     assert filled.round("float16", copy, out)
     assert out.tobytes() == master.astype(np.float16).tobytes()
     changed = replace(copy, sources=(filled_chunk(0, 2400, "2" * 32), sources[1]))
@@ -450,7 +450,7 @@ def test_only_whole_rows_of_float32_in_host_memory_are_relied_on():
     out = np.empty(2000, np.uint8)
     for array in (numbers(1, 1000)[::-1], numbers(1, 1000).astype(np.float64)):
         filled, source = Filled(), filled_chunk(0, 4000)
-        filled.add([tensor_of(array)], source)
+        filled.add([tensor_of(array)], 0, source)
         assert not filled.round("float16", replace(source, sources=(source,)), out)
 
 

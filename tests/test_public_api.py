@@ -16,7 +16,7 @@ import gpuckpt
 ROOT = Path(__file__).parents[1]
 PROMISED = [
     *("save", "load", "Checkpointer", "Pending", "Checkpoint", "Every", "Keep"),
-    *("warm_start", "Report", "RNG", "CheckpointError"),
+    *("warm_start", "Report", "RNG", "CheckpointError", "Sharded", "PerRank"),
 ]
 
 

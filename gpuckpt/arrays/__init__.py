@@ -1,34 +1,40 @@
 """Arrays of any library, seen as numpy or cupy arrays over the same memory."""
 
+from gpuckpt.arrays.assemble import assembled
 from gpuckpt.arrays.make import KINDS, finish, make
 from gpuckpt.arrays.probe import (
     LIBRARIES,
     Addresses,
     Facts,
     Library,
-    facts,
-    locate,
     probed,
 )
+from gpuckpt.arrays.sharding import look, look_all
 from gpuckpt.arrays.strided import gather, scatter
-from gpuckpt.arrays.view import Array, Tensor, host_view, look, look_all
+from gpuckpt.arrays.view import Array, Tensor, host_view
+from gpuckpt.arrays.wrapped import WRAPPINGS, Wrapped, Wrapping, facts_of, locate_all, wrapping
 
 __all__ = [
     "KINDS",
     "LIBRARIES",
+    "WRAPPINGS",
     "Addresses",
     "Array",
     "Facts",
     "Library",
     "Tensor",
-    "facts",
+    "Wrapped",
+    "Wrapping",
+    "assembled",
+    "facts_of",
     "finish",
     "gather",
     "host_view",
-    "locate",
+    "locate_all",
     "look",
     "look_all",
     "make",
     "probed",
     "scatter",
+    "wrapping",
 ]

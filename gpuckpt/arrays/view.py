@@ -6,13 +6,14 @@ import contextlib
 import ctypes
 import math
 import mmap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gpuckpt.arrays import dlpack
+from gpuckpt.boxes import Box, Shape, whole_box
 from gpuckpt.dtypes import name_of, to_numpy
 from gpuckpt.errors import UnsupportedError
 from gpuckpt.spec import Spec
@@ -74,7 +75,7 @@ class Tensor:
 
     @property
     def where(self) -> tuple[object, ...]:
-        """The same for two leaves exactly if they are one array."""
+        """The same for two leaves exactly if they are one array, and one part of a tensor."""
         if not self.spec.nbytes:
             return ("empty", id(self.owner))
         return (self.address, *self.layout)
@@ -82,7 +83,8 @@ class Tensor:
     @property
     def layout(self) -> tuple[object, ...]:
         """All of `where` but the address."""
-        return (self.spec.device, self.strides, self.spec.shape, self.spec.dtype)
+        spec = self.spec
+        return (spec.device, self.strides, spec.shape, spec.dtype, spec.offset, spec.whole)
 
 
 def look(leaf: Any, name: str) -> Tensor | None:
@@ -117,14 +119,15 @@ def look(leaf: Any, name: str) -> Tensor | None:
     return None
 
 
-def look_all(leaf: Any, name: str) -> tuple[Tensor, ...]:
-    """The shards that this process has of a leaf, each with its place; none if it isn't an array.
-
-    Raises:
-        UnsupportedError: it is an array, but not one that can be saved.
-    """
-    found = look(leaf, name)
-    return () if found is None else (found,)
+def shard(tensor: Tensor, box: Box, whole: Shape, within: Box | None = None) -> Tensor:
+    """The same memory as a part of a tensor of shape `whole`: all of it, or what is `within`."""
+    if within is not None:
+        spec, array = tensor.spec, tensor.array[within.slices]
+        spec = replace(spec, shape=tuple(array.shape), axes=_axes(array))
+        tensor = replace(tensor, spec=spec, array=array)
+    if box == whole_box(whole):
+        return tensor
+    return replace(tensor, spec=replace(tensor.spec, offset=box.offset, whole=whole))
 
 
 def _kind(leaf: object) -> str:

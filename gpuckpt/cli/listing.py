@@ -22,6 +22,7 @@ from gpuckpt.matching import select
 from gpuckpt.names import names_of
 from gpuckpt.pending import Checkpoint, checkpoint_of
 from gpuckpt.seal import make_seal
+from gpuckpt.shards import Shards
 from gpuckpt.sizes import format_nbytes
 from gpuckpt.statistics import Statistics
 from gpuckpt.stores.opening import open_store
@@ -171,9 +172,9 @@ def _summary(facts: Checkpoint, shared: Shared) -> str:
 
 def _leaves(manifest: Manifest) -> dict[str, Any]:
     every = list(walk_json(manifest.structure))
-    names = names_of([path for path, _ in every])
+    names, shards = names_of([path for path, _ in every]), Shards(manifest)
     return {
-        name: manifest.tensors[node["tensor"]] if "tensor" in node else decode_value(node["value"])
+        name: shards.joined(node["tensor"]) if "tensor" in node else decode_value(node["value"])
         for name, (_, node) in zip(names, every, strict=True)
     }
 

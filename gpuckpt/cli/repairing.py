@@ -75,7 +75,7 @@ def _facts(done: Repaired, root: str, to: str) -> dict[str, Any]:
 def _loss_facts(loss: Loss, done: Repaired) -> dict[str, Any]:
     spec = loss.entry.spec
     return {
-        "name": spec.name,
+        "name": spec.label,
         "dtype": spec.dtype,
         "shape": list(spec.shape),
         "raw_nbytes": spec.nbytes,
@@ -85,7 +85,7 @@ def _loss_facts(loss: Loss, done: Repaired) -> dict[str, Any]:
         ],
         "also_needed_by": sorted(loss.also),
         "older_step": loss.older[0] if loss.older else None,
-        "filled": done.filled.get(spec.name),
+        "filled": done.filled.get(spec.label),
     }
 
 
@@ -127,7 +127,7 @@ def _of_values(done: Repaired) -> str:
 
 
 def _loss_lines(loss: Loss, done: Repaired, *, fill: bool) -> list[str]:
-    spec, at = loss.entry.spec, done.filled.get(loss.entry.spec.name)
+    spec, at = loss.entry.spec, done.filled.get(loss.entry.spec.label)
     verb = "lost" if at is None else f"filled with its value of step {at}"
     lines = [f"  {verb}: {_shown(spec)}"]
     lines += [f"    {wound.extent}: {wound.reason}" for wound in loss.wounds[:3]]
@@ -135,6 +135,8 @@ def _loss_lines(loss: Loss, done: Repaired, *, fill: bool) -> list[str]:
         lines.append(f"    and {len(loss.wounds) - 3} more of its chunks")
     if not loss.wounds:
         lines.append("    the step's own files have nothing of it, the manifest said where it is")
+    if spec.offset is not None and at is None:
+        lines.append(f"    without this shard, all of {spec.name!a} is left out")
     if loss.also:
         several = "s" if len(loss.also) > 1 else ""
         lines.append(
@@ -149,5 +151,5 @@ def _loss_lines(loss: Loss, done: Repaired, *, fill: bool) -> list[str]:
 
 def _shown(spec: Spec) -> str:
     shape = " × ".join(map(str, spec.shape)) or "scalar"  # noqa: RUF001
-    name = spec.name if spec.name.isprintable() else ascii(spec.name)
+    name = spec.label if spec.label.isprintable() else ascii(spec.label)
     return f"{name} ({spec.dtype}, {shape}, {format_nbytes(spec.nbytes)})"

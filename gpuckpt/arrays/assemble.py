@@ -1,0 +1,45 @@
+"""Make a leaf anew out of tensors that have been filled: the other way of `look_all`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from gpuckpt.arrays.make import finish
+from gpuckpt.arrays.sharding import form_of, parts
+from gpuckpt.arrays.view import Tensor
+from gpuckpt.errors import UnsupportedError
+from gpuckpt.sharded import Sharded
+
+
+def assembled(leaf: Any, tensors: Sequence[Tensor], kind: str) -> Any:
+    """A leaf like this one, of `tensors`: new ones, filled, one for each of `look_all(leaf)`.
+
+    For leaves that can't be filled where they are, as jax's.  A sharded
+    `jax.Array` gets the same sharding, each of its devices what it had there.
+    `kind` is the library of an array that isn't sharded, or is in a `Sharded`.
+
+    Raises:
+        UnsupportedError: a tensor of torch's that is in several places of itself.
+    """
+    form = form_of(leaf)
+    if form is None:
+        return finish(tensors[0], kind)
+    if form == "Sharded":
+        return Sharded(finish(tensors[0], kind), leaf.shape, leaf.offset)
+    if form == "jax":
+        return _sharded_jax(leaf, tensors)
+    raise UnsupportedError(
+        tensors[0].spec.name, f"a {form} with one element in several places; save a .clone() of it"
+    )
+
+
+def _sharded_jax(leaf: Any, tensors: Sequence[Tensor]) -> Any:
+    import jax
+
+    made = {tensor.spec.box: finish(tensor, "jax") for tensor in tensors}
+    arrays = [
+        jax.device_put(made.get(part.box, part.array), next(iter(part.array.devices())))
+        for part in parts(leaf, "jax", tensors[0].spec.name)
+    ]
+    return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, arrays)
