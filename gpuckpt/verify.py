@@ -55,6 +55,8 @@ def verify_step(
         return [Damage("", f"the manifest of step {step}", 0, str(error))]
     apart = Apart(lambda: list(_verify_chunks(store, manifest, resources, progress)))
     damage = apart.run()
+    reason = "it isn't here: in the root of another machine, or lost"
+    damage += [Damage("", name, 0, reason) for name in manifest.absent]
     for name in manifest.segments:
         try:
             read_index(store, name, seal)
