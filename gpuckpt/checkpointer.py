@@ -118,7 +118,7 @@ class Checkpointer:
         self._saves = Saves(
             *(self._store, self._resources, self._options, self._governor),
             keep=nearest.keep,
-            journal=open_journal(log, self._store),
+            journal=open_journal(log, self._store, crew.rank),
             seal=self._seal,
             tiers=self._tiers,
             joint=crew.joint(self._store, nearest.keep, self._seal, self._tiers),
@@ -173,9 +173,6 @@ class Checkpointer:
         self._saves.reap(wait=False)
         if not due:
             return None
-        if self._saves.save is not None and self._options.when_busy == "skip":
-            log.info("step %d isn't saved: step %d still is", step, self._saves.save.pending.step)
-            return None
         return self._last.save(make_header(step, epoch, metrics), state, anyway=False)
 
     def save(
@@ -199,6 +196,7 @@ class Checkpointer:
         self._life.check()
         self._tiers.tell(self._options.on_error, stacklevel=3)
         self._last.ask()
+        self._pace.hear(step)
         pending = self._last.save(make_header(step, epoch, metrics), state, anyway=True)
         assert pending is not None
         return pending

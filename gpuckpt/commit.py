@@ -135,7 +135,18 @@ def _open(store: Store, step: int, seal: Seal | None, *, parts: bool) -> Manifes
     manifest = unpack_manifest(_read_manifest(store, name), where, seal)
     if manifest.step != step or manifest.rank is not None:
         raise CorruptError(where, f"it is the manifest of step {manifest.step}")
-    return read_parts(store, manifest, seal) if parts else manifest
+    if not parts:
+        return manifest
+    found = read_parts(store, manifest, seal)
+    if found.absent and not _is_same(store, name, manifest, seal):
+        raise NotFoundError(f"{where} was deleted or replaced while its parts were read")
+    return found
+
+
+def _is_same(store: Store, name: str, manifest: Manifest, seal: Seal | None) -> bool:
+    """Whether a manifest is still there, of the same parts."""
+    again = unpack_manifest(_read_manifest(store, name), f"{store.root}/{name}", seal)
+    return again.parts == manifest.parts
 
 
 def steps(store: Store) -> list[int]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
+from gpuckpt.commit import open_step
 from gpuckpt.errors import CheckpointError, NotFoundError, RankError
 from gpuckpt.fallback import Taken, is_damage, passed_over
-from gpuckpt.gathering import gather
+from gpuckpt.fingerprint import checksum128
+from gpuckpt.gathering import gather, gather_done
 from gpuckpt.groups import Group
 from gpuckpt.manifest import Manifest
 from gpuckpt.matching import Match
@@ -29,7 +32,7 @@ class Concord:
     def __init__(self, group: Group, timeout: float) -> None:
         """Waits for the others at most `timeout` seconds at a time."""
         self.rank = group.rank
-        self._group, self._timeout = group, timeout
+        self._group, self._timeout, self._size = group, timeout, group.size
 
     def take(
         self,
@@ -49,32 +52,58 @@ class Concord:
             RankError: what went wrong on others, or that they ask for another step.
         """
         candidates = _best_first(self._common(stores, step), step, stores)
-        reason = ""
+        asked, reason = (candidates or [0])[0], ""
         for at, one in enumerate(candidates):
+            last = at + 1 == len(candidates)
+            if not self._is_one(stores, one, seal):
+                reason = "ranks have different checkpoints under its number"
+                if step is not None and not fallback:
+                    raise RankError(list(range(self._size)), f"step {one}: {reason}")
+                log.warning("step %d isn't taken: %s", one, reason)
+                continue
             found, failure, damaged = _try(stores, one, take, seal)
-            answer = {"damaged": damaged, "failed": "" if failure is None else str(failure)}
-            told = gather(self._group, f"restore of step {one}", answer, self._timeout)
-            failed = [rank for rank, answer in enumerate(told) if answer["failed"]]
-            if not failed:
-                assert found is not None
-                store, taken = found
-                more = (passed_over(candidates[0], reason, one),) if at else ()
-                return store, replace(taken, remarks=(*taken.remarks, *more))
-            may_go_on = fallback and all(told[rank]["damaged"] for rank in failed)
-            if not may_go_on or at + 1 == len(candidates):
-                raise failure or RankError(failed, told[failed[0]]["failed"])
-            reason = f"rank {failed[0]}: {told[failed[0]]['failed']}"
+            answer = {"damaged": damaged, "failed": "" if failure is None else _brief(failure)}
+            try:
+                told = gather(self._group, f"restore of step {one}", answer, self._timeout)
+                failed = [rank for rank, answer in enumerate(told) if answer["failed"]]
+                if not failed:
+                    assert found is not None
+                    store, taken = found
+                    more = _remarks(asked, reason, one)
+                    return store, replace(taken, remarks=(*taken.remarks, *more))
+                may_go_on = fallback and all(told[rank]["damaged"] for rank in failed)
+                reason = f"rank {failed[0]}: {told[failed[0]]['failed']}"
+                if failure is not None and (last or not may_go_on):
+                    raise failure
+                if last or not may_go_on:
+                    raise RankError(failed, told[failed[0]]["failed"])
+            finally:
+                del failure
             log.warning("step %d isn't taken: %s", one, reason)
         return None
 
+    def _is_one(self, stores: Sequence[Store], step: int, seal: Seal | None) -> bool:
+        """Whether all ranks have the same checkpoint under a number, or what they have is damaged.
+
+        Those with roots of their own may not: one may have saved a step again.
+        """
+        said = ""
+        for store in stores:
+            with contextlib.suppress(CheckpointError):
+                found = open_step(store, step, seal, parts=False)
+                said = checksum128(json.dumps([found.created, *found.files]).encode())
+                break
+        told = gather(self._group, f"look at step {step}", said, self._timeout)
+        return len(set(told) - {""}) <= 1
+
     def _common(self, stores: Sequence[Store], step: int | None) -> list[int]:
         """The committed steps that every rank sees, ascending."""
-        own: Any
-        try:
-            own = {"step": step, "steps": sorted(find_steps(stores)[0])[-_TOLD:]}
-        except CheckpointError as error:
-            own = error
-        told = gather(self._group, "steps to restore", own, self._timeout)
+        told = gather_done(
+            self._group,
+            "steps to restore",
+            lambda: {"step": step, "steps": sorted(find_steps(stores)[0])[-_TOLD:]},
+            self._timeout,
+        )
         asked = ["the newest" if one["step"] is None else one["step"] for one in told]
         for rank, one in enumerate(asked):
             if one != asked[0]:
@@ -102,12 +131,20 @@ def _best_first(common: Sequence[int], step: int | None, stores: Sequence[Store]
     return [step, *(older for older in reversed(common) if older < step)]
 
 
+def _remarks(asked: int, reason: str, taken: int) -> tuple[str, ...]:
+    return () if asked == taken else (passed_over(asked, reason, taken),)
+
+
+def _brief(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
 def _try(
     stores: Sequence[Store],
     step: int,
     take: Callable[[Store, Manifest], Match],
     seal: Seal | None,
-) -> tuple[tuple[Store, Taken[Match]] | None, Exception | None, bool]:
+) -> tuple[tuple[Store, Taken[Match]] | None, BaseException | None, bool]:
     """What came of restoring a step, or what went wrong, and whether that is damage."""
     seen: list[tuple[Store, Manifest]] = []
 
@@ -120,5 +157,5 @@ def _try(
     except CheckpointError as error:
         store, manifest = seen[-1] if seen else (stores[0], None)
         return None, error, is_damage(error, store, manifest)
-    except Exception as error:
+    except BaseException as error:
         return None, error, False

@@ -32,6 +32,7 @@ class Crew:
         self._group = group if group is not None and group.size > 1 else None
         self._timeout = parse_seconds(timeout)
         self._joint: Joint | None = None
+        self._pace: Pace | None = None
 
     @classmethod
     def of(cls, group: object, timeout: float | str | timedelta, store: Store) -> Crew:
@@ -42,6 +43,11 @@ class Crew:
         """
         found = as_group(group, store=store, environment=os.environ, modules=sys.modules)
         return cls(found, timeout)
+
+    @property
+    def rank(self) -> int:
+        """This rank's number; 0 if there is one."""
+        return 0 if self._group is None else self._group.rank
 
     def joint(
         self, store: Store, keep: Keep | None, seal: Seal | None, tiers: Tiers
@@ -72,10 +78,11 @@ class Crew:
     ) -> tuple[Notice, Pace]:
         """How they agree whether a step is saved, and on announcements of the end."""
         if self._group is None:
-            return Notice(preempt, grace), Pace(governor)
+            return Notice(preempt, grace), Pace(governor, skips=skips)
         notice = SharedNotice(preempt, grace)
         timeout = self._timeout
-        return notice, SharedPace(governor, self._group, notice, skips=skips, timeout=timeout)
+        self._pace = SharedPace(governor, self._group, notice, skips=skips, timeout=timeout)
+        return notice, self._pace
 
     @contextlib.contextmanager
     def entered(self, store: Store) -> Iterator[None]:
@@ -84,6 +91,8 @@ class Crew:
             with writing(store):
                 yield
             return
-        with entered(store, self._group, self._timeout) as lead:
-            self._joint.lead = self._tiers.lead = lead
+        with entered(store, self._group, self._timeout) as self._joint.site:
+            self._tiers.lead = self._joint.site.is_lead
+            if self._pace is not None:
+                self._pace.meet()
             yield

@@ -19,6 +19,7 @@ _WORK = {
 _STALLS = {
     "wait": "waiting for the save before: saves take longer than the time between them",
     "inventory": "listing the state",
+    "share": "sharing out what several ranks hold, or waiting for them to",
     "snapshot": "freezing the state",
     "held": "until `hold` had read it: announce updates by `update()`, and the loop goes on",
 }
@@ -28,7 +29,7 @@ _STALLS = {
 class Diagnosis:
     """A save's bottleneck, and the sentence that names it with its figures.
 
-    `bottleneck` is `failed`, `disk`, `index`, a worker's stage (`copy`, `filter`,
+    `bottleneck` is `failed`, `disk`, `ranks`, `index`, a worker's stage (`copy`, `filter`,
     `encode`, `reread`), `off-cpu` or, if no stage explains the time, `unknown`.
     """
 
@@ -61,6 +62,9 @@ def _background(stats: Stats) -> tuple[str, str]:
     if disk >= _MOST * whole:
         took = f"writing and syncing took {_seconds(disk)}{_rate(stats)}"
         return "disk", f"of which {took}: the disk is the bottleneck"
+    if stats.ranks_seconds >= _MOST * whole:
+        took = f"waiting for other ranks took {_seconds(stats.ranks_seconds)}"
+        return "ranks", f"of which {took}: see the logs of those that took longer"
     if stats.index_seconds >= _MOST * whole:
         took = f"making the index of {stats.chunks} chunks took {_seconds(stats.index_seconds)}"
         return "index", f"of which {took}: the number of tensors is the bottleneck"

@@ -8,23 +8,49 @@ and deletes for all.
 from __future__ import annotations
 
 import contextlib
-import logging
 import secrets
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from gpuckpt import layout
 from gpuckpt.commit import writing
-from gpuckpt.errors import CheckpointError
-from gpuckpt.gathering import gather
+from gpuckpt.errors import CheckpointError, RankError
+from gpuckpt.gathering import gather_done
 from gpuckpt.groups import Group
 from gpuckpt.stores import Store, write_all
 
-log = logging.getLogger("gpuckpt")
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Who leads where: of each rank, the lead of its root; seen by one of them, `rank`."""
+
+    leads: tuple[int, ...]
+    rank: int
+
+    @property
+    def lead(self) -> int:
+        """The lead of this rank's root."""
+        return self.leads[self.rank]
+
+    @property
+    def is_lead(self) -> bool:
+        """Whether that is this rank."""
+        return self.lead == self.rank
+
+    @property
+    def is_one(self) -> bool:
+        """Whether all have the same root."""
+        return len(set(self.leads)) == 1
+
+    @property
+    def here(self) -> list[int]:
+        """The ranks that have this root."""
+        return [rank for rank, lead in enumerate(self.leads) if lead == self.lead]
 
 
 @contextlib.contextmanager
-def entered(store: Store, group: Group, timeout: float) -> Iterator[bool]:
-    """Have the root, swept, until the end of the block; yields whether this rank is the lead.
+def entered(store: Store, group: Group, timeout: float) -> Iterator[Site]:
+    """Have the root, swept, until the end of the block; yields who leads where.
 
     Every rank enters at the same time, and waits for the others.
 
@@ -32,36 +58,46 @@ def entered(store: Store, group: Group, timeout: float) -> Iterator[bool]:
         LockedError: this is the lead, and somebody else has the root.
         RankError: another rank can't enter.
     """
-    lead = _is_lead(store, group, timeout)
+    site = _site(store, group, timeout)
     with contextlib.ExitStack() as held:
-        outcome: str | CheckpointError = ""
-        if lead:
-            try:
+
+        def take() -> str:
+            if site.is_lead:
                 held.enter_context(writing(store))
                 _tidy(store)
-            except CheckpointError as error:
-                outcome = error
-        gather(group, "having the root", outcome, timeout)
-        yield lead
+            return ""
+
+        gather_done(group, "having the root", take, timeout)
+        yield site
 
 
-def _is_lead(store: Store, group: Group, timeout: float) -> bool:
-    token = gather(group, "entering the root", secrets.token_hex(4), timeout)[0]
+def _site(store: Store, group: Group, timeout: float) -> Site:
+    """Who leads where, by the marks that are seen in each root."""
+    token = gather_done(group, "entering the root", lambda: secrets.token_hex(4), timeout)[0]
     own = layout.marker_name(token, group.rank)
-    outcome: str | CheckpointError = ""
-    try:
+
+    def mark() -> str:
         write_all(store, own, b"")
-    except CheckpointError as error:
-        outcome = error
-    try:
-        gather(group, "marks in the root", outcome, timeout)
+        return ""
+
+    def look() -> int:
         found = (layout.marker_rank(name, token) for name in store.names())
-        lead = min({rank for rank in found if rank is not None} | {group.rank}) == group.rank
-        gather(group, "looks at the root", "", timeout)
+        return min({rank for rank in found if rank is not None} | {group.rank})
+
+    try:
+        gather_done(group, "marks in the root", mark, timeout)
+        leads = gather_done(group, "looks at the root", look, timeout)
     finally:
         with contextlib.suppress(CheckpointError):
             store.remove(own)
-    return lead
+    odd = [rank for rank, lead in enumerate(leads) if leads[lead] != lead]
+    if odd:
+        raise RankError(
+            odd,
+            f"{store.root}: they see the mark of a rank that sees one of another root; see "
+            "whether the file system shows all machines the same names",
+        )
+    return Site(tuple(leads), group.rank)
 
 
 def _tidy(store: Store) -> None:

@@ -47,6 +47,8 @@ def is_damage(error: CheckpointError, store: Store, manifest: Manifest | None) -
     """Whether an error says that files of a step aren't there any more as they were written."""
     if isinstance(error, CorruptError):
         return True
+    if isinstance(error, MismatchError) and manifest is not None and manifest.absent:
+        return True  # what it lacks was in a rank's part
     if isinstance(error, NotFoundError):
         return manifest is not None and not set(manifest.files) <= set(store.names())
     return isinstance(error, StorageError) and error.errno in UNREADABLE

@@ -32,7 +32,10 @@ class Governor:
         cores: Cores | None = None,
     ) -> None:
         """`workers` is the most threads."""
-        self._schedule = Schedule(every, clock) if every is not None else None
+        self.every = every
+        self._schedule: Schedule | None = None
+        if every is not None:
+            self._schedule = Schedule(every, clock)
         self._codec, self._workers, self._clock = codec, workers, clock
         self._meter, self._cores = Meter(clock), cores or Cores()
         self._efforts: Efforts | None = None

@@ -6,15 +6,18 @@ A save of several ranks:
    durable, and its part.           The part lists them.  No manifest names it yet.
 2. All gather: the parts, or why    A rank that failed, or is at another step, is named to all,
    there is none.                   and nothing is committed; each deletes what it wrote.
-3. The lead of each root commits    One manifest names every part: it is there or it isn't.
-   the manifest, and deletes what   While the others wait: none of them is writing what no
-   needn't be kept.                 manifest names.
-4. All gather: whether it did.      Only now may `commit` return: returning promises durability.
+3. The lead of each root commits    One manifest names every part: it is there or it isn't
+   the manifest; all hear of it.    (`concluding`).
+
+A rank that doesn't hear how a gather has ended deletes nothing: others may go on
+to commit what it wrote.  What no manifest names in the end, the lead sweeps away.
 
 What several ranks hold alike is written by one of them (`sharing`).  They tell
 each other what they hold at the first save, and again at the next one whenever
-a rank's holdings had changed at a commit; meanwhile it writes what is new to
-the others whole, and a checkpoint may hold it several times.
+a rank's holdings had changed at a commit, or a save has failed; meanwhile a rank
+writes what is new to the others whole, and a checkpoint may hold it several
+times.  Before such a commit all see that what was written fits together, and
+that nothing is missing: one rank may have left to another what that one has no more.
 """
 
 from __future__ import annotations
@@ -22,34 +25,39 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from gpuckpt import layout
-from gpuckpt.commit import commit, open_step
+from gpuckpt.concluding import Place, conclude
+from gpuckpt.entering import Site
 from gpuckpt.errors import CheckpointError, RankError
-from gpuckpt.gathering import gather
+from gpuckpt.gathering import UnheardError, gather
 from gpuckpt.groups import Group
 from gpuckpt.inventory import Inventory
 from gpuckpt.manifest import Manifest, Part
 from gpuckpt.parts import describe, shared_structure, world_manifest, write_part
-from gpuckpt.retention import Held, Keep, prune_quietly
-from gpuckpt.seal import Seal
-from gpuckpt.sharing import Shares, holdings, pack_holdings, unpack_holdings
+from gpuckpt.retention import Held, Keep
+from gpuckpt.seal import MANIFEST, Seal
+from gpuckpt.sharing import (
+    Shares,
+    check_fit,
+    holdings,
+    pack_holdings,
+    unpack_holdings,
+    written_holdings,
+)
+from gpuckpt.spans import Lap
 from gpuckpt.stores import Store
 from gpuckpt.structure import ConflictError, join
 from gpuckpt.values import Json
-
-log = logging.getLogger("gpuckpt")
 
 
 class Joint:
     """Saves of all ranks, from the side of one of them.
 
-    `lead` says whether this rank commits, and deletes, for all whose root is
-    the same place.
+    `site` says who commits, and deletes, for all whose root is the same place.
     """
 
     def __init__(
@@ -63,13 +71,13 @@ class Joint:
         timeout: float,
     ) -> None:
         """`held` says what must not be deleted, though `keep` doesn't keep it."""
-        self.group, self.lead = group, group.rank == 0
         self._held_back = held
+        self.group, self.site = group, Site((0,) * group.size, group.rank)
         self._store, self._keep, self._seal, self._timeout = store, keep, seal, timeout
         self._shares: Shares | None = None
         self._stale = True  # the ranks are to tell each other what they hold
         self._held = ""
-        self._awaited: str | None = None  # where the others wait for this rank
+        self._owed: str | None = None  # where the others wait for this rank
 
     def share(self, inventory: Inventory, step: int) -> Inventory:
         """What this rank writes of what it holds; waits for the others if they are to tell.
@@ -77,14 +85,13 @@ class Joint:
         Raises:
             RankError: they don't hold shards of the same tensors, or not all of one.
         """
-        self._awaited = _parts_of(step)
         if self._stale or self._shares is None:
             held = pack_holdings(holdings(inventory.roster)).decode()
-            self._awaited = None
+            self._owed = None
             told = gather(self.group, _holdings_of(step), held, self._timeout)
             self._shares = Shares(self.group.rank, [unpack_holdings(one) for one in told])
             self._stale = False
-            self._awaited = _parts_of(step)
+        self._owed = _parts_of(step)
         self._held = self._shares.digest(inventory.roster)
         return self._shares.apply(inventory)
 
@@ -94,23 +101,32 @@ class Joint:
 
         Blocks until they come.
         """
-        if self._awaited is None:
-            self._awaited = _holdings_of(step) if self._stale else _parts_of(step)
+        if self._owed is None:
+            self._owed = _holdings_of(step) if self._stale else _parts_of(step)
         try:
             yield
-        except Exception as error:
-            awaited, self._awaited = self._awaited, None
-            if awaited is not None:
-                with contextlib.suppress(RankError, type(error)):
-                    gather(self.group, awaited, error, self._timeout)
+        except BaseException as error:
+            # All have failed, or will: they tell each other anew what they hold.
+            self._stale = True
+            self.tell(error)
             raise
 
-    def commit(self, manifest: Manifest, token: str, abandon: Callable[[], object]) -> Manifest:
+    def tell(self, error: BaseException) -> None:
+        """Tell the others of an error, if they wait for this rank; blocks until they come."""
+        owed, self._owed = self._owed, None
+        if owed is not None:
+            self._stale = True
+            with contextlib.suppress(RankError, type(error)):
+                gather(self.group, owed, error, self._timeout)
+
+    def commit(
+        self, manifest: Manifest, token: str, abandon: Callable[[], object], lap: Lap
+    ) -> Manifest:
         """Commit what all have written; `manifest` is of this rank's rows, which are durable.
 
         On return it is durable.  The manifest of all, with the rows of this
         rank.  If it fails, `abandon` deletes the segments, unless a manifest
-        may name them.
+        may name them.  `lap` gets the seconds of the waits for others as `ranks`.
 
         Raises:
             RankError: another rank failed, stalled or disagrees; it is named.
@@ -126,15 +142,24 @@ class Joint:
 
         try:
             part = write_part(self._store, name, own, self._seal)
-        except BaseException:
-            undo()
-            raise
-        try:
+            lap.mark("manifest")
             world = self._world(own, part)
+        except UnheardError:
+            # The others may have heard, and commit.  In its root none can without the lead.
+            if self.site.is_lead:
+                undo()
+            raise
         except BaseException:
             undo()
             raise
-        self._conclude(world, undo)
+        lap.mark("ranks")
+        place = Place(
+            *(self.group, self.site, self._store, self._keep, self._seal),
+            held=self._held_back,
+            timeout=self._timeout,
+        )
+        if not conclude(place, world, undo, lap):
+            self._stale = True  # others may have failed
         return replace(own, parts=world.parts, listed=world.listed)
 
     def _world(self, own: Manifest, part: Part) -> Manifest:
@@ -145,21 +170,26 @@ class Joint:
             "part": [part.name, part.nbytes, part.check, part.raw_nbytes, part.encoded_nbytes],
             "segments": part.segments,
             "held": self._held,
-            "structure": hashlib.sha256(text.encode()).hexdigest()[:32],
+            "structure": _hash(text.encode()),
             "samples": self._samples(own),
+            "key": None if self._seal is None else _hash(self._seal.sealed(b"{}", MANIFEST)),
             "header": [own.epoch, own.metrics, own.created, own.writer],
         }
-        self._awaited = None
+        self._owed = None
         told = gather(self.group, _parts_of(own.step), answer, self._timeout)
+        odd = [rank for rank, one in enumerate(told) if one["key"] != told[0]["key"]]
+        if odd:
+            raise RankError([0, *odd], "they seal with different keys; give all the same key=")
         if len({one["structure"] for one in told}) > 1:
             self._compare(own.step, shared)
         _check_samples([one["samples"] for one in told])
         assert self._shares is not None
-        self._stale = [one["held"] for one in told] != list(self._shares.digests)
-        parts = [_part(one) for one in told]
+        if [one["held"] for one in told] != list(self._shares.digests):
+            self._stale = True
+            self._see_that_all_fits(own)
         epoch, metrics, created, writer = told[0]["header"]
         header = replace(own, epoch=epoch, metrics=metrics, created=created, writer=writer)
-        return world_manifest(parts, header)
+        return world_manifest([_part(one) for one in told], header)
 
     def _samples(self, own: Manifest) -> dict[str, list[str]]:
         """The fingerprints of what every replica has written."""
@@ -184,40 +214,11 @@ class Joint:
                     "each rank's own in gpuckpt.PerRank",
                 ) from None
 
-    def _conclude(self, world: Manifest, undo: Callable[[], None]) -> None:
-        """Commit, if this rank is to, and hear whether all who are to have done it."""
-        gone: list[bool] = []
-        outcome: Json | BaseException = {}
-        if self.lead:
-            try:
-                commit(self._store, world, abandon=lambda: gone.append(True), seal=self._seal)
-                prune_quietly(self._store, self._keep, world, self._seal, self._held_back())
-            except CheckpointError as error:
-                outcome = error
-        try:
-            told = gather(
-                self.group, f"commit of step {world.step}", _said(outcome, gone), self._timeout
-            )
-        except RankError as error:
-            if isinstance(outcome, BaseException) or not self._is_there(world):
-                raise
-            log.warning("step %d is committed, but not all ranks have heard: %s", world.step, error)
-            return
-        wrong = {rank: one for rank, one in enumerate(told) if "error" in one}
-        if all(one["gone"] for one in wrong.values()) and wrong:
-            undo()
-        if isinstance(outcome, BaseException):
-            raise outcome
-        if wrong:
-            raise RankError(list(wrong), "; ".join(one["error"] for one in wrong.values()))
-
-    def _is_there(self, world: Manifest) -> bool:
-        """Whether this very manifest is committed here."""
-        try:
-            found = open_step(self._store, world.step, self._seal, parts=False)
-        except CheckpointError:
-            return False
-        return [part.name for part in found.parts] == [part.name for part in world.parts]
+    def _see_that_all_fits(self, own: Manifest) -> None:
+        """See that no bytes are missing, though ranks don't hold what they have shared out."""
+        rows = pack_holdings(written_holdings(own.tensors)).decode()
+        told = gather(self.group, f"rows of step {own.step}", rows, self._timeout)
+        check_fit([unpack_holdings(one) for one in told])
 
 
 def _check_samples(told: Sequence[dict[str, list[str]]]) -> None:
@@ -244,10 +245,8 @@ def _part(answer: Any) -> Part:
     return Part(name, nbytes, check, raw_nbytes, encoded_nbytes, tuple(answer["segments"]))
 
 
-def _said(outcome: Json | BaseException, gone: Sequence[bool]) -> Json:
-    if isinstance(outcome, BaseException):
-        return {"error": f"{type(outcome).__name__}: {outcome}", "gone": bool(gone)}
-    return {}
+def _hash(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()[:32]
 
 
 def _holdings_of(step: int) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gpuckpt.errors import FormatError, InvalidError, NotFoundError, StorageError
-from gpuckpt.layout import LOG
+from gpuckpt.layout import LOG, LOG_OF_RANK, log_rank
 from gpuckpt.spans import Span, pack_spans, unpack_spans
 from gpuckpt.stats import Stats
 from gpuckpt.stores import Store
@@ -79,8 +79,10 @@ class Journal:
         return json.dumps(facts, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
 
 
-def open_journal(where: Log, store: Store) -> Journal | None:
+def open_journal(where: Log, store: Store, rank: int = 0) -> Journal | None:
     """The log that a checkpointer's option `log` asks for: True for one in the root.
+
+    Each of several ranks has one of its own: all but rank 0 with their number in its name.
 
     Raises:
         InvalidError: that is no place for a file.
@@ -91,14 +93,18 @@ def open_journal(where: Log, store: Store) -> Journal | None:
         path = Path(where).expanduser().absolute()
         if path.is_dir():
             raise InvalidError(f"log is a file, and {path} is a directory; log=True is for a root")
+        if rank:
+            path = path.with_name(f"{path.stem}.r{rank}{path.suffix}")
         return Journal(path.resolve())  # its user may well have given a link
     if not isinstance(store, LocalStore):
         raise InvalidError(f"log=True needs a root of local files; give log= a path ({store.root})")
-    return Journal(Path(store.root) / LOG)
+    return Journal(Path(store.root) / (LOG_OF_RANK % rank if rank else LOG))
 
 
 def read_journal(where: Path) -> list[Record]:
     """A log's saves, in the order of its lines; `where` is the log, or the root that has it.
+
+    Of the logs of several ranks in a root it is that of the first.
 
     Lines that a crash or a full disk cut short are left out.
 
@@ -107,7 +113,7 @@ def read_journal(where: Path) -> list[Record]:
         StorageError: it can't be read.
         FormatError: its lines are those of a newer gpuckpt.
     """
-    path, opener = (where / LOG, open_file) if where.is_dir() else (where, None)
+    path, opener = (_log_in(where), open_file) if where.is_dir() else (where, None)
     try:
         with open(path, "rb", opener=opener) as file:
             lines = file.read().splitlines()
@@ -130,6 +136,12 @@ def read_journal(where: Path) -> list[Record]:
     if newer:
         raise FormatError(f"{path}: a log of a newer gpuckpt, this one reads {VERSION}; upgrade it")
     raise NotFoundError(f"{path}: there is no save in it")
+
+
+def _log_in(root: Path) -> Path:
+    """The log of the first rank that has one there."""
+    ranks = sorted(rank for path in root.iterdir() if (rank := log_rank(path.name)) is not None)
+    return root / (LOG_OF_RANK % ranks[0] if ranks and ranks[0] else LOG)
 
 
 def _objects(lines: list[bytes]) -> Iterator[dict[str, Any]]:

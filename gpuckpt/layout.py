@@ -19,7 +19,7 @@ STEP_LIMIT = 10**12
 MANIFEST_NBYTES_MAX = INDEX_NBYTES_MAX = 256 << 20
 
 LOCK = "lock"
-LOG = "saves.jsonl"
+LOG, LOG_OF_RANK = "saves.jsonl", "saves.r%d.jsonl"
 TEMPORARY = ".tmp"
 BEGINNING = "step-"  # of the name of any file of a checkpoint
 RANKS = "ranks-"  # of the name of any record by which ranks meet
@@ -38,6 +38,7 @@ MANIFEST_HEAD_NBYTES = len(MANIFEST_HEAD % (VERSION, "0" * 32))
 _MANIFEST_NAME = re.compile(r"step-([0-9]{12})\.manifest\.json")
 _SEGMENT_NAME = re.compile(r"step-([0-9]{12})\.([0-9a-f]{8})\.r([0-9]{1,6})\.([0-9]{1,6})\.segment")
 _PART_NAME = re.compile(r"step-([0-9]{12})\.([0-9a-f]{8})\.r([0-9]{1,6})\.part\.json")
+_LOG_NAME = re.compile(r"saves\.r([0-9]{1,6})\.jsonl")
 _MARKER_NAME = re.compile(r"rank-([0-9a-f]{8})-([0-9]{1,6})\.here")
 
 
@@ -93,10 +94,22 @@ def part_name(step: int, token: str, rank: int) -> str:
     return f"step-{step:012d}.{token}.r{rank}.part.json"
 
 
+def part_rank(name: str) -> int | None:
+    """The rank that contributes the part called `name`; None for any other file."""
+    match = _PART_NAME.fullmatch(name)
+    return int(match[3]) if match else None
+
+
 def part_step(name: str) -> int | None:
     """The step that the part called `name` belongs to; None for any other file."""
     match = _PART_NAME.fullmatch(name)
     return int(match[1]) if match else None
+
+
+def log_rank(name: str) -> int | None:
+    """The rank whose log of saves a file is; None for any other file."""
+    match = _LOG_NAME.fullmatch(name)
+    return 0 if name == LOG else int(match[1]) if match else None
 
 
 def marker_name(token: str, rank: int) -> str:

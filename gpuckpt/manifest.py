@@ -205,11 +205,19 @@ def _unpack_ranks(body: dict[str, Any], segments: Sequence[str]) -> dict[str, An
             raise ValueError("parts of no ranks")
         return {}
     parts = tuple(_unpack_part(row) for row in body.get("parts", ()))
-    found = {"ranks": as_count(body["ranks"]), "parts": parts}
+    ranks = as_count(body["ranks"])
+    found: dict[str, Any] = {"ranks": ranks, "parts": parts}
     if not parts:
-        return found | {"rank": as_count(body["rank"])}
-    if len({part.name for part in parts}) != found["ranks"] or body["tensors"]:
-        raise ValueError(f"{len(parts)} parts of {found['ranks']} ranks, or tensors beside them")
+        rank = as_count(body["rank"])
+        if rank >= ranks:
+            raise ValueError(f"rank {rank} of {ranks}")
+        return found | {"rank": rank}
+    step = layout.check_step(body["step"])
+    for rank, part in enumerate(parts):
+        if (layout.part_step(part.name), layout.part_rank(part.name)) != (step, rank):
+            raise ValueError(f"{part.name!r} isn't the name of the part of rank {rank}")
+    if len(parts) != ranks or body["tensors"]:
+        raise ValueError(f"{len(parts)} parts of {ranks} ranks, or tensors beside them")
     return found | {"listed": tuple(segments)}
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from typing import Any
 
+from gpuckpt.errors import RankError
 from gpuckpt.gathering import gather
 from gpuckpt.governor import Governor
 from gpuckpt.groups import Group
@@ -63,16 +65,29 @@ class SharedNotice(Notice):
 class Pace:
     """Says of each step whether it is to be saved."""
 
-    def __init__(self, governor: Governor) -> None:
-        self._governor = governor
+    def __init__(self, governor: Governor, *, skips: bool = False) -> None:
+        """`skips`: what is due while a save is in flight isn't saved."""
+        self._governor, self._skips = governor, skips
 
-    def is_due(self, step: int, epoch: int | None, *, busy: bool) -> bool:  # noqa: ARG002
+    def is_due(self, step: int, epoch: int | None, *, busy: bool) -> bool:
         """Whether a save is due at `step`; call it once for each."""
-        return self._governor.is_due(step, epoch)
+        due = self._governor.is_due(step, epoch)
+        return due and not self._is_skipped(step, busy=busy)
 
-    def all_give_up(self, step: int, gone: bool) -> bool:  # noqa: ARG002, FBT001
-        """Whether there is no time for a last save."""
-        return gone
+    def meet(self) -> None:
+        """See that all ranks have been told the same."""
+
+    def hear(self, step: int) -> None:
+        """Hear what is announced to others, where a step is saved due or not."""
+
+    def agree(self, step: int, *, saved: bool, gone: bool) -> tuple[bool, bool]:  # noqa: ARG002
+        """Whether a step is saved, and whether there is no time for a last save."""
+        return saved, gone
+
+    def _is_skipped(self, step: int, *, busy: bool) -> bool:
+        if busy and self._skips:
+            log.info("step %d isn't saved: a step before still is", step)
+        return busy and self._skips
 
 
 class SharedPace(Pace):
@@ -89,14 +104,36 @@ class SharedPace(Pace):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`skips`: what is due while a save is in flight isn't saved; all must say the same."""
-        super().__init__(governor)
-        self._group, self._notice, self._skips = group, notice, skips
+        super().__init__(governor, skips=skips)
+        self._group, self._notice = group, notice
         self._timeout, self._clock = timeout, clock
-        self._watches = governor.minds_time or notice.expected
+        self._watches, self._listens = governor.minds_time or notice.expected, notice.expected
         self._due_by_time = False
         self._asked: tuple[int, float] | None = None  # at which step, and when
         self._next = 0  # the step at which to ask again
         self._waited = 0.0
+
+    def meet(self) -> None:
+        """See that all ranks have been told the same; waits for them.
+
+        Raises:
+            RankError: they have different schedules.
+        """
+        answer = {
+            "plan": [str(self._governor.every), self._skips],
+            "watches": self._watches,
+            "listens": self._listens,
+        }
+        told = gather(self._group, "options", answer, self._timeout)
+        odd = [rank for rank, one in enumerate(told) if one["plan"] != told[0]["plan"]]
+        if odd:
+            raise RankError(
+                [0, *odd],
+                f"their every= or when_busy= differ ({told[0]['plan']} and "
+                f"{told[odd[0]]['plan']}); give all the same",
+            )
+        self._watches = any(one["watches"] for one in told)
+        self._listens = any(one["listens"] for one in told)
 
     def is_due(self, step: int, epoch: int | None, *, busy: bool) -> bool:
         """Whether a save is due at `step` on every rank; may wait for the others.
@@ -111,9 +148,17 @@ class SharedPace(Pace):
             return counted
         return self._ask(step, counted=counted, busy=busy)
 
-    def all_give_up(self, step: int, gone: bool) -> bool:  # noqa: FBT001
-        """Whether there is no time for a last save on some rank."""
-        return any(gather(self._group, f"the last save, at step {step}", gone, self._timeout))
+    def hear(self, step: int) -> None:
+        """Hear what is announced to others, where a step is saved due or not; waits for them."""
+        if self._listens and not self._notice.announced:
+            what = f"what is announced at step {step}"
+            self._hear(gather(self._group, what, {"notice": self._notice.own}, self._timeout))
+
+    def agree(self, step: int, *, saved: bool, gone: bool) -> tuple[bool, bool]:
+        """Whether a step is saved on all ranks, and whether some have no time for a last save."""
+        answer = {"saved": saved, "gone": gone}
+        told = gather(self._group, f"the last save, at step {step}", answer, self._timeout)
+        return all(one["saved"] for one in told), any(one["gone"] for one in told)
 
     def _ask(self, step: int, *, counted: bool, busy: bool) -> bool:
         now = self._clock()
@@ -132,12 +177,13 @@ class SharedPace(Pace):
         slowest = max(one["pace"] for one in told)
         seconds = max(ASK_SECONDS, told[0]["waited"] / _SHARE)
         self._next = step + max(int(seconds / slowest), 1) if slowest > 0 else step + 1
+        self._hear(told)
+        due = counted or bool(told[0]["due"])
+        due = due and not self._is_skipped(step, busy=any(one["busy"] for one in told))
+        self._due_by_time = self._due_by_time and not due
+        return due
+
+    def _hear(self, told: Sequence[Any]) -> None:
         notices = [one["notice"] for one in told if one["notice"] is not None]
         if notices:
             self._notice.hear(*min(notices, key=lambda notice: notice[1]))
-        due = counted or bool(told[0]["due"])
-        if due and self._skips and any(one["busy"] for one in told):
-            log.info("step %d isn't saved: a step before still is", step)
-            due = False
-        self._due_by_time = self._due_by_time and not due
-        return due

@@ -60,9 +60,9 @@ def read_parts(store: Store, manifest: Manifest, seal: Seal | None = None) -> Ma
         return manifest
     found: list[Manifest] = []
     absent: list[str] = []
-    for part in manifest.parts:
+    for rank, part in enumerate(manifest.parts):
         try:
-            found.append(_open_part(store, part, manifest, seal))
+            found.append(_open_part(store, part, manifest, rank, seal))
         except NotFoundError:
             absent.append(part.name)
     where = f"{store.root}/{layout.manifest_name(manifest.step)}"
@@ -129,17 +129,20 @@ def read_part(store: Store, part: Part) -> bytes:
         CorruptError: it isn't that.
     """
     where = f"{store.root}/{part.name}"
-    if store.size(part.name) != part.nbytes:
-        raise CorruptError(where, f"{store.size(part.name)} bytes of {part.nbytes}")
+    nbytes = store.size(part.name)
+    if nbytes != part.nbytes or nbytes > layout.MANIFEST_NBYTES_MAX:
+        raise CorruptError(where, f"{nbytes} bytes, and not the {part.nbytes} of a part")
     data = read_all(store, part.name)
     if checksum128(data) != part.check:
         raise CorruptError(where, "it isn't the part that was committed")
     return data
 
 
-def _open_part(store: Store, part: Part, world: Manifest, seal: Seal | None) -> Manifest:
+def _open_part(store: Store, part: Part, world: Manifest, rank: int, seal: Seal | None) -> Manifest:
     where, data = f"{store.root}/{part.name}", read_part(store, part)
     found = unpack_manifest(data, where, seal)
-    if (found.step, found.ranks) != (world.step, world.ranks) or found.rank is None:
-        raise CorruptError(where, f"a part of step {found.step} of {found.ranks} ranks")
+    if (found.step, found.ranks, found.rank) != (world.step, world.ranks, rank):
+        raise CorruptError(
+            where, f"a part of step {found.step}, of rank {found.rank} of {found.ranks}"
+        )
     return found

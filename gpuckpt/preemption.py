@@ -128,12 +128,16 @@ class LastSave:
             *(self._notice.by, self._notice.left, header.step),
         )
         finished = self._settle(header.step)
-        if self._saves.committed == header.step and not anyway:
-            return None
         left = self._notice.left
         way = choose(self._saves.ways(), left)
         late = way.seconds is not None and way.seconds > left
-        gone = self._pace.all_give_up(header.step, finished and late and not anyway)
+        saved, gone = self._pace.agree(
+            header.step,
+            saved=self._saves.committed == header.step,
+            gone=finished and late and not anyway,
+        )
+        if saved and not anyway:
+            return None
         log.log(
             logging.WARNING if late else logging.INFO,
             "step %d %s saved: with codec=%r that takes %s s, and %.1f s are left%s",

@@ -44,7 +44,7 @@ CODECS: dict[str, Choice] = {
 }
 
 
-Together = Callable[[Manifest, str, Callable[[], object]], Manifest]
+Together = Callable[[Manifest, str, Callable[[], object], Lap], Manifest]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ def save_snapshot(
         snapshot.release()
         stats.staged_seconds = snapshot.staged_seconds
     if together is not None:
-        manifest = together(manifest, token, writer.abandon)
+        manifest = together(manifest, token, writer.abandon, lap)
     else:
         commit(store, manifest, abandon=writer.abandon, seal=seal)
     lap.mark("manifest")

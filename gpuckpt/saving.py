@@ -157,10 +157,14 @@ class Saves:
         """
         save = self.save
         if save is None:
+            if wait:
+                self._tell_of(CheckpointError("it was interrupted before it had begun"))
             return
         save.cancel_unless_begun()
         if not (wait or save.ended):
             return
+        if self._joint is not None and not wait and save.pending.failure is not None:
+            return  # it is raised where all ranks wait for it, and so at the same step
         if seconds is not None and not save.ends_within(seconds):
             raise BusyError(
                 f"step {save.pending.step} is still being saved after {seconds:g} s (it waits "
@@ -170,6 +174,8 @@ class Saves:
         save.join()
         self.save = None
         failure = save.pending.failure
+        if failure is not None:
+            self._tell_of(failure)  # no thread may have come as far as that
         self._governor.ended(save.pending.stats, failed=failure is not None)
         if isinstance(failure, PreemptedError):
             return  # as was decided here
@@ -189,7 +195,9 @@ class Saves:
     def _capture(self, state: Any, stats: Stats, lap: Lap) -> Snapshot:
         inventory = self._census.take(state)
         if self._joint is not None:
+            lap.mark("inventory")
             inventory = self._joint.share(inventory, stats.step)
+            lap.mark("share")
         plans = self._planned(inventory)
         lap.mark("inventory")
         stats.raw_nbytes, stats.tensors = inventory.nbytes, len(inventory.specs)
@@ -240,12 +248,17 @@ class Saves:
     def _committed(self, pending: Pending, manifest: Manifest) -> None:
         """Let a step go up before any that it replaces may be deleted."""
         if self._joint is not None:  # the lead has deleted what it may
-            if self._joint.lead and pending.tiers[1:]:
+            if self._joint.site.is_lead and pending.tiers[1:]:
                 whole = open_step(self._store, manifest.step, self._seal)
                 self.tiers.offer(whole, pending.tiers)
             return
         self.tiers.offer(manifest, pending.tiers)
         prune_quietly(self._store, self._keep, manifest, self._seal, self.tiers.held())
+
+    def _tell_of(self, failure: BaseException) -> None:
+        """Tell the other ranks, if they still wait for this one."""
+        if self._joint is not None:
+            self._joint.tell(failure)
 
     def _telling(self, step: int) -> contextlib.AbstractContextManager[None]:
         """If the block fails, the other ranks hear of it."""

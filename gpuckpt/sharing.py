@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,6 +28,7 @@ from gpuckpt.errors import RankError
 from gpuckpt.inventory import Inventory, Roster
 from gpuckpt.spec import Spec
 from gpuckpt.structure import numbered
+from gpuckpt.tensors import TensorEntry
 
 # A piece of what several hold has so many elements, or more.
 PIECE_COUNT = 16 << 10
@@ -59,6 +60,16 @@ def holdings(roster: Roster) -> list[Holding]:
     ]
 
 
+def written_holdings(entries: Iterable[TensorEntry]) -> list[Holding]:
+    """What a rank has written of what others may hold too."""
+    specs = (entry.spec for entry in entries)
+    return [
+        Holding(spec.name, spec.dtype, spec.full_shape, spec.box)
+        for spec in specs
+        if spec.rank is None
+    ]
+
+
 def pack_holdings(held: Sequence[Holding]) -> bytes:
     """As JSON, for the other ranks."""
     rows = [[one.name, one.dtype, one.whole, one.box.offset, one.box.shape] for one in held]
@@ -85,11 +96,8 @@ def share_out(held: Sequence[Sequence[Holding]]) -> list[dict[Holding, tuple[Box
         RankError: two ranks have one name for different tensors, or some
             elements of one are held by no rank.
     """
-    holders: dict[Holding, list[int]] = {}
-    for rank, every in enumerate(held):
-        for one in every:
-            holders.setdefault(one, []).append(rank)
-    _check(holders)
+    check_fit(held)
+    holders = _holders(held)
     division = _Division(len(held))
     whole = [pair for pair in holders.items() if not division.cut(*pair)]
     for one, ranks in sorted(whole, key=lambda pair: -pair[0].nbytes):
@@ -161,7 +169,22 @@ def _pieces(one: Holding, count: int) -> list[Box]:
     return pieces
 
 
-def _check(holders: dict[Holding, list[int]]) -> None:
+def _holders(held: Sequence[Sequence[Holding]]) -> dict[Holding, list[int]]:
+    """Who has each."""
+    holders: dict[Holding, list[int]] = {}
+    for rank, every in enumerate(held):
+        for one in every:
+            holders.setdefault(one, []).append(rank)
+    return holders
+
+
+def check_fit(held: Sequence[Sequence[Holding]]) -> None:
+    """See that what ranks have under one name are boxes of one tensor, and all of it.
+
+    Raises:
+        RankError: they aren't.
+    """
+    holders = _holders(held)
     first: dict[str, Holding] = {}
     boxes: dict[str, list[Box]] = {}
     for one, ranks in holders.items():

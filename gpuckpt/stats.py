@@ -10,7 +10,7 @@ from gpuckpt.spans import Lap, Spans
 _RATE_NBYTES = 1 << 20
 _HOST_WORK = ("filter", "encode")
 # Stages, and the figures that they are parts of.
-_WHOLE = dict.fromkeys(("wait", "inventory", "snapshot", "held"), ("stall",))
+_WHOLE = dict.fromkeys(("wait", "inventory", "share", "snapshot", "held"), ("stall",))
 _WHOLE |= dict.fromkeys(("index", "sync", "manifest"), ("commit",))
 
 
@@ -19,25 +19,27 @@ class Stats:
     """What one save cost, in seconds and bytes; complete once it has committed or failed.
 
     `stall_seconds`: the caller was blocked, of that by the save before
-    `wait_seconds`, by listing the state `inventory_seconds`, by freezing it (on
-    the host, copying) `snapshot_seconds`, by starting the save, or until `hold`
-    had read the state, `held_seconds`.  `slowdown_seconds`: what the loop's
-    steps beside the save took more than the median of those without one; known
-    at the first `step` after it.  `staged_seconds`: from the call until nothing
-    of the state was read any more.  `background_seconds`: from the end of the
-    stall until the save was durable, or had failed.
+    `wait_seconds`, by listing the state `inventory_seconds`, by sharing out with
+    other ranks what several hold `share_seconds`, by freezing it (on the host,
+    copying) `snapshot_seconds`, by starting the save, or until `hold` had read
+    the state, `held_seconds`.  `slowdown_seconds`: what the loop's steps beside
+    the save took more than the median of those without one; known at the first
+    `step` after it.  `staged_seconds`: from the call until nothing of the state
+    was read any more.  `background_seconds`: from the end of the stall until the
+    save was durable, or had failed.
 
     Of these the save's own thread spent `write_seconds` writing chunks,
     `index_seconds` making the segments' indices, `sync_seconds` syncing them,
     and `manifest_seconds` on names and manifest; the last three are
-    `commit_seconds`; `starved_seconds` it waited for encoders.  Sums over the
-    `workers` threads, which work at the same time: `copy_seconds` (until chunks
-    have come to the host; `hold` copies there), `filter_seconds` (fingerprints
-    and statistics, where the host takes them), `encode_seconds` (choosing,
-    splitting, compressing and checksums), and `reread_seconds` (`hold`'s second
-    look).  `off_cpu_seconds` is the part of filter and encode in which a thread
-    had no CPU: it waited for a core or for the interpreter.  `cpu_seconds` are
-    the CPU seconds of all of them.
+    `commit_seconds`; `starved_seconds` it waited for encoders, and `ranks_seconds`
+    for other ranks: until all had written, and until the first had committed.
+    Sums over the `workers` threads, which work at the same time: `copy_seconds`
+    (until chunks have come to the host; `hold` copies there), `filter_seconds`
+    (fingerprints and statistics, where the host takes them), `encode_seconds`
+    (choosing, splitting, compressing and checksums), and `reread_seconds`
+    (`hold`'s second look).  `off_cpu_seconds` is the part of filter and encode in
+    which a thread had no CPU: it waited for a core or for the interpreter.
+    `cpu_seconds` are the CPU seconds of all of them.
 
     `raw_nbytes` is the state in memory, `unchanged_nbytes` of which weren't
     written again and `delta_nbytes` as what they differ by, and `derived_nbytes` not at all,
@@ -61,6 +63,7 @@ class Stats:
     stall_seconds: float = 0.0
     wait_seconds: float = 0.0
     inventory_seconds: float = 0.0
+    share_seconds: float = 0.0
     snapshot_seconds: float = 0.0
     held_seconds: float = 0.0
     slowdown_seconds: float = 0.0
@@ -77,6 +80,7 @@ class Stats:
     sync_seconds: float = 0.0
     manifest_seconds: float = 0.0
     commit_seconds: float = 0.0
+    ranks_seconds: float = 0.0
     cpu_seconds: float = 0.0
     raw_nbytes: int = 0
     unchanged_nbytes: int = 0

@@ -54,6 +54,8 @@ def verify_step(
     except CheckpointError as error:
         return [Damage("", f"the manifest of step {step}", 0, str(error))]
     damage = verify_chunks(store, manifest, resources, progress)
+    reason = "it isn't here: in the root of another machine, or lost"
+    damage += [Damage("", name, 0, reason) for name in manifest.absent]
     for name in manifest.segments:
         try:
             read_index(store, name, seal)

@@ -16,6 +16,7 @@ log = logging.getLogger("gpuckpt")
 # A disk or device that does nothing for so long is worth a line in the log, and each time again.
 PATIENCE_SECONDS = 60.0
 _STAGES = {"gpuckpt.stores": "the storage", "gpuckpt.devices": "the device"}
+_STAGES |= {"gpuckpt.groups": "the other ranks"}
 
 
 class Watch:

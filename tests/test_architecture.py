@@ -65,6 +65,7 @@ ROWS: list[set[str]] = [
     {"space", "entering", "pace", "tiers", "shipping", "lane", "replicas"},
     {"uploader"},
     {"tiered"},
+    {"concluding"},
     {"joint"},
     {"saving", "fallback", "rebuilding"},
     {"preemption", "nearest", "merging"},

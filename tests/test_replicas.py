@@ -77,7 +77,7 @@ def lives(disks: list[dict[str, MemoryStore]], live: Callable[[Node], Any], **ho
         node = Node(group, disks[group.rank], **hosts)
         with node.replicas:
             done = live(node)
-            group.barrier(timeout=20)
+            group.barrier(what="done", timeout=20)
         return done
 
     return run_ranks(len(disks), work)
@@ -89,7 +89,7 @@ def test_the_next_machine_has_a_copy_of_every_file_and_no_older_ones():
     def live(node: Node) -> None:
         for step in (1, 2, 3):
             node.commit(step)
-        node.group.barrier(timeout=20)
+        node.group.barrier(what="done", timeout=20)
 
     lives(disks, live)
     for rank, disk in enumerate(disks):
@@ -171,7 +171,7 @@ def test_ranks_of_one_machine_have_their_copies_on_the_next_each_its_share():
         node = Node(group, disks[group.rank], hosts[group.rank])
         with node.replicas:
             node.commit(1)
-            group.barrier(timeout=20)
+            group.barrier(what="done", timeout=20)
 
     run_ranks(5, work)
     kept = [{rank_of(name) for name in disk["spare"].files} - {None} for disk in disks]
@@ -186,7 +186,7 @@ def test_a_keeper_that_dies_is_told_of_and_holds_up_no_commit(caplog, monkeypatc
         node = Node(group, disks[group.rank])
         with node.replicas:
             node.commit(1)
-            group.barrier(timeout=20)
+            group.barrier(what="done", timeout=20)
             if group.rank == 1:
                 return
             begun = time.monotonic()

@@ -1,0 +1,174 @@
+"""The end of a save of several ranks: from all parts that are there to what all know.
+
+Where all have one root:
+
+1. The lead sees that every file     The manifest must never name a file that isn't there.
+   that the manifest names is there.
+2. It commits the manifest, and      The others wait: none of them is writing what no
+   deletes what needn't be kept.     manifest names.
+3. All gather: whether it did.       Only now may a save return: returning promises durability.
+
+Where machines have roots of their own, each lead commits the same manifest, and
+nobody deletes before all have: else one root could have only a step that
+another hasn't.  If one can't, the others take theirs back.  Then all gather once
+more, so that nobody writes beside those who delete.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gpuckpt.commit import commit, delete, open_step
+from gpuckpt.entering import Site
+from gpuckpt.errors import CheckpointError, NotFoundError, RankError
+from gpuckpt.gathering import UnheardError, gather
+from gpuckpt.groups import Group
+from gpuckpt.manifest import Manifest
+from gpuckpt.retention import Held, Keep, prune_quietly
+from gpuckpt.seal import Seal
+from gpuckpt.spans import Lap
+from gpuckpt.stores import Store
+
+log = logging.getLogger("gpuckpt")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one of several ranks commits, and with whom."""
+
+    group: Group
+    site: Site
+    store: Store
+    keep: Keep | None
+    seal: Seal | None
+    held: Callable[[], Held]
+    timeout: float
+
+
+def conclude(place: Place, world: Manifest, undo: Callable[[], object], lap: Lap) -> bool:
+    """Commit the manifest of all, where this rank is to, and hear whether all who are to did.
+
+    On return it is durable; whether all ranks have heard so.  `undo` deletes
+    what this rank wrote; it is called where its root has no manifest that names it.
+
+    Raises:
+        RankError: another rank couldn't, or didn't say.
+        CheckpointError: this one couldn't.
+    """
+    gone: list[bool] = []
+    failure = _commit(place, world, lambda: gone.append(True)) if place.site.is_lead else None
+    lap.mark("manifest")
+    said = {"error": f"{type(failure).__name__}: {failure}", "gone": bool(gone)} if failure else {}
+    try:
+        told = gather(place.group, f"commit of step {world.step}", said, place.timeout)
+    except UnheardError as error:
+        if failure is not None:
+            raise failure from error
+        if not place.site.is_one or not _is_durable(place, world):
+            raise
+        log.warning("step %d is committed, but not all ranks have heard: %s", world.step, error)
+        return False
+    finally:
+        lap.mark("ranks")
+    wrong = {rank: one for rank, one in enumerate(told) if "error" in one}
+    own = told[place.site.lead]
+    taken_back = not place.site.is_one and _settle(place, world, take_back=bool(wrong), lap=lap)
+    if wrong and (own["gone"] if own else taken_back):
+        undo()
+    if failure is not None:
+        raise failure
+    if wrong:
+        raise RankError(list(wrong), "; ".join(one["error"] for one in wrong.values()))
+    return True
+
+
+def _commit(place: Place, world: Manifest, abandon: Callable[[], object]) -> Exception | None:
+    """Commit it in this root; what went wrong."""
+    try:
+        _see(place, world, abandon)
+        commit(place.store, world, abandon=abandon, seal=place.seal)
+    except Exception as error:
+        return error
+    if place.site.is_one:
+        _prune(place, world)
+    return None
+
+
+def _prune(place: Place, world: Manifest) -> None:
+    try:
+        prune_quietly(place.store, place.keep, world, place.seal, place.held())
+    except Exception:
+        log.exception("step %d is saved; to delete others failed", world.step)
+
+
+def _see(place: Place, world: Manifest, abandon: Callable[[], object]) -> None:
+    """See that all is there that the ranks of this root say they have written.
+
+    One that came late to the last save may have found its files swept away.
+    """
+    parts = [world.parts[rank] for rank in place.site.here]
+    named = {name for part in parts for name in (part.name, *part.segments)}
+    try:
+        lost = sorted(named - set(place.store.names()))
+    except CheckpointError:
+        abandon()
+        raise
+    if lost:
+        abandon()
+        raise NotFoundError(
+            f"{place.store.root}: {lost[0]} of step {world.step} has gone before the commit; see "
+            "whether somebody else deletes files there"
+        )
+
+
+def _settle(place: Place, world: Manifest, *, take_back: bool, lap: Lap) -> bool:
+    """Delete what needn't be kept, or what others couldn't commit; wait until all have.
+
+    Whether no manifest names the step's files here any more.
+    """
+    said = {"gone": False}
+    if place.site.is_lead and take_back:
+        said = {"gone": _take_back(place, world)}
+    elif place.site.is_lead:
+        _prune(place, world)
+    lap.mark("manifest")
+    try:
+        told = gather(place.group, f"what is left of step {world.step}", said, place.timeout)
+    except UnheardError as error:
+        log.warning("step %d: not all ranks have said that they are done: %s", world.step, error)
+        return False
+    finally:
+        lap.mark("ranks")
+    return bool(told[place.site.lead]["gone"])
+
+
+def _take_back(place: Place, world: Manifest) -> bool:
+    try:
+        if _is_there(place, world):
+            delete(place.store, [world.step])
+    except CheckpointError as error:
+        log.warning("step %d, which isn't everywhere, stays here: %s", world.step, error)
+        return False
+    return True
+
+
+def _is_durable(place: Place, world: Manifest) -> bool:
+    """Whether this very manifest is committed here; then it is durable."""
+    try:
+        if not _is_there(place, world):
+            return False
+        # Its lead may have come as far as the rename, and no further.
+        place.store.sync_names()
+    except CheckpointError:
+        return False
+    return True
+
+
+def _is_there(place: Place, world: Manifest) -> bool:
+    try:
+        found = open_step(place.store, world.step, place.seal, parts=False)
+    except NotFoundError:
+        return False
+    return [part.name for part in found.parts] == [part.name for part in world.parts]
