@@ -18,6 +18,7 @@ from gpuckpt.manifest import Manifest
 from gpuckpt.matching import Match
 from gpuckpt.nearest import find_steps, take_nearest
 from gpuckpt.seal import Seal
+from gpuckpt.spares import Spares
 from gpuckpt.stores import Store
 
 log = logging.getLogger("gpuckpt")
@@ -29,8 +30,9 @@ _TOLD = 1000
 class Concord:
     """Restores of one rank of several, each at the same time as those of all others."""
 
-    def __init__(self, group: Group, timeout: float) -> None:
+    def __init__(self, group: Group, timeout: float, spares: Spares | None = None) -> None:
         """Waits for the others at most `timeout` seconds at a time."""
+        self._spares = spares
         self.rank = group.rank
         self._group, self._timeout, self._size = group, timeout, group.size
 
@@ -51,6 +53,8 @@ class Concord:
             CheckpointError: what went wrong on this rank.
             RankError: what went wrong on others, or that they ask for another step.
         """
+        if self._spares is not None:
+            self._spares.recover()
         candidates = _best_first(self._common(stores, step), step, stores)
         asked, reason = (candidates or [0])[0], ""
         for at, one in enumerate(candidates):

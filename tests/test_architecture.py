@@ -63,6 +63,7 @@ ROWS: list[set[str]] = [
         "diagnosis",
     },
     {"space", "entering", "pace", "tiers", "shipping", "lane", "replicas"},
+    {"spares"},
     {"uploader"},
     {"tiered"},
     {"concluding"},
