@@ -25,6 +25,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from gpuckpt import layout
@@ -32,12 +33,13 @@ from gpuckpt.commit import commit, open_step
 from gpuckpt.errors import CheckpointError, RankError
 from gpuckpt.gathering import gather
 from gpuckpt.groups import Group
+from gpuckpt.holdings import exchanged, holdings
 from gpuckpt.inventory import Inventory
 from gpuckpt.manifest import Manifest, Part
 from gpuckpt.parts import describe, shared_structure, world_manifest, write_part
 from gpuckpt.retention import Keep, prune_quietly
 from gpuckpt.seal import Seal
-from gpuckpt.sharing import Shares, holdings, pack_holdings, unpack_holdings
+from gpuckpt.sharing import Shares
 from gpuckpt.stores import Store
 from gpuckpt.structure import ConflictError, join
 from gpuckpt.values import Json
@@ -76,14 +78,17 @@ class Joint:
         """
         self._awaited = _parts_of(step)
         if self._stale or self._shares is None:
-            held = pack_holdings(holdings(inventory.roster)).decode()
+            held = holdings(inventory.roster)
             self._awaited = None
-            told = gather(self.group, _holdings_of(step), held, self._timeout)
-            self._shares = Shares(self.group.rank, [unpack_holdings(one) for one in told])
+            told = exchanged(self.group.rank, held, partial(self._tell, step))
+            self._shares = Shares(self.group.rank, *told)
             self._stale = False
             self._awaited = _parts_of(step)
         self._held = self._shares.digest(inventory.roster)
         return self._shares.apply(inventory)
+
+    def _tell(self, step: int, what: str, own: str) -> list[str]:
+        return gather(self.group, f"{what} at step {step}", own, self._timeout)
 
     @contextlib.contextmanager
     def telling(self, step: int) -> Iterator[None]:
@@ -218,7 +223,7 @@ def _said(outcome: Json | BaseException, gone: Sequence[bool]) -> Json:
 
 
 def _holdings_of(step: int) -> str:
-    return f"what each rank holds at step {step}"
+    return f"whether ranks hold the same at step {step}"
 
 
 def _parts_of(step: int) -> str:

@@ -1,17 +1,14 @@
 """Which rank writes which bytes of what several ranks hold.
 
-Ranks tell each other once what they hold: rows of names, types and boxes.
-What one rank alone holds it writes.  Of what several hold alike (replicas),
-the large is cut along its first axis, a piece for each of them, and the small
-goes to whoever has the least.  Every rank comes to the same result by itself.
+Ranks tell each other once what they hold (`holdings`).
+What one rank alone holds it writes.  What several hold alike (replicas) is cut
+into runs of the same size, one for each of them (`spreading`).  Every rank comes
+to the same result by itself.
 """
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,107 +17,61 @@ import numpy.typing as npt
 from gpuckpt.boxes import Box, gap, whole_box
 from gpuckpt.dtypes import to_numpy
 from gpuckpt.errors import RankError
+from gpuckpt.holdings import Holding, digest, holdings
 from gpuckpt.inventory import Inventory, Roster
 from gpuckpt.spec import Spec
+from gpuckpt.spreading import spread
 from gpuckpt.structure import numbered
-
-# A piece of what several hold has so many elements, or more.
-PIECE_COUNT = 16 << 10
-
-
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """What a rank holds, of which others may hold the same: name, type, whole shape and box."""
-
-    name: str
-    dtype: str
-    whole: tuple[int, ...]
-    box: Box
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its box."""
-        return self.box.count * to_numpy(self.dtype).itemsize
-
-
-def holdings(roster: Roster) -> list[Holding]:
-    """What a rank holds that others may hold too: all but what is its own."""
-    return [
-        Holding(spec.name, spec.dtype, spec.full_shape, spec.box)
-        for at, spec in enumerate(roster.specs)
-        if at not in roster.private
-    ]
-
-
-def pack_holdings(held: Sequence[Holding]) -> bytes:
-    """As JSON, for the other ranks."""
-    rows = [[one.name, one.dtype, one.whole, one.box.offset, one.box.shape] for one in held]
-    return json.dumps(rows, separators=(",", ":")).encode()
-
-
-def unpack_holdings(data: bytes) -> list[Holding]:
-    """The inverse of `pack_holdings`."""
-    return [
-        Holding(name, dtype, tuple(whole), Box(tuple(offset), tuple(shape)))
-        for name, dtype, whole, offset, shape in json.loads(data)
-    ]
-
-
-def digest(held: Sequence[Holding]) -> str:
-    """The same for two ranks' holdings exactly if they are equal."""
-    return hashlib.sha256(pack_holdings(held)).hexdigest()[:32]
 
 
 def share_out(held: Sequence[Sequence[Holding]]) -> list[dict[Holding, tuple[Box, ...]]]:
     """The boxes that each rank writes of each of its holdings, by rank.
 
+    Lists that are one object are looked at once.
+
     Raises:
         RankError: two ranks have one name for different tensors, or some
             elements of one are held by no rank.
     """
-    holders: dict[Holding, list[int]] = {}
-    for rank, every in enumerate(held):
-        for one in every:
-            holders.setdefault(one, []).append(rank)
+    holders = _holders(held)
     _check(holders)
-    loads = [sum(one.nbytes for one in every if len(holders[one]) == 1) for every in held]
     shares: list[dict[Holding, tuple[Box, ...]]] = [{} for _ in held]
-    small: list[tuple[Holding, list[int]]] = []
+    loads = [0] * len(held)
+    shared: dict[tuple[int, ...], list[Holding]] = {}
     for one, ranks in holders.items():
-        pieces = _pieces(one, len(ranks))
         if not one.box.shape:
             continue  # all write it
-        if len(ranks) > 1 and len(pieces) == 1:
-            small.append((one, ranks))
-            continue
-        for at, piece in enumerate(pieces):
-            rank = ranks[at * len(ranks) // len(pieces)]
-            shares[rank][one] = (piece,)
-            loads[rank] += piece.count * to_numpy(one.dtype).itemsize * (len(ranks) > 1)
-    for one, ranks in sorted(small, key=lambda pair: -pair[0].nbytes):
-        rank = min(ranks, key=lambda rank: (loads[rank], rank))
-        shares[rank][one] = (one.box,)
-        loads[rank] += one.nbytes
+        if len(ranks) > 1 and one.box.count:
+            shared.setdefault(ranks, []).append(one)
+        else:
+            shares[ranks[0]][one] = (one.box,)
+            loads[ranks[0]] += one.nbytes
+    for ranks in sorted(shared, key=len):  # who has few to choose from comes first
+        ones = shared[ranks]
+        sizes = [to_numpy(one.dtype).itemsize for one in ones]
+        found = spread([one.box for one in ones], sizes, [loads[rank] for rank in ranks])
+        for rank, pieces in zip(ranks, found, strict=True):
+            for at, piece in pieces:
+                shares[rank][ones[at]] = (piece,)
+                loads[rank] += piece.count * sizes[at]
     return shares
 
 
-def _pieces(one: Holding, count: int) -> list[Box]:
-    """A box cut along its first axis that has more than one index, evenly, into few enough."""
-    count = min(count, one.box.count // PIECE_COUNT)
-    axis = next((at for at, extent in enumerate(one.box.shape) if extent > 1), None)
-    if count < 2 or axis is None:
-        return [one.box]
-    count = min(count, one.box.shape[axis])
-    edges = [one.box.shape[axis] * at // count for at in range(count + 1)]
-    pieces = []
-    for first, last in itertools.pairwise(edges):
-        offset, shape = list(one.box.offset), list(one.box.shape)
-        offset[axis], shape[axis] = offset[axis] + first, last - first
-        pieces.append(Box(tuple(offset), tuple(shape)))
-    return pieces
+def _holders(held: Sequence[Sequence[Holding]]) -> dict[Holding, tuple[int, ...]]:
+    """The ranks that hold each of what is held."""
+    alike: dict[int, list[int]] = {}
+    for rank, every in enumerate(held):
+        alike.setdefault(id(every), []).append(rank)
+    found: dict[Holding, list[int]] = {}
+    for ranks in alike.values():
+        for one in held[ranks[0]]:
+            found.setdefault(one, []).extend(ranks)
+    known: dict[tuple[int, ...], tuple[int, ...]] = {}
+    each = ((one, tuple(sorted(ranks))) for one, ranks in found.items())
+    return {one: known.setdefault(ranks, ranks) for one, ranks in each}
 
 
-def _check(holders: dict[Holding, list[int]]) -> None:
+def _check(holders: Mapping[Holding, Sequence[int]]) -> None:
     first: dict[str, Holding] = {}
     boxes: dict[str, list[Box]] = {}
     for one, ranks in holders.items():
@@ -160,9 +111,11 @@ class _Cut:
 class Shares:
     """What this rank writes, once the ranks know of each other; applied to its inventories."""
 
-    def __init__(self, rank: int, held: Sequence[Sequence[Holding]]) -> None:
+    def __init__(
+        self, rank: int, held: Sequence[Sequence[Holding]], digests: Sequence[str]
+    ) -> None:
         """`held` is what each rank holds; raises what `share_out` does."""
-        self.digests = tuple(digest(one) for one in held)
+        self.digests = tuple(digests)
         self._rank = rank
         self._told: dict[Holding, tuple[Box, ...]] = dict.fromkeys(held[rank], ())
         self._told |= share_out(held)[rank]
