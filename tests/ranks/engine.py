@@ -42,7 +42,11 @@ def goes_on_with_its_own_disk(group: Group, arguments: dict[str, Any]) -> dict[s
     table = np.zeros((999, 40), np.float32)
     first, last = (len(table) * at // group.size for at in (group.rank, group.rank + 1))
     rows = gpuckpt.Sharded(table[first:last], shape=table.shape, offset=(first, 0))
-    state: dict[str, Any] = {"table": rows, "w": np.zeros(70_000), "own": gpuckpt.PerRank({"rank": group.rank})}
+    state: dict[str, Any] = {
+        "table": rows,
+        "w": np.zeros(70_000),
+        "own": gpuckpt.PerRank({"rank": group.rank}),
+    }
     keep = gpuckpt.Keep(last=2)
     ckpt = gpuckpt.Checkpointer(root, group=group, group_timeout=30, replicas=1, keep=keep)
     done = ckpt.resume(state)
