@@ -86,7 +86,8 @@ class Joint:
             held = pack_holdings(holdings(inventory.roster)).decode()
             self._owed = None
             told = gather(self.group, _holdings_of(step), held, self._timeout)
-            self._shares = Shares(self.group.rank, [unpack_holdings(one) for one in told])
+            held_by = [unpack_holdings(one) for one in told]
+            self._shares = Shares(self.group.rank, held_by, self.site.here)
             self._stale = False
         self._owed = _parts_of(step)
         self._held = self._shares.digest(inventory.roster)

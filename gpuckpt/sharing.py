@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -83,13 +83,7 @@ def digest(held: Sequence[Holding]) -> str:
 
 
 def share_out(held: Sequence[Sequence[Holding]]) -> list[dict[Holding, tuple[Box, ...]]]:
-    """The boxes that each rank writes of each of its holdings, by rank.
-
-    Raises:
-        RankError: two ranks have one name for different tensors, or some
-            elements of one are held by no rank.
-    """
-    check_fit(held)
+    """The boxes that each rank writes of each of its holdings, by rank."""
     holders = _holders(held)
     loads = [sum(one.nbytes for one in every if len(holders[one]) == 1) for every in held]
     shares: list[dict[Holding, tuple[Box, ...]]] = [{} for _ in held]
@@ -183,12 +177,22 @@ class _Cut:
 class Shares:
     """What this rank writes, once the ranks know of each other; applied to its inventories."""
 
-    def __init__(self, rank: int, held: Sequence[Sequence[Holding]]) -> None:
-        """`held` is what each rank holds; raises what `share_out` does."""
+    def __init__(
+        self, rank: int, held: Sequence[Sequence[Holding]], here: Collection[int] | None = None
+    ) -> None:
+        """`held` is what each rank holds; they share it with those that are `here`, or all.
+
+        So a root has all that its ranks hold, whatever others have in theirs.
+
+        Raises:
+            RankError: as `check_fit`.
+        """
         self.digests = tuple(digest(one) for one in held)
         self._rank = rank
+        check_fit(held)
+        shared = [one if here is None or at in here else () for at, one in enumerate(held)]
         self._told: dict[Holding, tuple[Box, ...]] = dict.fromkeys(held[rank], ())
-        self._told |= share_out(held)[rank]
+        self._told |= share_out(shared)[rank]
         self._known: tuple[Roster | None, _Cut | None] = None, None
         self._digested: tuple[Roster | None, str] = None, ""
 
