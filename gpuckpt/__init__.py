@@ -22,7 +22,7 @@ from gpuckpt.errors import (
     TornError,
     UnsupportedError,
 )
-from gpuckpt.groups import Group
+from gpuckpt.groups import Alone, Group
 from gpuckpt.pending import Checkpoint, Pending
 from gpuckpt.perrank import PerRank
 from gpuckpt.preemption import PREEMPTED, Preemption
@@ -31,11 +31,14 @@ from gpuckpt.rng import RNG
 from gpuckpt.schedule import Every
 from gpuckpt.sharded import Sharded
 from gpuckpt.stats import Stats
+from gpuckpt.tiers import Tier
+from gpuckpt.tierstats import TierStats
 from gpuckpt.warm import Report, warm_start
 
 __all__ = [
     "PREEMPTED",
     "RNG",
+    "Alone",
     "AuthenticationError",
     "BusyError",
     "Checkpoint",
@@ -62,6 +65,8 @@ __all__ = [
     "Sharded",
     "Stats",
     "StorageError",
+    "Tier",
+    "TierStats",
     "TornError",
     "UnsupportedError",
     "__version__",

@@ -91,17 +91,20 @@ class Apart(Generic[R]):
         work: Callable[[], R],
         failed: Callable[[BaseException], object] = lambda _: None,
         watch: Callable[[], object] = lambda: None,
+        *,
+        daemon: bool = False,
     ) -> None:
         """Doesn't begin yet: keep this where you'll find it, then `start`.
 
         `failed` is called if `work` fails, also if no thread can be had for
         it, and before that can be seen; `watch` about once a second while it
-        goes on, by another thread.
+        goes on, by another thread.  The interpreter's exit waits for it,
+        unless it is a `daemon`.
         """
         self._work, self._failed, self._watch = work, failed, watch
         self._result: R
         self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="gpuckpt", daemon=False)
+        self._thread = threading.Thread(target=self._run, name="gpuckpt", daemon=daemon)
         # Taken once, to see to the thread, and to do or to refuse the work; reentrant, so that
         # who was interrupted while taking it can take it again.
         self._claimed, self._entered = threading.RLock(), threading.RLock()

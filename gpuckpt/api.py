@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
 from gpuckpt.background import BackgroundSave
 from gpuckpt.census import take_inventory
-from gpuckpt.checkpointer import Root
 from gpuckpt.commit import open_step
 from gpuckpt.errors import CheckpointError
-from gpuckpt.fallback import take_step
 from gpuckpt.loading import load_state
 from gpuckpt.manifest import Manifest
+from gpuckpt.nearest import take_nearest
 from gpuckpt.options import make_header
 from gpuckpt.pending import Checkpoint, Pending
 from gpuckpt.remarks import remark, remarks_on
@@ -27,6 +26,7 @@ from gpuckpt.space import Room, save_with_room
 from gpuckpt.stats import Stats
 from gpuckpt.stores import Store
 from gpuckpt.stores.opening import open_store
+from gpuckpt.tiers import Root, Tier, arranged
 
 
 def save(
@@ -97,7 +97,7 @@ def _newest(store: Store, seal: Seal | None) -> Manifest | None:
 
 
 def load(
-    root: Root,
+    root: Root | None,
     step: int | None = None,
     device: str | None = None,
     names: str | Iterable[str] | None = None,
@@ -107,6 +107,7 @@ def load(
     memory: int | str = "256 MiB",
     store: Store | None = None,
     key: Key | None = None,
+    tiers: Sequence[Root | Tier] = (),
 ) -> Any:
     """Load a committed step (the newest unless named) as a new state.
 
@@ -118,7 +119,9 @@ def load(
     With `names` (names or globs), a flat dict of the leaves that they pick.
     With `fallback`, the newest intact step before one that is damaged, and a
     RuntimeWarning.  `root` may also be one data file, which is read without
-    its manifest: a flat dict of the tensors in it.  With a `key`, nothing is
+    its manifest: a flat dict of the tensors in it.  With `tiers`, as a
+    Checkpointer has them, the newest step that any has, from the nearest that has it
+    whole; `root`, unless it is None, is the nearest.  With a `key`, nothing is
     loaded that isn't sealed with it; without one, seals aren't looked at.
 
     Raises:
@@ -128,15 +131,15 @@ def load(
     """
     seal, key = make_seal(key), None  # so that no traceback's locals have it
     resources = Resources(memory)
-    if store is None and is_file(root):
+    if store is None and root is not None and is_file(root):
         one = open_source(root, seal)
         return load_state(one.manifest, one.store, resources, device=device, names=names, like=like)
-    store = store if store is not None else open_store(root)
+    stores = [one.open() for one in arranged(root, tiers, store=store)]
     chosen = names if names is None or isinstance(names, str) else list(names)
 
-    def take(manifest: Manifest) -> Any:
+    def take(store: Store, manifest: Manifest) -> Any:
         return load_state(manifest, store, resources, device=device, names=chosen, like=like)
 
-    taken = take_step(store, step, take, fallback=fallback, seal=seal)
+    _, taken = take_nearest(stores, step, take, fallback=fallback, seal=seal)
     remark(taken.remarks, stacklevel=3)
     return taken.result

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import logging
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, Literal, Self
 
 from gpuckpt import layout
-from gpuckpt.apart import Apart
 from gpuckpt.commit import open_step, steps
 from gpuckpt.crew import Crew
-from gpuckpt.errors import CheckpointError, ClosedError
+from gpuckpt.errors import CheckpointError
 from gpuckpt.governor import Governor
 from gpuckpt.journal import Log, open_journal
+from gpuckpt.lifetime import Lifetime, TimeLeft
 from gpuckpt.matching import Rename
 from gpuckpt.notice import Preempt
 from gpuckpt.options import FULL_EVERY, Options, make_header
@@ -28,13 +26,11 @@ from gpuckpt.retention import Keep
 from gpuckpt.saving import Saves
 from gpuckpt.schedule import Every
 from gpuckpt.seal import Key, make_seal
-from gpuckpt.sizes import parse_seconds
 from gpuckpt.stores import Store
-from gpuckpt.stores.opening import open_store
+from gpuckpt.tiered import Tiers
+from gpuckpt.tiers import Root, Tier, arranged
 
 log = logging.getLogger("gpuckpt")
-
-Root = str | os.PathLike[str]
 
 
 class Checkpointer:
@@ -60,6 +56,11 @@ class Checkpointer:
     more, or the path of a file that holds them) checkpoints are sealed, and none
     is read that isn't sealed with it.
 
+    `tiers` are further roots, or `Tier`s: each step goes up to them once it is
+    durable in the nearest, `root` or else the first of `tiers`.  Nobody waits for
+    that: one that can't be reached is warned of, and tried again.  A restore takes
+    the newest step that any has, from the nearest that has it whole.
+
     `preempt` is how the process is told to end soon: True for SIGTERM or
     SIGUSR1, a signal, a function that `step` and `save` ask whether (or in how
     many seconds) it is to end, or several of these.  It has `grace` from then
@@ -78,8 +79,9 @@ class Checkpointer:
 
     def __init__(
         self,
-        root: Root,
+        root: Root | None = None,
         *,
+        tiers: Sequence[Root | Tier] = (),
         every: Every | None = None,
         keep: Keep | None = None,
         codec: str = "auto",
@@ -108,39 +110,33 @@ class Checkpointer:
         self._seal, key = make_seal(key), None  # so that no traceback's locals have it
         self._options = Options(codec, snapshot, when_busy, on_error, full_every, trace)
         self._resources = Resources(memory, chunk_nbytes=chunk_nbytes)
-        self._store = store if store is not None else open_store(root)
+        nearest, *higher = arranged(root, tiers, keep=keep, store=store)
+        self._store = nearest.open()
+        self._tiers = Tiers(self._store, higher, seal=self._seal)
         self._governor = Governor(every, codec, self._resources.workers)
         crew = Crew.of(group, group_timeout, self._store)
         self._saves = Saves(
             *(self._store, self._resources, self._options, self._governor),
-            keep=keep,
+            keep=nearest.keep,
             journal=open_journal(log, self._store, crew.rank),
             seal=self._seal,
-            joint=crew.joint(self._store, keep, self._seal),
+            tiers=self._tiers,
+            joint=crew.joint(self._store, nearest.keep, self._seal, self._tiers),
         )
         self._restores = Restores(
-            *(self._store, self._resources, self._saves, self._governor),
+            *(self._tiers, self._resources, self._saves, self._governor),
             seal=self._seal,
             concord=crew.concord(),
         )
         skips = when_busy == "skip"
         notice, self._pace = crew.pace(self._governor, preempt, grace, skips=skips)
         self._last = LastSave(notice, self._saves, self._pace)
-        self._process = os.getpid()
-        self._open = contextlib.ExitStack()
-        try:
-            # Apart, so that no interrupt can leave a lock that nobody knows of.
-            Apart(lambda: self._open.enter_context(crew.entered(self._store))).run()
-            self._last.open()
-            # The interpreter's exit doesn't cut off a save, also if nobody calls `close`.
-            atexit.register(self._at_exit)
-        except BaseException:
-            self._give_back()
-            raise
+        self._life = Lifetime(lambda: crew.entered(self._store), self._saves, self._last)
+        self._life.begin()
 
     def __enter__(self) -> Self:
         """Itself."""
-        self._check_open()
+        self._life.check()
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
@@ -165,7 +161,8 @@ class Checkpointer:
         `skip`.  Else as `save`.  If the process is to end soon, saves in any
         case, and returns once that is durable: see `preempt`.
         """
-        self._check_open()
+        self._life.check()
+        self._tiers.tell(self._options.on_error, stacklevel=3)
         step = layout.check_step(step)
         save = self._saves.save
         self._governor.step(busy=save is not None)
@@ -196,7 +193,8 @@ class Checkpointer:
             UnsupportedError: a leaf can't be saved; nothing has been written.
             CheckpointError: the save before failed, with `on_error="raise"`.
         """
-        self._check_open()
+        self._life.check()
+        self._tiers.tell(self._options.on_error, stacklevel=3)
         self._last.ask()
         self._pace.hear(step)
         pending = self._last.save(make_header(step, epoch, metrics), state, anyway=True)
@@ -227,7 +225,7 @@ class Checkpointer:
 
         On a GPU the current stream waits for the copies, not the host.
         """
-        if self._process == os.getpid():
+        if self._life.is_ours:
             self._saves.order_update()
         yield
 
@@ -238,7 +236,7 @@ class Checkpointer:
         `every`, also takes the memory for copies, so that the first snapshot
         stalls the loop no longer than the next.
         """
-        self._check_open()
+        self._life.check()
         return self._restores.newest(state, fallback=fallback, stacklevel=3)
 
     def restore(
@@ -268,7 +266,7 @@ class Checkpointer:
                 in part.  The next save writes everything anew.
             AuthenticationError: they aren't sealed with the key; the same.
         """
-        self._check_open()
+        self._life.check()
         return self._restores.restore(
             *(state, step),
             names=names,
@@ -291,46 +289,48 @@ class Checkpointer:
             return None
         return checkpoint_of(open_step(self._store, seal=self._seal), self._store.root)
 
-    def wait(self) -> None:
-        """Wait until no save is in flight; raises if it failed, as `on_error` says."""
-        self._check_open()
-        self._saves.reap(wait=True)
+    def wait(
+        self,
+        *,
+        tier: Literal["nearest", "all"] = "nearest",
+        timeout: float | str | timedelta | None = None,
+    ) -> None:
+        """Wait until no save is in flight; raises if it failed, as `on_error` says.
+
+        With `tier="all"` also until every tier has what is to go up.
+
+        Raises:
+            BusyError: that takes longer than `timeout` (seconds, or `"5 min"`); it goes on.
+            StorageError: a tier can't be written to, with `on_error="raise"`.
+        """
+        self._life.check()
+        on_error = self._options.on_error
+        self._tiers.tell(on_error, stacklevel=3)
+        time = TimeLeft(timeout)
+        self._saves.reap(wait=True, seconds=time.seconds)
+        if tier == "all":
+            self._tiers.complete(time.seconds, on_error, stacklevel=3)
+            self._tiers.tell(on_error, stacklevel=3)
 
     def close(self, timeout: float | str | timedelta | None = None) -> None:
         """Wait for a save in flight, then give the root back; safe to call twice.
 
         Without a `timeout` (seconds, or a text like `"5 min"`) it waits until
         the save has ended, however long that takes; each minute in which the
-        save makes no progress, the log says what it waits for.
+        save makes no progress, the log says what it waits for.  Then it waits
+        for what goes up to other tiers, at most their `linger`, and logs what isn't up.
 
         Raises:
             BusyError: the save goes on for longer, and holds the lock until it
                 has ended; this can be used, and closed, as before.
             CheckpointError: the save failed, with `on_error="raise"`; it is closed.
         """
-        seconds = None if timeout is None else parse_seconds(timeout)
-        if self._process != os.getpid():
+        time = TimeLeft(timeout)
+        if not self._life.is_ours:
             return  # a forked child: the parent's save and lock are not its own
         try:
-            self._saves.reap(wait=True, seconds=seconds)
+            self._saves.reap(wait=True, seconds=time.seconds)
         finally:
             # Else the wait was cut short: the save goes on, and the lock.
             if self._saves.save is None:
-                self._give_back()
-                self._process = -1
-                atexit.unregister(self._at_exit)
-
-    def _give_back(self) -> None:
-        """Let others have the root, and signals their handlers."""
-        self._last.close()
-        Apart(self._open.close).run()
-
-    def _at_exit(self) -> None:
-        save = self._saves.save
-        if self._process == os.getpid() and save is not None:
-            save.join()
-
-    def _check_open(self) -> None:
-        if self._process != os.getpid():
-            why = "it was closed" if self._process == -1 else "it belongs to the parent process"
-            raise ClosedError(f"this Checkpointer can't be used: {why}; open another")
+                self._life.end(time.seconds)

@@ -11,6 +11,12 @@ Commit:
                                  after it the new one.
 5. Sync the names.               Only now may `commit` return: returning promises durability.
 
+A store that has no rename has no page cache, either, nor directories to sync:
+what it said it has is durable, name and all.  There steps 3 to 5 are one:
+
+3. See that the lock is ours     A manifest's put is the commit point, and whole or not at all.
+   still, and put the manifest.
+
 Delete:
 
 1. Remove the manifests.         From here on nothing names the data any more.
@@ -23,13 +29,14 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import cast
 
 from gpuckpt import layout
 from gpuckpt.errors import CheckpointError, CorruptError, NotFoundError, StorageError
 from gpuckpt.manifest import Manifest, pack_manifest, unpack_files, unpack_manifest
 from gpuckpt.parts import read_parts
 from gpuckpt.seal import Seal
-from gpuckpt.stores import Store, read_all, write_all
+from gpuckpt.stores import Publishes, Renames, Store, read_all, write_all
 
 log = logging.getLogger("gpuckpt")
 
@@ -45,22 +52,47 @@ def commit(
     whole checkpoint, of which only nothing promises that it outlives a loss of
     power.
     """
-    name = layout.manifest_name(manifest.step)
+    publish(store, manifest.step, lambda: pack_manifest(manifest, seal), abandon=abandon)
+
+
+def publish(
+    store: Store, step: int, pack: Callable[[], bytes], *, abandon: Callable[[], object]
+) -> None:
+    """As `commit`, of a manifest whose bytes `pack` gives."""
+    name = layout.manifest_name(step)
+    if hasattr(store, "publish"):  # `isinstance` of a protocol takes long
+        _publish(cast(Publishes, store), name, pack, abandon=abandon)
+        return
     temporary = name + layout.TEMPORARY
     try:
         store.sync_names()  # 2
-        write_all(store, temporary, pack_manifest(manifest, seal))  # 3
+        write_all(store, temporary, pack())  # 3
     except BaseException:
         with contextlib.suppress(CheckpointError):
             store.remove(temporary)
         abandon()
         raise
     try:
-        store.rename(temporary, name)  # 4
+        cast(Renames, store).rename(temporary, name)  # 4
         store.sync_names()  # 5
     except CheckpointError as error:
         # Without `errno`: whoever would make room and try again can't know what is there.
         raise StorageError(f"{error}; it may be there all the same, or after a reboot") from error
+
+
+def _publish(
+    store: Publishes, name: str, pack: Callable[[], bytes], *, abandon: Callable[[], object]
+) -> None:
+    """Put a manifest in one step; the segments stay if it may have come to be."""
+    sent = False
+    try:
+        data = pack()
+        sent = True
+        store.publish(name, data)  # 3
+    except BaseException as error:
+        if not sent or (isinstance(error, CheckpointError) and not getattr(error, "maybe", False)):
+            abandon()
+        raise
 
 
 def open_step(
@@ -123,13 +155,21 @@ def steps(store: Store) -> list[int]:
     return sorted(step for step in found if step is not None)
 
 
-def delete(store: Store, doomed: Iterable[int], known: Manifest | None = None) -> None:
-    """Delete committed steps, and then what only they named; `known` is committed and stays."""
+def delete(
+    store: Store,
+    doomed: Iterable[int],
+    known: Manifest | None = None,
+    spared: Collection[str] = (),
+) -> None:
+    """Delete committed steps, and then what only they named; `known` is committed and stays.
+
+    And so do the segments that are to be `spared`.
+    """
     names = [layout.manifest_name(step) for step in doomed]
     for name in names:
         store.remove(name)  # 1
     if names:
-        sweep(store, known=known)  # 2, 3
+        sweep(store, known=known, spared=spared)  # 2, 3
 
 
 def sweep(
@@ -163,7 +203,7 @@ def sweep(
         segments = {n: s for n, s in segments.items() if n not in own and s not in settled}
     if segments:
         with contextlib.suppress(CheckpointError):
-            kept = {name for step in steps(store) for name in _named(store, step, known)}
+            kept = {name for step in steps(store) for name in named_files(store, step, known)}
             doomed += [name for name in segments if name not in kept and name not in spared]
     if doomed and committed is None and not durable:
         store.sync_names()
@@ -172,8 +212,12 @@ def sweep(
     return doomed
 
 
-def _named(store: Store, step: int, known: Manifest | None) -> list[str]:
-    """The segments and parts that a committed step names."""
+def named_files(store: Store, step: int, known: Manifest | None = None) -> list[str]:
+    """The segments and parts that a committed step names; one that is `known` isn't read.
+
+    Raises:
+        CheckpointError: its manifest isn't there, or isn't what was written.
+    """
     if known is not None and known.step == step:
         return known.files
     name = layout.manifest_name(step)
@@ -184,7 +228,7 @@ def _read_manifest(store: Store, name: str) -> bytes:
     nbytes = store.size(name)
     if nbytes > layout.MANIFEST_NBYTES_MAX:
         raise CorruptError(f"{store.root}/{name}", f"{nbytes} bytes are no manifest's")
-    return read_all(store, name)
+    return read_all(store, name, nbytes)
 
 
 @contextlib.contextmanager
@@ -205,4 +249,5 @@ def writing(store: Store) -> Iterator[None]:
 
 
 def _ours(name: str) -> bool:
-    return layout.manifest_step(name.removesuffix(layout.TEMPORARY)) is not None
+    name = name.removesuffix(layout.TEMPORARY)
+    return layout.manifest_step(name) is not None or layout.segment_step(name) is not None

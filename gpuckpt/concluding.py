@@ -26,7 +26,7 @@ from gpuckpt.errors import CheckpointError, NotFoundError, RankError
 from gpuckpt.gathering import UnheardError, gather
 from gpuckpt.groups import Group
 from gpuckpt.manifest import Manifest
-from gpuckpt.retention import Keep, prune_quietly
+from gpuckpt.retention import Held, Keep, prune_quietly
 from gpuckpt.seal import Seal
 from gpuckpt.spans import Lap
 from gpuckpt.stores import Store
@@ -42,6 +42,7 @@ class Place:
     site: Site
     store: Store
     keep: Keep | None
+    held: Callable[[], Held]
     seal: Seal | None
     timeout: float
 
@@ -97,7 +98,7 @@ def _commit(place: Place, world: Manifest, abandon: Callable[[], object]) -> Exc
 
 def _prune(place: Place, world: Manifest) -> None:
     try:
-        prune_quietly(place.store, place.keep, world, place.seal)
+        prune_quietly(place.store, place.keep, world, place.seal, place.held())
     except Exception:
         log.exception("step %d is saved; to delete others failed", world.step)
 

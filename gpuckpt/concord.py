@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from gpuckpt.commit import open_step, steps
+from gpuckpt.commit import open_step
 from gpuckpt.errors import CheckpointError, NotFoundError, RankError
-from gpuckpt.fallback import Restoration, Taken, is_damage, passed_over
-from gpuckpt.fingerprint import checksum128
+from gpuckpt.fallback import Taken, is_damage, passed_over
 from gpuckpt.gathering import gather, gather_done
 from gpuckpt.groups import Group
 from gpuckpt.manifest import Manifest
 from gpuckpt.matching import Match
+from gpuckpt.nearest import find_steps, take_nearest
 from gpuckpt.seal import Seal
 from gpuckpt.stores import Store
 
@@ -32,16 +31,16 @@ class Concord:
         self.rank = group.rank
         self._group, self._timeout, self._size = group, timeout, group.size
 
-    def restore(
+    def take(
         self,
-        restoration: Restoration,
-        store: Store,
+        stores: Sequence[Store],
         step: int | None,
+        take: Callable[[Store, Manifest], Match],
         *,
         fallback: bool,
         seal: Seal | None,
-    ) -> Taken[Match] | None:
-        """Restore a step, or the newest that all ranks see; None if there is none.
+    ) -> tuple[Store, Taken[Match]] | None:
+        """As `take_nearest`, on all ranks: a step, or the newest that all have; None if none is.
 
         With `fallback`, if it is damaged for any of them, all take the next older one.
 
@@ -49,24 +48,26 @@ class Concord:
             CheckpointError: what went wrong on this rank.
             RankError: what went wrong on others, or that they ask for another step.
         """
-        candidates = _best_first(self._common(store, step), step, store)
+        candidates = _best_first(self._common(stores, step), step, stores)
         asked, reason = (candidates or [0])[0], ""
         for at, one in enumerate(candidates):
             last = at + 1 == len(candidates)
-            if not self._is_one(store, one, seal):
+            if not self._is_one(stores, one, seal):
                 reason = "ranks have different checkpoints under its number"
                 if step is not None and not fallback:
                     raise RankError(list(range(self._size)), f"step {one}: {reason}")
                 log.warning("step %d isn't taken: %s", one, reason)
                 continue
-            taken, failure, damaged = _try(restoration, store, one, seal)
+            found, failure, damaged = _try(stores, one, take, seal)
             answer = {"damaged": damaged, "failed": "" if failure is None else _brief(failure)}
             try:
                 told = gather(self._group, f"restore of step {one}", answer, self._timeout)
                 failed = [rank for rank, answer in enumerate(told) if answer["failed"]]
                 if not failed:
-                    assert taken is not None
-                    return replace(taken, remarks=_remarks(asked, reason, one))
+                    assert found is not None
+                    store, taken = found
+                    more = _remarks(asked, reason, one)
+                    return store, replace(taken, remarks=(*taken.remarks, *more))
                 may_go_on = fallback and all(told[rank]["damaged"] for rank in failed)
                 reason = f"rank {failed[0]}: {told[failed[0]]['failed']}"
                 if failure is not None and (last or not may_go_on):
@@ -78,25 +79,25 @@ class Concord:
             log.warning("step %d isn't taken: %s", one, reason)
         return None
 
-    def _is_one(self, store: Store, step: int, seal: Seal | None) -> bool:
+    def _is_one(self, stores: Sequence[Store], step: int, seal: Seal | None) -> bool:
         """Whether all ranks have the same checkpoint under a number, or what they have is damaged.
 
         Those with roots of their own may not: one may have saved a step again.
         """
         try:
-            found = open_step(store, step, seal, parts=False)
-            said = checksum128(json.dumps([found.created, *found.files]).encode())
-        except CheckpointError:
+            store = find_steps(stores)[0][step][0]
+            said = repr(open_step(store, step, seal, parts=False).created)
+        except (CheckpointError, KeyError):
             said = ""
         told = gather(self._group, f"look at step {step}", said, self._timeout)
         return len(set(told) - {""}) <= 1
 
-    def _common(self, store: Store, step: int | None) -> list[int]:
+    def _common(self, stores: Sequence[Store], step: int | None) -> list[int]:
         """The committed steps that every rank sees, ascending."""
         told = gather_done(
             self._group,
             "steps to restore",
-            lambda: {"step": step, "steps": steps(store)[-_TOLD:]},
+            lambda: {"step": step, "steps": sorted(find_steps(stores)[0])[-_TOLD:]},
             self._timeout,
         )
         asked = ["the newest" if one["step"] is None else one["step"] for one in told]
@@ -111,7 +112,7 @@ class Concord:
         return sorted(common)
 
 
-def _best_first(common: Sequence[int], step: int | None, store: Store) -> list[int]:
+def _best_first(common: Sequence[int], step: int | None, stores: Sequence[Store]) -> list[int]:
     """The steps to try.
 
     Raises:
@@ -121,7 +122,8 @@ def _best_first(common: Sequence[int], step: int | None, store: Store) -> list[i
         return list(reversed(common))
     if step not in common:
         near = ", ".join(map(str, common[-10:])) or "none"
-        raise NotFoundError(f"{store.root}: step {step} isn't there; all ranks see: {near}")
+        roots = ", ".join(store.root for store in stores)
+        raise NotFoundError(f"{roots}: step {step} isn't there; all ranks see: {near}")
     return [step, *(older for older in reversed(common) if older < step)]
 
 
@@ -134,14 +136,22 @@ def _brief(error: BaseException) -> str:
 
 
 def _try(
-    restoration: Restoration, store: Store, step: int, seal: Seal | None
-) -> tuple[Taken[Match] | None, BaseException | None, bool]:
+    stores: Sequence[Store],
+    step: int,
+    take: Callable[[Store, Manifest], Match],
+    seal: Seal | None,
+) -> tuple[tuple[Store, Taken[Match]] | None, BaseException | None, bool]:
     """What came of restoring a step, or what went wrong, and whether that is damage."""
-    manifest: Manifest | None = None
+    seen: list[tuple[Store, Manifest]] = []
+
+    def noting(store: Store, manifest: Manifest) -> Match:
+        seen.append((store, manifest))
+        return take(store, manifest)
+
     try:
-        manifest = open_step(store, step, seal)
-        return Taken(manifest, restoration.take(manifest)), None, False
+        return take_nearest(stores, step, noting, fallback=False, seal=seal), None, False
     except CheckpointError as error:
+        store, manifest = seen[-1] if seen else (stores[0], None)
         return None, error, is_damage(error, store, manifest)
     except BaseException as error:
         return None, error, False

@@ -21,6 +21,7 @@ from gpuckpt.retention import Keep
 from gpuckpt.seal import Seal
 from gpuckpt.sizes import parse_seconds
 from gpuckpt.stores import Store
+from gpuckpt.tiered import Tiers
 
 
 class Crew:
@@ -48,10 +49,19 @@ class Crew:
         """This rank's number; 0 if there is one."""
         return 0 if self._group is None else self._group.rank
 
-    def joint(self, store: Store, keep: Keep | None, seal: Seal | None) -> Joint | None:
+    def joint(
+        self, store: Store, keep: Keep | None, seal: Seal | None, tiers: Tiers
+    ) -> Joint | None:
         """How they save; None if there is one."""
         if self._group is not None:
-            self._joint = Joint(self._group, store, keep=keep, seal=seal, timeout=self._timeout)
+            self._tiers = tiers
+            self._joint = Joint(
+                *(self._group, store),
+                keep=keep,
+                seal=seal,
+                held=tiers.held,
+                timeout=self._timeout,
+            )
         return self._joint
 
     def concord(self) -> Concord | None:
@@ -81,7 +91,8 @@ class Crew:
             with writing(store):
                 yield
             return
-        with entered(store, self._group, self._timeout) as self._joint.site:
+        with entered(store, self._group, self._timeout) as site:
+            self._joint.site, self._tiers.lead = site, site.is_lead
             if self._pace is not None:
                 self._pace.meet()
             yield

@@ -18,13 +18,14 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from gpuckpt.arena import Arena, Slot
+from gpuckpt.cutting import longest_chunk
 from gpuckpt.devices import Frozen
 from gpuckpt.dtypes import is_turned
 from gpuckpt.fingerprint import leaf_digests, root
@@ -233,10 +234,10 @@ def _sampled(plan: Plan, copies: Sequence[int], frozen: Frozen, arena: Arena) ->
 
 def _samples(plan: Plan, tensors: Sequence[int], frozen: Frozen, slot: Slot) -> list[bytes]:
     """Bytes of some elements of each tensor: the same elements, whatever their type."""
-    most = plan.chunk_nbytes // _ITEM
     chunks = []
     for at in tensors:
         spec = plan.specs[at]
+        most = longest_chunk(replace(spec, dtype=MASTER), plan.chunk_nbytes) // _ITEM
         item = spec.nbytes // _count(spec)
         count = min(_count(spec), most)
         start = max(count - SAMPLE, 0) // 2

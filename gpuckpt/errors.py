@@ -138,7 +138,12 @@ class FormatError(CheckpointError):
 
 
 class StorageError(CheckpointError, OSError):
-    """The storage refused to read or write."""
+    """The storage refused to read or write.
+
+    If `maybe` is true, nobody knows whether it did so all the same.
+    """
+
+    maybe = False
 
 
 class LockedError(StorageError):

@@ -158,7 +158,6 @@ class Restoration:
     def __init__(
         self,
         state: Any,
-        store: Store,
         resources: Resources,
         *,
         names: Iterable[str] | None,
@@ -166,15 +165,15 @@ class Restoration:
         strict: bool,
         rank: int = 0,
     ) -> None:
-        self._state, self._store, self._resources = state, store, resources
+        self._state, self._resources = state, resources
         self._names = names if names is None or isinstance(names, str) else list(names)
         self._rename, self._strict, self._rank = rename, strict, rank
         self._flat: Flat | None = None
         self._touched: dict[tuple[object, ...], str] = {}
         """Arrays that a damaged step may have been written to, and a name of each."""
 
-    def take(self, manifest: Manifest) -> Match:
-        """Restore one step; every array that an attempt before may have touched is overwritten.
+    def take(self, store: Store, manifest: Manifest) -> Match:
+        """Restore a step; every array that an attempt before may have touched is overwritten.
 
         Raises:
             MismatchError: it doesn't fit the state, or leaves a touched array as it is; nothing
@@ -184,7 +183,7 @@ class Restoration:
         # Once: objects may answer with other arrays each time.
         flat = self._flat = self._flat or flatten(self._state)
         found = match(flat, manifest, names=self._names, rename=self._rename, rank=self._rank)
-        subject = f"{self._store.root}, step {manifest.step} doesn't fit the state"
+        subject = f"{store.root}, step {manifest.step} doesn't fit the state"
         if self._strict:
             found.raise_if_not_exact(subject)
         filled = {
@@ -199,7 +198,7 @@ class Restoration:
             )
         self._touched |= filled
         _tell_kept(found.kept, manifest.step, self._rank)
-        fill_match(self._state, flat, found, manifest, self._store, self._resources)
+        fill_match(self._state, flat, found, manifest, store, self._resources)
         return found
 
 
@@ -209,32 +208,3 @@ def _tell_kept(names: Sequence[str], step: int, rank: int) -> None:
             *("step %d has nothing of rank %d's own; kept as they are: %s", step, rank),
             ", ".join(names),
         )
-
-
-def restore_step(
-    state: Any,
-    store: Store,
-    resources: Resources,
-    step: int | None,
-    *,
-    names: Iterable[str] | None = None,
-    rename: Rename = None,
-    strict: bool = True,
-    fallback: bool = False,
-    seal: Seal | None = None,
-    rank: int = 0,
-) -> Taken[Match]:
-    """Restore a committed step (the newest unless named) into `state`, in place.
-
-    What each rank has of its own is that of `rank`; what the step has not of
-    it keeps its value, which the log is told.
-
-    Raises:
-        MismatchError: with `strict`, names, shapes or dtypes differ; nothing
-            has been changed.
-        CorruptError: as `take_step`; `state` may have been overwritten in part.
-    """
-    restoration = Restoration(
-        *(state, store, resources), names=names, rename=rename, strict=strict, rank=rank
-    )
-    return take_step(store, step, restoration.take, fallback=fallback, seal=seal)

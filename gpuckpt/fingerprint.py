@@ -60,3 +60,26 @@ def digest(parts: Iterable[memoryview | bytes]) -> str:
 def checksum128(data: bytes | memoryview) -> str:
     """128 bits, as hex, of a manifest's or an index's bytes."""
     return xxhash.xxh3_128_hexdigest(data)
+
+
+class Checksum:
+    """A check value of encoded bytes that come one after the other, and their SHA-256 if asked."""
+
+    def __init__(self, bits: int = 64, *, digest: bool = False) -> None:
+        """`bits` is 64, as `checksum` has, or 128, as `checksum128`."""
+        self._state = xxhash.xxh3_64() if bits == 64 else xxhash.xxh3_128()
+        self._digest = hashlib.sha256() if digest else None
+
+    def update(self, part: memoryview) -> None:
+        """Take the next bytes."""
+        self._state.update(part)
+        if self._digest is not None:
+            self._digest.update(part)
+
+    def checksum(self) -> str:
+        """The check value, as hex."""
+        return self._state.hexdigest()
+
+    def digest(self) -> str:
+        """The SHA-256, as hex; empty if it wasn't asked for."""
+        return "" if self._digest is None else self._digest.hexdigest()

@@ -25,7 +25,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,7 +38,7 @@ from gpuckpt.groups import Group
 from gpuckpt.inventory import Inventory
 from gpuckpt.manifest import Manifest, Part
 from gpuckpt.parts import describe, shared_structure, world_manifest, write_part
-from gpuckpt.retention import Keep
+from gpuckpt.retention import Held, Keep
 from gpuckpt.seal import MANIFEST, Seal
 from gpuckpt.sharing import (
     Shares,
@@ -67,9 +67,12 @@ class Joint:
         *,
         keep: Keep | None,
         seal: Seal | None,
+        held: Callable[[], Held],
         timeout: float,
     ) -> None:
+        """`held` says what must not be deleted, though `keep` doesn't keep it."""
         self.group, self.site = group, Site((0,) * group.size, group.rank)
+        self._held_back = held
         self._store, self._keep, self._seal, self._timeout = store, keep, seal, timeout
         self._shares: Shares | None = None
         self._stale = True  # the ranks are to tell each other what they hold
@@ -151,7 +154,11 @@ class Joint:
             undo()
             raise
         lap.mark("ranks")
-        place = Place(*(self.group, self.site, self._store, self._keep, self._seal, self._timeout))
+        place = Place(
+            *(self.group, self.site, self._store, self._keep, self._held_back),
+            seal=self._seal,
+            timeout=self._timeout,
+        )
         if not conclude(place, world, undo, lap):
             self._stale = True  # others may have failed
         return replace(own, parts=world.parts, listed=world.listed)
@@ -166,6 +173,7 @@ class Joint:
             "held": self._held,
             "structure": _hash(text.encode()),
             "key": None if self._seal is None else _hash(self._seal.sealed(b"{}", MANIFEST)),
+            "samples": self._samples(own),
             "header": [own.epoch, own.metrics, own.created, own.writer],
         }
         self._owed = None
@@ -175,6 +183,7 @@ class Joint:
             raise RankError([0, *odd], "they seal with different keys; give all the same key=")
         if len({one["structure"] for one in told}) > 1:
             self._compare(own.step, shared)
+        _check_samples([one["samples"] for one in told])
         assert self._shares is not None
         if [one["held"] for one in told] != list(self._shares.digests):
             self._stale = True
@@ -182,6 +191,15 @@ class Joint:
         epoch, metrics, created, writer = told[0]["header"]
         header = replace(own, epoch=epoch, metrics=metrics, created=created, writer=writer)
         return world_manifest([_part(one) for one in told], header)
+
+    def _samples(self, own: Manifest) -> dict[str, list[str]]:
+        """The fingerprints of what every replica has written."""
+        labels = self._shares.samples if self._shares is not None else frozenset()
+        return {
+            entry.spec.label: [chunk.fingerprint for chunk in entry.chunks]
+            for entry in own.tensors
+            if entry.spec.label in labels
+        }
 
     def _compare(self, step: int, shared: Json) -> None:
         """See that the ranks' structures fit together, though they aren't equal."""
@@ -202,6 +220,25 @@ class Joint:
         rows = pack_holdings(written_holdings(own.tensors)).decode()
         told = gather(self.group, f"rows of step {own.step}", rows, self._timeout)
         check_fit([unpack_holdings(one) for one in told])
+
+
+def _check_samples(told: Sequence[dict[str, list[str]]]) -> None:
+    """See that replicas are replicas.
+
+    Raises:
+        RankError: two ranks have different bytes in what should be one tensor.
+    """
+    first: dict[str, int] = {}
+    for rank, samples in enumerate(told):
+        for label, found in samples.items():
+            known = first.setdefault(label, rank)
+            if told[known][label] != found:
+                raise RankError(
+                    [known, rank],
+                    f"{label} isn't the same on both, so they are no replicas: bring them "
+                    "together before they are saved (an all-reduce that was left out?), or wrap "
+                    "what is each rank's own in gpuckpt.PerRank",
+                )
 
 
 def _part(answer: Any) -> Part:

@@ -17,16 +17,10 @@ from gpuckpt.errors import (
 )
 from gpuckpt.hostmemory import available_nbytes
 from gpuckpt.manifest import Manifest
-from gpuckpt.matching import (
-    Fresh,
-    Match,
-    fill_fresh,
-    finish_fresh,
-    make_fresh,
-    select,
-)
+from gpuckpt.matching import Match, select
 from gpuckpt.names import names_of
 from gpuckpt.portions import jobs_of
+from gpuckpt.remaking import Fresh, Remade, fill_fresh, finish_fresh, make_fresh
 from gpuckpt.resources import Resources
 from gpuckpt.restore import Progress, restore_tensors
 from gpuckpt.shards import Shards
@@ -90,17 +84,20 @@ def fill_match(  # noqa: PLR0917
     made: dict[Fresh, Tensor] = {}
     shards = Shards(manifest)
 
-    def one(fresh: Fresh) -> Fresh:
-        if fresh not in made:
-            made[fresh] = make_fresh(fresh, shards, resources.devices)
+    def one(fresh: Fresh | Remade) -> Fresh | Remade:
+        wanted.append(fresh)
+        for each in (fresh,) if isinstance(fresh, Fresh) else fresh.shards:
+            if each not in made:
+                made[each] = make_fresh(each, shards, resources.devices)
         return fresh
 
+    wanted: list[Fresh | Remade] = []
     leaves, objects = fill_fresh(found.leaves, one), fill_fresh(found.objects, one)
     targets: dict[int, list[Tensor]] = {at: list(into) for at, into in found.filled.items()}
     for fresh, tensor in made.items():
         targets.setdefault(fresh.position, []).append(tensor)
     restore_tensors(list(jobs_of(shards, store, targets, elsewhere)), resources)
-    finished = {fresh: finish_fresh(fresh, tensor) for fresh, tensor in made.items()}
+    finished = {fresh: finish_fresh(fresh, made) for fresh in dict.fromkeys(wanted)}
     leaves, objects = (fill_fresh(tree, finished.__getitem__) for tree in (leaves, objects))
     try:
         placed = place(state, flat, leaves, objects, found.touched)

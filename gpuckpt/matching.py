@@ -5,29 +5,20 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gpuckpt.arrays import Tensor, finish, look_all, make
-from gpuckpt.devices import Devices
+from gpuckpt.arrays import Tensor, form_of, look_all
 from gpuckpt.errors import InvalidError, MismatchError, NotFoundError
 from gpuckpt.manifest import Manifest
 from gpuckpt.names import names_of
+from gpuckpt.remaking import Fresh, Remade
 from gpuckpt.shards import Shards
 from gpuckpt.structure import Mark, Path, absent_of, from_json, nodes_at, of_rank, walk_json
 from gpuckpt.tree import Flat, Leaf, is_object
 from gpuckpt.values import Json, decode_value
 
 Rename = Mapping[str, str] | Callable[[str], str] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Fresh:
-    """A tensor to be made anew, since the state has none that could be filled."""
-
-    position: int
-    device: str
-    kind: str
 
 
 @dataclass(slots=True)
@@ -146,29 +137,6 @@ def select(patterns: Iterable[str], names: Sequence[str]) -> set[str]:
             raise NotFoundError(f"names: nothing is called {pattern!r}{hint}")
         chosen |= fits
     return chosen
-
-
-def fill_fresh(tree: Any, made: Callable[[Fresh], Any]) -> Any:
-    """`tree` with each `Fresh` in it replaced."""
-    if isinstance(tree, Fresh):
-        return made(tree)
-    if is_object(tree):
-        return tree
-    if isinstance(tree, dict):
-        return {key: fill_fresh(child, made) for key, child in tree.items()}
-    if isinstance(tree, list | tuple):
-        return type(tree)([fill_fresh(child, made) for child in tree])
-    return tree
-
-
-def make_fresh(fresh: Fresh, shards: Shards, devices: Devices) -> Tensor:
-    """Allocate what `fresh` stands for."""
-    return make(shards.spec(fresh.position), devices[fresh.device])
-
-
-def finish_fresh(fresh: Fresh, tensor: Tensor) -> Any:
-    """Hand a tensor that has been filled to its library."""
-    return finish(tensor, fresh.kind)
 
 
 def _whole_objects(flat: Flat, saved: Saved, result: Match) -> frozenset[Path]:
@@ -310,8 +278,10 @@ def _filling(
     if all(tensor.writable for tensor in here):
         result.filled.setdefault(first, []).extend(here)
         return leaf
-    (tensor,) = here
-    return Fresh(first, tensor.spec.device, tensor.spec.kind)
+    made = [Fresh(first, one.spec.device, one.spec.kind, one.spec.box) for one in here]
+    if form_of(leaf) is not None:
+        return Remade(leaf, tuple(made), here[0].spec.kind)
+    return replace(made[0], box=None)
 
 
 def _difference(here: Sequence[Tensor], shards: Shards, position: int) -> str | None:

@@ -62,7 +62,7 @@ def read_parts(store: Store, manifest: Manifest, seal: Seal | None = None) -> Ma
     absent: list[str] = []
     for rank, part in enumerate(manifest.parts):
         try:
-            found.append(_read_part(store, part, manifest, rank, seal))
+            found.append(_open_part(store, part, manifest, rank, seal))
         except NotFoundError:
             absent.append(part.name)
     where = f"{store.root}/{layout.manifest_name(manifest.step)}"
@@ -122,7 +122,12 @@ def describe(conflict: ConflictError) -> str:
     return f"{plain_name(conflict.path) or 'the state'}: {conflict.reason}"
 
 
-def _read_part(store: Store, part: Part, world: Manifest, rank: int, seal: Seal | None) -> Manifest:
+def read_part(store: Store, part: Part) -> bytes:
+    """A part's file, as it was committed.
+
+    Raises:
+        CorruptError: it isn't that.
+    """
     where = f"{store.root}/{part.name}"
     nbytes = store.size(part.name)
     if nbytes != part.nbytes or nbytes > layout.MANIFEST_NBYTES_MAX:
@@ -130,6 +135,11 @@ def _read_part(store: Store, part: Part, world: Manifest, rank: int, seal: Seal 
     data = read_all(store, part.name)
     if checksum128(data) != part.check:
         raise CorruptError(where, "it isn't the part that was committed")
+    return data
+
+
+def _open_part(store: Store, part: Part, world: Manifest, rank: int, seal: Seal | None) -> Manifest:
+    where, data = f"{store.root}/{part.name}", read_part(store, part)
     found = unpack_manifest(data, where, seal)
     if (found.step, found.ranks, found.rank) != (world.step, world.ranks, rank):
         raise CorruptError(

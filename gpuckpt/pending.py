@@ -11,6 +11,7 @@ from gpuckpt.layout import manifest_name
 from gpuckpt.manifest import Manifest
 from gpuckpt.stats import Stats
 from gpuckpt.stores.opening import beside
+from gpuckpt.tierstats import TierStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +74,12 @@ class Pending:
     `staged` is set once nothing of the state is read any more, `committed`
     once the checkpoint is durable; both also if the save failed, so that
     nobody waits for ever: `result` tells.  They have an event's `is_set` and
-    `wait`.
+    `wait`.  `tiers` say what became of it in each tier, the nearest first, and
+    are complete once they have `ended`.
     """
 
-    def __init__(self, stats: Stats, staged: Flag) -> None:
-        self.stats = stats
+    def __init__(self, stats: Stats, staged: Flag, tiers: tuple[TierStats, ...] = ()) -> None:
+        self.stats, self.tiers = stats, tiers
         self.staged = staged
         self.committed = Flag()
         self._result: Checkpoint | None = None
@@ -113,6 +115,10 @@ class Pending:
     def finish(self, result: Checkpoint | None, failure: BaseException | None) -> None:
         """Say how it ended: for the writer, once."""
         self._result, self._failure = result, failure
+        for tier in self.tiers[:1] if failure is None else self.tiers:
+            tier.nbytes = self.stats.written_nbytes if failure is None else 0
+            tier.seconds = self.stats.stall_seconds + self.stats.background_seconds
+            tier.finish("failed" if failure else "durable", failure)
         try:
             self.staged.set()
         finally:

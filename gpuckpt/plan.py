@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from gpuckpt.cutting import longest_chunk
 from gpuckpt.dtypes import to_numpy
 from gpuckpt.layout import LEAF_NBYTES
 from gpuckpt.rounding import MASTER, NARROW
@@ -97,13 +98,14 @@ def plan_chunks(
 ) -> Iterator[Chunk]:
     """Cut tensors (all, or those at some positions) into chunks of at most `chunk_nbytes`.
 
+    Shards' are smaller (`cutting`).
     No element is cut in two; a tensor without bytes has no chunks.
     """
     for tensor in range(len(specs)) if tensors is None else tensors:
         spec = specs[tensor]
         if spec.nbytes:
             itemsize = to_numpy(spec.dtype).itemsize
-            longest = max(chunk_nbytes // itemsize, 1) * itemsize
+            longest = max(longest_chunk(spec, chunk_nbytes) // itemsize, 1) * itemsize
             for start in range(0, spec.nbytes, longest):
                 yield Chunk(tensor, start, min(longest, spec.nbytes - start))
 

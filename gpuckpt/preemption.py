@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from gpuckpt.pending import Pending
 from gpuckpt.save import Header
 from gpuckpt.saving import Saves
 from gpuckpt.spans import Lap
+from gpuckpt.tiered import SHARE_BEFORE_KILL
 
 log = logging.getLogger("gpuckpt")
 
@@ -44,7 +45,7 @@ class Preemption:
     `newest` is the step that the run goes on from next time: `step`, or an
     earlier one if there was no time; None if this run knows of none.
     `left_seconds` is what was left of the grace period then, less than nothing
-    if it was over.
+    if it was over.  `tiers` are the roots where `newest` is known to be durable.
     """
 
     by: str
@@ -52,6 +53,7 @@ class Preemption:
     saved: bool
     newest: int | None
     left_seconds: float
+    tiers: tuple[str, ...] = ()
 
 
 class LastSave:
@@ -106,6 +108,13 @@ class LastSave:
         if self.is_due():
             self._concluded(header.step, partial(self._see_through, pending))
         return pending
+
+    def most_seconds(self, seconds: float | None) -> float | None:
+        """How long uploads may be waited for: `seconds`, and less if the process is to end."""
+        if not self._notice.announced:
+            return seconds
+        left = max(self._notice.left, 0.0) * SHARE_BEFORE_KILL
+        return left if seconds is None else min(left, seconds)
 
     def close(self) -> None:
         """Put the handlers back; say so if the end was announced only after the last step."""
@@ -180,7 +189,17 @@ class LastSave:
         saved, left = self._saves.committed == step, self._notice.left
         before = self._saves.previous
         newest = before.step if before is not None else None
-        self.outcome = Preemption(self._notice.by, step, saved, newest, left)
+        tiers = self._saves.tiers
+        here = tiers.having(newest)
+        self.outcome = Preemption(self._notice.by, step, saved, newest, left, here)
+        if newest is not None and len(tiers.stores) > 1:
+            # The machine's disk may go with it.
+            if self._saves.save is not None:
+                self._saves.save.ends_within(max(left, 0.0) * SHARE_BEFORE_KILL)
+            tiers.hurry(self._notice.left)
+            self.outcome = replace(
+                self.outcome, tiers=tiers.having(newest), left_seconds=self._notice.left
+            )
         if saved:
             log.info("step %d is durable, with %.1f s left; the run may end", step, left)
         else:

@@ -89,6 +89,7 @@ def read_chunks(every: Sequence[Wanted], slot: Slot, arena: Arena) -> list[str |
             found.append(_make_derived(first, arena))
             continue
         with open_segment(first.job.store, first.chunk.extent.segment) as reader:
+            reader.expect([one.chunk.extent for one in run])
             found += [_read_one(one, reader, slot, arena) for one in run]
     return found
 

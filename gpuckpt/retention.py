@@ -83,18 +83,30 @@ def _check_best(best: tuple[str, str, int]) -> None:
         raise InvalidError(hint)
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Steps and segments that somebody still needs, whatever `Keep` says."""
+
+    steps: frozenset[int] = frozenset()
+    segments: frozenset[str] = frozenset()
+
+
+NOTHING = Held()
+
+
 def prune(
     store: Store,
     keep: Keep | None,
     committed: Manifest | None = None,
     seal: Seal | None = None,
+    held: Held = NOTHING,
 ) -> list[int]:
     """Delete the steps that `keep` doesn't keep, and what no manifest names; their numbers.
 
     A step that was `committed` just now survives even if it isn't the newest:
     a run that was set back to an older step begins below those that it left
-    behind.  With a `seal`, manifests that aren't sealed say nothing.  Call it
-    only while holding the store's lock.
+    behind.  What is `held` survives, too.  With a `seal`, manifests that aren't
+    sealed say nothing.  Call it only while holding the store's lock.
     """
     found = steps(store)
     if committed is not None and found and found[-1] > committed.step:
@@ -102,11 +114,11 @@ def prune(
             "step %d is older than step %d, which resume takes; use another root to go on from it",
             *(committed.step, found[-1]),
         )
-    doomed = outdated(store, keep, committed, seal)
+    doomed = [step for step in outdated(store, keep, committed, seal) if step not in held.steps]
     if doomed:
-        delete(store, doomed, committed)
+        delete(store, doomed, committed, held.segments)
     else:
-        sweep(store, committed=committed)
+        sweep(store, committed=committed, spared=held.segments)
     return doomed
 
 
@@ -130,10 +142,14 @@ def _facts(store: Store, keep: Keep, found: Sequence[int], seal: Seal | None) ->
 
 
 def prune_quietly(
-    store: Store, keep: Keep | None, committed: Manifest, seal: Seal | None = None
+    store: Store,
+    keep: Keep | None,
+    committed: Manifest,
+    seal: Seal | None = None,
+    held: Held = NOTHING,
 ) -> None:
     """`prune` after a save, which is durable whatever happens here: a failure costs only space."""
     try:
-        prune(store, keep, committed, seal)
+        prune(store, keep, committed, seal, held)
     except CheckpointError as error:
         log.warning("old checkpoints could not be deleted: %s", error)

@@ -9,6 +9,7 @@ from typing import Any
 
 from gpuckpt.background import BackgroundSave
 from gpuckpt.census import Census
+from gpuckpt.commit import open_step
 from gpuckpt.deadline import REMEMBERED, Taken, Way
 from gpuckpt.effort import Effort
 from gpuckpt.errors import BusyError, CheckpointError, PreemptedError
@@ -30,6 +31,7 @@ from gpuckpt.space import Room, save_with_room
 from gpuckpt.spans import Lap, Spans
 from gpuckpt.stats import Fastest, Stats
 from gpuckpt.stores import Store
+from gpuckpt.tiered import Tiers
 
 
 class Saves:
@@ -45,15 +47,16 @@ class Saves:
         keep: Keep | None,
         journal: Journal | None,
         seal: Seal | None = None,
+        tiers: Tiers | None = None,
         joint: Joint | None = None,
     ) -> None:
-        self._joint = joint
+        self.tiers, self._joint = tiers or Tiers(store), joint
         self._store, self._resources, self._options = store, resources, options
         self._governor, self._keep, self._journal = governor, keep, journal
         self._seal = seal
         self._census, self._fastest = Census(), Fastest()
         self._planner = Planner(resources.chunk_nbytes, split=options.codec != "raw")
-        self._updates_seen = False
+        self._updates_seen = self._anew = False
         self._taken = Taken()
         self.committed: int | None = None
         """The step that was saved last, as far as that was taken note of; None after a restore."""
@@ -83,6 +86,8 @@ class Saves:
         stats = Stats(header.step, codec=self._options.codec, spans=spans)
         self.reap(wait=True)
         self._governor.begin()
+        if self.tiers.damaged:
+            self.tiers.damaged, self._anew = False, True
         if way is not None:
             self._governor.effort = Effort(self._resources.workers, way.codec)
             stats.codec, stats.left_seconds = way.codec, max(left, 0.0)
@@ -90,10 +95,10 @@ class Saves:
         lap.mark("wait")
         with self._telling(header.step):
             snapshot = self._capture(state, stats, lap)
-        pending = Pending(stats, snapshot.staged)
+        pending = Pending(stats, snapshot.staged, self.tiers.begin(header.step))
         self.save = BackgroundSave(
             *(snapshot, pending, lambda: self._write(snapshot, header, stats), self._store.root),
-            after=self._prune,
+            after=partial(self._committed, pending),
             beside=True,
             journal=self._journal,
         )
@@ -109,9 +114,13 @@ class Saves:
         self._governor.saved()
         return pending
 
-    def go_on_from(self, manifest: Manifest | None) -> None:
-        """The state is that of a committed step now, or of none."""
+    def go_on_from(self, manifest: Manifest | None, *, anew: bool = False) -> None:
+        """The state is that of a committed step now, or of none.
+
+        With `anew` the next save refers to none of its files: they may not be here.
+        """
         self.previous, self.committed = manifest, None
+        self._anew = self._anew or anew
 
     def recall(self) -> None:
         """Take note of how long saves of runs before have taken, if there is a log of them."""
@@ -206,7 +215,8 @@ class Saves:
         return snapshot
 
     def _write(self, snapshot: Snapshot, header: Header, stats: Stats) -> Manifest:
-        effort, full_every, begun = self._governor.effort, self._options.full_every, self.save
+        effort, begun = self._governor.effort, self.save
+        full_every = 1 if self._anew else self._options.full_every
         assert begun is not None
         with self._governor.beside(stats), self._telling(header.step):
             save = partial(
@@ -221,7 +231,8 @@ class Saves:
                 rank=self._joint.group.rank if self._joint else 0,
                 together=self._joint.commit if self._joint else None,
             )
-            room = Room(self._store, self._keep, self.previous, full_every, self._seal)
+            held = self.tiers.held()
+            room = Room(self._store, self._keep, self.previous, full_every, self._seal, held=held)
             asked = self._options.codec
             if self._joint is not None:  # room can't be made beside other ranks
                 manifest = save(codec=effort.codec)
@@ -229,15 +240,20 @@ class Saves:
                 codec = effort.codec
                 manifest = save_with_room(save, snapshot, room, stats, codec=codec, asked=asked)
         # Here, so that the loop needn't take the one before apart.
-        before, self.previous = self.previous, manifest
+        before, self.previous, self._anew = self.previous, manifest, False
         stats.remarks = remarks_on(manifest, before)
         self._fastest.compare(stats)
         return manifest
 
-    def _prune(self, manifest: Manifest) -> None:
-        """Delete what needn't be kept; of several ranks the lead has done it."""
-        if self._joint is None:
-            prune_quietly(self._store, self._keep, manifest, self._seal)
+    def _committed(self, pending: Pending, manifest: Manifest) -> None:
+        """Let a step go up before any that it replaces may be deleted."""
+        if self._joint is not None:  # the lead has deleted what it may
+            if self._joint.site.is_lead and pending.tiers[1:]:
+                whole = open_step(self._store, manifest.step, self._seal)
+                self.tiers.offer(whole, pending.tiers)
+            return
+        self.tiers.offer(manifest, pending.tiers)
+        prune_quietly(self._store, self._keep, manifest, self._seal, self.tiers.held())
 
     def _tell_of(self, failure: BaseException) -> None:
         """Tell the other ranks, if they still wait for this one."""

@@ -22,7 +22,7 @@ from gpuckpt.manifest import NOT_AS_EXPECTED
 from gpuckpt.seal import INDEX, Seal
 from gpuckpt.spans import Lap
 from gpuckpt.spec import Extent
-from gpuckpt.stores import Appender, Bytes, File, Opens, Store
+from gpuckpt.stores import Ahead, Appender, Bytes, File, Opens, Store
 from gpuckpt.tensors import (
     TensorEntry,
     check_segment,
@@ -133,6 +133,18 @@ class Reader:
     def __init__(self, file: File) -> None:
         """`file` stays the caller's."""
         self._file = file
+        # Where each request takes long, a chunk is asked for as a whole.
+        self._ahead = cast(Ahead, file) if hasattr(file, "expect") else None
+
+    def expect(self, extents: Sequence[Extent]) -> None:
+        """Tell that these will be read, one after the other; where requests are slow, in one."""
+        if self._ahead is None or len(extents) < 2:
+            return
+        begin = min(extent.offset for extent in extents)
+        end = max(extent.offset + extent.length for extent in extents)
+        # What lies between them would be read in vain.
+        if end - begin <= 2 * sum(extent.length for extent in extents):
+            self._ahead.expect(begin, end - begin)
 
     def read(self, extent: Extent, room: Bytes) -> Iterator[memoryview]:
         """Bring a chunk's encoded bytes to `room`, which has their length: undoes `Writer.write`.
@@ -142,9 +154,12 @@ class Reader:
         """
         assert room.nbytes == extent.length, (room.nbytes, extent)
         view = room.data
+        if self._ahead is not None:
+            self._file.read_into(extent.offset, view)
         for at in range(0, extent.length, PART_NBYTES):
             part = view[at : at + PART_NBYTES]
-            self._file.read_into(extent.offset + at, part)
+            if self._ahead is None:
+                self._file.read_into(extent.offset + at, part)
             yield part
 
 
@@ -175,12 +190,20 @@ def data_nbytes(store: Store, name: str) -> int:
     Raises:
         CheckpointError: it isn't there, or not a segment.
     """
+    return read_trailer(store, name).offset - layout.HEADER.size
+
+
+def read_trailer(store: Store, name: str) -> layout.SegmentTrailer:
+    """Where a segment's index lies.
+
+    Raises:
+        CheckpointError: it isn't there, or not a segment.
+    """
     where = f"{store.root}/{name}"
     end = store.size(name) - layout.TRAILER.size
     if end < layout.HEADER.size:
         raise FormatError(f"{where}: not a gpuckpt segment")
-    trailer = layout.unpack_trailer(_read(store, name, end, layout.TRAILER.size), where)
-    return trailer.offset - layout.HEADER.size
+    return layout.unpack_trailer(_read(store, name, end, layout.TRAILER.size), where)
 
 
 def read_index(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gpuckpt.boxes import Box, gap
+from gpuckpt.boxes import Box, gap, whole_box
 from gpuckpt.manifest import Manifest
 from gpuckpt.spec import Spec
 from gpuckpt.statistics import Statistics
@@ -19,7 +19,7 @@ class Shards:
         """`manifest` isn't changed, and its rows are referred to."""
         groups = by_tensor(manifest.tensors)
         self._groups = groups if len(groups) < len(manifest.tensors) else None
-        self._tensors = manifest.tensors
+        self._tensors, self._absent = manifest.tensors, manifest.absent
         self._firsts = {
             entry.spec.tensor: at
             for at, entry in reversed(list(enumerate(manifest.tensors)))
@@ -40,9 +40,10 @@ class Shards:
     def spec(self, position: int, box: Box | None = None) -> Spec:
         """Of the whole tensor or a box of it; library, device and axes are its first row's."""
         first = self.rows(position)[0].spec
-        if box is None:
+        if box is None or box == whole_box(first.full_shape):
             return replace(first, shape=first.full_shape, offset=None, whole=None)
-        return replace(first, shape=box.shape, offset=box.offset, whole=first.full_shape)
+        whole = first.full_shape
+        return replace(first, shape=box.shape, axes=None, offset=box.offset, whole=whole)
 
     def joined(self, position: int) -> TensorEntry:
         """A row of the whole tensor, to be shown: its shards' chunks one after the other.
@@ -76,8 +77,11 @@ class Shards:
         (spec, held), *others = ((row.spec, _held(row)) for row in rows)
         if not others and held < spec.nbytes:
             return f"this data file holds only {held} of its {spec.nbytes} bytes"
-        shards = "the shard" if not others else f"the {len(rows)} shards"
-        return f"{missing} of it is in none of {shards} that are here"
+        some = [row for row in rows if row.spec.nbytes]
+        told = f"{missing} of it is in none of the {len(some)} shards that are here"
+        if self._absent:
+            told += f", and these files aren't: {', '.join(self._absent)}"
+        return told
 
 
 def is_whole(entry: TensorEntry) -> bool:

@@ -2,8 +2,12 @@
 
 Ranks tell each other once what they hold: rows of names, types and boxes.
 What one rank alone holds it writes.  Of what several hold alike (replicas),
-the large is cut along its first axis, a piece for each of them, and the small
-goes to whoever has the least.  Every rank comes to the same result by itself.
+the large is cut along its first axis, a piece for each of them; the small goes to
+whoever has the least, and the tiny, where ranks may well differ (statistics of
+a batch), to the first of them.  Every rank comes to the same result by itself.
+
+Pieces of replicas that have drifted apart would make a state that no rank had.
+So all of them write one small sample too, which must be the same.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuckpt.boxes import Box, gap, whole_box
+from gpuckpt.cutting import cut
 from gpuckpt.dtypes import to_numpy
 from gpuckpt.errors import RankError
 from gpuckpt.inventory import Inventory, Roster
@@ -27,6 +32,8 @@ from gpuckpt.tensors import TensorEntry
 
 # A piece of what several hold has so many elements, or more.
 PIECE_COUNT = 16 << 10
+SAMPLE_COUNT = 4 << 10
+TINY_NBYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,25 +92,59 @@ def digest(held: Sequence[Holding]) -> str:
 def share_out(held: Sequence[Sequence[Holding]]) -> list[dict[Holding, tuple[Box, ...]]]:
     """The boxes that each rank writes of each of its holdings, by rank."""
     holders = _holders(held)
-    loads = [sum(one.nbytes for one in every if len(holders[one]) == 1) for every in held]
-    shares: list[dict[Holding, tuple[Box, ...]]] = [{} for _ in held]
-    small: list[tuple[Holding, list[int]]] = []
-    for one, ranks in holders.items():
+    division = _Division(len(held))
+    whole = [pair for pair in holders.items() if not division.cut(*pair)]
+    for one, ranks in sorted(whole, key=lambda pair: -pair[0].nbytes):
+        division.give(one, ranks)
+    division.add_samples()
+    return division.shares
+
+
+class _Division:
+    """Who writes what, while it is shared out."""
+
+    def __init__(self, count: int) -> None:
+        self.shares: list[dict[Holding, tuple[Box, ...]]] = [{} for _ in range(count)]
+        self._loads = [0] * count
+        self._sampled: dict[tuple[int, ...], Holding] = {}
+
+    def cut(self, one: Holding, ranks: Sequence[int]) -> bool:
+        """Give each of several ranks a piece, if that is worth it; whether it is."""
         pieces = _pieces(one, len(ranks))
-        if not one.box.shape:
-            continue  # all write it
-        if len(ranks) > 1 and len(pieces) == 1:
-            small.append((one, ranks))
-            continue
+        if len(pieces) == 1:
+            return False
         for at, piece in enumerate(pieces):
-            rank = ranks[at * len(ranks) // len(pieces)]
-            shares[rank][one] = (piece,)
-            loads[rank] += piece.count * to_numpy(one.dtype).itemsize * (len(ranks) > 1)
-    for one, ranks in sorted(small, key=lambda pair: -pair[0].nbytes):
-        rank = min(ranks, key=lambda rank: (loads[rank], rank))
-        shares[rank][one] = (one.box,)
-        loads[rank] += one.nbytes
-    return shares
+            self._add(ranks[at * len(ranks) // len(pieces)], one, piece)
+        largest = self._sampled.setdefault(tuple(ranks), one)
+        if one.nbytes > largest.nbytes:
+            self._sampled[tuple(ranks)] = one
+        return True
+
+    def give(self, one: Holding, ranks: Sequence[int]) -> None:
+        """Give it to one of them, but for a single element, which all write: it has no rows."""
+        if one.box.shape:
+            first = ranks[0] if one.nbytes < TINY_NBYTES else None
+            least = min(ranks, key=lambda rank: (self._loads[rank], rank))
+            self._add(least if first is None else first, one, one.box)
+
+    def add_samples(self) -> None:
+        """Of the largest that some ranks hold together, all of them write a little."""
+        for ranks, one in self._sampled.items():
+            for rank in ranks:
+                self._add(rank, one, sample_of(one.box))
+
+    def _add(self, rank: int, one: Holding, box: Box) -> None:
+        self.shares[rank][one] = (*self.shares[rank].get(one, ()), box)
+        self._loads[rank] += box.count * to_numpy(one.dtype).itemsize
+
+
+def sample_of(box: Box) -> Box:
+    """The first elements of a box: few enough that all who hold it can write them, too."""
+    shape, left = [1] * len(box.shape), SAMPLE_COUNT
+    for axis in reversed(range(len(shape))):
+        shape[axis] = min(box.shape[axis], left)
+        left //= shape[axis]
+    return Box(box.offset, tuple(shape))
 
 
 def _pieces(one: Holding, count: int) -> list[Box]:
@@ -193,6 +234,13 @@ class Shares:
         shared = [one if here is None or at in here else () for at, one in enumerate(held)]
         self._told: dict[Holding, tuple[Box, ...]] = dict.fromkeys(held[rank], ())
         self._told |= share_out(shared)[rank]
+        self.samples = frozenset(
+            f"{one.name}{box}"
+            for one, boxes in self._told.items()
+            for box in boxes
+            if box == sample_of(one.box)
+        )
+        """The labels of the rows that all who hold them write, which must be the same."""
         self._known: tuple[Roster | None, _Cut | None] = None, None
         self._digested: tuple[Roster | None, str] = None, ""
 
@@ -247,7 +295,11 @@ class Shares:
         boxes = self._told.get(held, (spec.box,))
         if not spec.shape:
             return [spec]  # all write it: there is no row of it without elements
-        return [_row(spec, box) for box in boxes or (Box(spec.box.offset, (0, *spec.shape[1:])),)]
+        if not boxes:
+            return [_row(spec, Box(spec.box.offset, (0, *spec.shape[1:])))]
+        whole = boxes == (spec.box,) and spec.offset is None
+        rows = [_row(spec, box) for box in boxes]
+        return rows if whole else [_row(row, box) for row in rows for box in cut(row)]
 
 
 def _row(spec: Spec, box: Box) -> Spec:

@@ -4,7 +4,8 @@ Before a save writes anything, and when the disk turns out to be full in the
 middle of it, that may go which is promised to nobody: checkpoints that `Keep`
 wouldn't keep even if the new one never came to be, and what no manifest names.
 Never the newest committed checkpoint, nor the one that this run saved or
-restored last, nor anything that a manifest which stays names.
+restored last, nor what another tier still needs, nor anything that a manifest
+which stays names.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from collections.abc import Callable, Iterator
 
 from gpuckpt import layout
 from gpuckpt.commit import sweep
-from gpuckpt.errors import CheckpointError, StorageError
+from gpuckpt.errors import CheckpointError, LockedError, StorageError
 from gpuckpt.increments import Before
 from gpuckpt.inventory import Snapshot
 from gpuckpt.manifest import Manifest
-from gpuckpt.retention import Keep, outdated
+from gpuckpt.retention import NOTHING, Held, Keep, outdated
 from gpuckpt.save import AUTO, RAW, ZSTD
 from gpuckpt.seal import Seal
 from gpuckpt.sizes import format_nbytes
@@ -84,13 +85,16 @@ class Room:
         previous: Manifest | None,
         full_every: int = 1,
         seal: Seal | None = None,
+        *,
+        held: Held = NOTHING,
     ) -> None:
         """`previous` is the checkpoint that this run saved or restored last.
 
-        Unless each is to be full, the next may refer to it.
+        Unless each is to be full, the next may refer to it.  What is `held` stays.
         """
         self._store, self._keep = store, keep
         self._previous, self._full_every, self._seal = previous, full_every, seal
+        self._held = held
 
     def least_nbytes(self, snapshot: Snapshot, codec: str) -> int:
         """Bytes that a save of this snapshot surely writes, whatever is in it.
@@ -154,9 +158,11 @@ class Room:
     def _delete(self) -> None:
         self._store.sync_names()  # what stays is durable before anything goes
         for step in outdated(self._store, self._keep, self._previous, self._seal):
-            self._store.remove(layout.manifest_name(step))
+            if step not in self._held.steps:
+                self._store.remove(layout.manifest_name(step))
         # If a rename's outcome is unknown, the manifest that names these may come back.
-        sweep(self._store, spared=self._previous.files if self._previous is not None else ())
+        spared = self._previous.files if self._previous is not None else ()
+        sweep(self._store, spared=self._held.segments.union(spared))
 
 
 def _sizes(store: Store) -> dict[str, int]:
@@ -171,6 +177,7 @@ def _naming(step: int) -> Iterator[None]:
     try:
         yield
     except StorageError as error:
-        refusal = StorageError(f"step {step} was not saved: {error}")
+        kind = LockedError if isinstance(error, LockedError) else StorageError
+        refusal = kind(f"step {step} was not saved: {error}")
         refusal.errno = error.errno
         raise refusal from error

@@ -53,8 +53,7 @@ def verify_step(
         manifest = open_step(store, step, seal)
     except CheckpointError as error:
         return [Damage("", f"the manifest of step {step}", 0, str(error))]
-    apart = Apart(lambda: list(_verify_chunks(store, manifest, resources, progress)))
-    damage = apart.run()
+    damage = verify_chunks(store, manifest, resources, progress)
     reason = "it isn't here: in the root of another machine, or lost"
     damage += [Damage("", name, 0, reason) for name in manifest.absent]
     for name in manifest.segments:
@@ -63,6 +62,16 @@ def verify_step(
         except CheckpointError as error:
             damage.append(Damage("", name, 0, str(error)))
     return damage
+
+
+def verify_chunks(
+    store: Store,
+    manifest: Manifest,
+    resources: Resources,
+    progress: Callable[[int], None] = lambda _: None,
+) -> list[Damage]:
+    """Check every chunk that a manifest lists, committed or not; progress as `verify_step`."""
+    return Apart(lambda: list(_verify_chunks(store, manifest, resources, progress))).run()
 
 
 def _verify_chunks(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import SimpleNamespace
@@ -18,8 +19,14 @@ from unittest import mock
 import gpuckpt
 from gpuckpt.layout import manifest_step
 from gpuckpt.manifest import Manifest
+from gpuckpt.merging import merge_stores
 from gpuckpt.pending import Checkpoint, Pending
+from gpuckpt.replicas.copies import bring, drop
+from gpuckpt.replicas.shelf import every_item, parts_of
+from gpuckpt.resources import Resources
 from gpuckpt.save import save_snapshot
+from gpuckpt.stores.memory import MemoryStore
+from gpuckpt.tierstats import TierStats
 from tests.crash_store import CrashStore, DeadError, Operation, Promise
 from tests.versions import CHUNK, FROZEN, State, set_to, state_at, version_of
 
@@ -47,6 +54,7 @@ class Life:
         self._tokens = 0
         self._saving: dict[int, int] = {}
         self._keep: gpuckpt.Keep | None = None
+        self._up = False
         self.stats: list[gpuckpt.Stats] = []
 
     @contextlib.contextmanager
@@ -57,7 +65,7 @@ class Life:
         def finish_and_say(
             pending: Pending, result: Checkpoint | None, failure: BaseException | None
         ) -> None:
-            if failure is None:
+            if failure is None and not self._up:
                 self._say(pending.step, self._saving[pending.step])
             finish(pending, result, failure)
 
@@ -76,6 +84,14 @@ class Life:
         store: Any = self.store
         with gpuckpt.Checkpointer("", store=store, keep=keep, **(defaults | options)) as ckpt:
             yield Run(self, ckpt)
+
+    def begins(self, keep: gpuckpt.Keep | None) -> None:
+        """What is promised is what comes up to the store, not what is saved elsewhere."""
+        self._keep, self._up = keep, True
+
+    def is_durable(self, step: int) -> None:
+        """A step has come up."""
+        self._say(step, self._saving[step])
 
     def alone(self, step: int, keep: gpuckpt.Keep | None = None) -> None:
         """Save without a checkpointer."""
@@ -242,6 +258,86 @@ def saves_after_a_failed_one(life: Life) -> None:
         run.save(2)
 
 
+def merges_what_was_saved_elsewhere(life: Life) -> None:
+    """Some steps, one after the other, from a root of their own."""
+    store, life.store = life.store, CrashStore()
+    for step in range(1, 6):
+        life.alone(step)
+    elsewhere, life.store = life.store, store
+    said, life.said = life.said, {}
+    for step in said:
+        merge_stores([elsewhere], store, step, Resources("64 MiB"))
+        life.resumed(step, said[step])
+
+
+@contextlib.contextmanager
+def uploading(
+    life: Life, near: MemoryStore, keep: gpuckpt.Keep | None = None
+) -> Iterator[TieredRun]:
+    """Saves go up from `near` to the life's store; what is durable there is promised."""
+    finish = TierStats.finish
+
+    def finish_and_say(stats: TierStats, outcome: Any, error: Any = None) -> None:
+        if outcome == "durable" and stats.root == life.store.root:
+            life.is_durable(stats.step)
+        finish(stats, outcome, error)
+
+    life.begins(keep)
+    tiers = [gpuckpt.Tier("near", store=near), gpuckpt.Tier("far", store=life.store, keep=keep)]
+    options: dict[str, Any] = {"memory": "4 MiB", "chunk_nbytes": CHUNK, "on_error": "warn"}
+    with (
+        mock.patch.object(TierStats, "finish", finish_and_say),
+        mock.patch("gpuckpt.uploader.PAUSES_SECONDS", (0.001, 0.01)),
+        warnings.catch_warnings(action="ignore"),
+        gpuckpt.Checkpointer(tiers=tiers, keep=gpuckpt.Keep(last=2), **options) as ckpt,
+    ):
+        yield TieredRun(life, ckpt)
+
+
+class TieredRun(Run):
+    """Waits for the upper tier, too, so that a history is repeatable."""
+
+    def save(self, step: int, *, wait: bool = True) -> gpuckpt.Pending:
+        pending = super().save(step, wait=False)
+        if wait:
+            self.ckpt.wait(tier="all", timeout=60)
+        return pending
+
+
+def goes_up(life: Life) -> None:
+    """Segments of earlier steps are named by later ones, and go when no manifest names them."""
+    with uploading(life, MemoryStore(), gpuckpt.Keep(last=1)) as run:
+        for step in (1, 2, 3, 4):
+            run.save(step)
+
+
+def goes_up_after_a_kill_that_left_the_last_one_visible(life: Life) -> None:
+    """It died between the rename of a manifest and the sync of the names."""
+    near = MemoryStore()
+    with uploading(life, near) as run:
+        run.save(1)
+        life.store.kills = lambda _: manifest_step(life.store.record[-1].new) == 2
+        run.save(2)
+    life.store.revive()
+    with uploading(life, near, gpuckpt.Keep(last=2)) as run:
+        run.ckpt.wait(tier="all", timeout=60)
+        life.is_durable(2)
+        assert run.resume() == 2
+        for step in (3, 4):
+            run.save(step)
+
+
+def copies_what_another_has(life: Life) -> None:
+    """As ranks keep copies of each other's files."""
+    life.begins(gpuckpt.Keep(last=1))
+    near, room = MemoryStore(), memoryview(bytearray(50_000))
+    for step in (1, 2, 3):
+        gpuckpt.save("", life.next(step), step, store=near, codec="raw", keep=gpuckpt.Keep(last=1))
+        bring(life.store, every_item(near), lambda item: parts_of(near, item, room))
+        life.is_durable(step)
+        drop(life.store, [name for name in life.store.names() if name not in near.names()])
+
+
 @contextlib.contextmanager
 def killed(life: Life, after: Callable[[Operation], bool]) -> Iterator[None]:
     """The process in the block dies before what follows such an operation; then another begins."""
@@ -280,6 +376,10 @@ HISTORIES: tuple[Callable[[Life], None], ...] = (
     goes_on_from_what_a_killed_process_left_visible,
     goes_on_from_what_a_killed_process_was_deleting,
     writes_several_segments,
+    merges_what_was_saved_elsewhere,
+    goes_up,
+    copies_what_another_has,
+    goes_up_after_a_kill_that_left_the_last_one_visible,
 )
 
 ALL = (*HISTORIES, saves_after_a_failed_one)

@@ -20,6 +20,7 @@ from gpuckpt.restore import restore_tensors
 from gpuckpt.save import Header, save_snapshot
 from gpuckpt.shards import Shards
 from gpuckpt.snapshot import Planner, capture
+from gpuckpt.sources import node_of
 from gpuckpt.stats import Stats
 from gpuckpt.stores import Store
 from gpuckpt.stores.memory import MemoryStore
@@ -48,6 +49,52 @@ def tensor_of(piece: Piece) -> Tensor:
     return replace(found, spec=spec)
 
 
+class Run:
+    """Saves the same shards again and again, by one process: a flat dict of tensors."""
+
+    def __init__(
+        self, pieces: Sequence[Piece], resources: Resources, *, split: bool = True
+    ) -> None:
+        self.resources = resources
+        self._inventory = _inventory_of(pieces)
+        self.plans = Planner(resources.chunk_nbytes, split=split).plans(self._inventory.roster)
+
+    def save(
+        self,
+        store: Store,
+        step: int,
+        codec: str = "auto",
+        previous: Manifest | None = None,
+        full_every: int = 1,
+    ) -> Manifest:
+        """Save what they are now."""
+        if codec == "delta":
+            self.resources.prepare_bases(self.plans, "hold")
+        devices = self.resources.devices
+        snapshot = capture(self._inventory, self.plans, devices, mode="hold", host_room_nbytes=0)
+        header = Header(step, None, {}, 0.0, "test")
+        with store.lock():
+            return save_snapshot(
+                *(snapshot, header, store, self.resources),
+                codec=codec,
+                previous=previous,
+                stats=Stats(step),
+                full_every=full_every,
+            )
+
+
+def _inventory_of(pieces: Sequence[Piece]) -> Inventory:
+    tensors = [tensor_of(piece) for piece in pieces]
+    specs = tuple(tensor.spec for tensor in tensors)
+    numbers: dict[str, dict[int | None, int]] = {}
+    for at, spec in enumerate(specs):
+        numbers.setdefault(spec.name, {}).setdefault(spec.rank, at)
+    template = {"dict": [[name, node_of(ranks)] for name, ranks in numbers.items()]}
+    roster = Roster(template, specs, tuple(tensor.strides for tensor in tensors))
+    addresses = np.array([tensor.address for tensor in tensors], np.uint64)
+    return Inventory(roster, addresses, [tensor.owner for tensor in tensors], ())
+
+
 def save_pieces(
     store: Store,
     pieces: Sequence[Piece],
@@ -58,32 +105,11 @@ def save_pieces(
     full_every: int = 1,
     chunk_nbytes: int = 1 << 20,
     memory: str = "64 MiB",
-    resources: Resources | None = None,
 ) -> Manifest:
-    """Save all shards of all ranks by one process, a flat dict of tensors."""
-    resources = resources or Resources(memory, chunk_nbytes=chunk_nbytes)
-    tensors = [tensor_of(piece) for piece in pieces]
-    specs = tuple(tensor.spec for tensor in tensors)
-    first: dict[str, int] = {}
-    for at, spec in enumerate(specs):
-        first.setdefault(spec.name, at)
-    template = {"dict": [[name, {"tensor": at}] for name, at in first.items()]}
-    roster = Roster(template, specs, tuple(tensor.strides for tensor in tensors))
-    addresses = np.array([tensor.address for tensor in tensors], np.uint64)
-    inventory = Inventory(roster, addresses, [tensor.owner for tensor in tensors], ())
-    plans = Planner(chunk_nbytes, split=codec != "raw").plans(roster)
-    if codec == "delta":
-        resources.prepare_bases(plans, "hold")
-    snapshot = capture(inventory, plans, resources.devices, mode="hold", host_room_nbytes=0)
-    header = Header(step, None, {}, 0.0, "test")
-    with store.lock():
-        return save_snapshot(
-            *(snapshot, header, store, resources),
-            codec=codec,
-            previous=previous,
-            stats=Stats(step),
-            full_every=full_every,
-        )
+    """Save all shards of all ranks once."""
+    resources = Resources(memory, chunk_nbytes=chunk_nbytes)
+    run = Run(pieces, resources, split=codec != "raw")
+    return run.save(store, step, codec, previous, full_every)
 
 
 def split(name: str, array: Array, boxes: Sequence[Box]) -> list[Piece]:

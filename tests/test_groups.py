@@ -6,6 +6,8 @@ import json
 import os
 import threading
 import time
+from collections import Counter
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from gpuckpt.errors import ClosedError, InvalidError, RankError
 from gpuckpt.groups import Alone, Group
+from gpuckpt.groups.leader import Leader
 from gpuckpt.groups.letters import (
     Answer,
     Failure,
@@ -220,6 +223,42 @@ def test_a_good_run_leaves_nothing_but_its_last_answer():
 
     run_ranks(3, work, board=board)
     assert [key.split("/")[-1] for key in board._values] == ["answer-10"]
+
+
+class Counting(MemoryBoard):
+    """Counts what rank 0 asks for, whose messages are all there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def put(self, key: str, value: bytes) -> None:
+        self.counts["put"] += 1
+        super().put(key, value)
+
+    def wait(self, key: str, timeout: float) -> bytes | None:
+        self.counts["wait"] += 1
+        return super().wait(key, timeout)
+
+    def remove(self, key: str) -> None:
+        self.counts["remove"] += 1
+        super().remove(key)
+
+
+@pytest.mark.parametrize("size", [2, 256, 16_384])
+def test_a_round_costs_rank_0_a_put_and_a_wait_for_each_of_the_others(size):
+    board = Counting()
+    group = Meeting(board, 0, size)
+    keys = cast(Leader, group._member)._keys
+    for number in (1, 2, 3):
+        for rank in range(1, size):
+            letter = pack_letter(Message(f"{number}", number - 1, b""))
+            board._values |= {f"gpuckpt/hello-{rank}": b"word", keys.message(rank, number): letter}
+        board.counts.clear()
+        group.barrier(what=f"{number}", timeout=LONG)
+        first = number == 1
+        waits = (2 if first else 1) * (size - 1)
+        assert board.counts == {"put": 2 if first else 1, "wait": waits, "remove": 1}
 
 
 class Interrupting(MemoryBoard):

@@ -24,7 +24,6 @@ from gpuckpt.arena import AREAS, Arena
 from gpuckpt.arrays import Tensor, gather, host_view, look, scatter
 from gpuckpt.census import take_inventory
 from gpuckpt.coding import Encoded, decode, encode
-from gpuckpt.commit import commit, delete, open_step, steps, sweep
 from gpuckpt.devices import Device, Devices, Piece
 from gpuckpt.dtypes import is_turned, name_of, to_numpy, width_of
 from gpuckpt.errors import (
@@ -32,8 +31,6 @@ from gpuckpt.errors import (
     CorruptError,
     FormatError,
     InvalidError,
-    NotFoundError,
-    StorageError,
 )
 from gpuckpt.fingerprint import checksum, checksum128, fingerprint
 from gpuckpt.inventory import Inventory, Snapshot
@@ -47,13 +44,14 @@ from gpuckpt.sizes import format_nbytes, parse_nbytes, parse_seconds
 from gpuckpt.snapshot import Planner, capture, place
 from gpuckpt.spec import Chunk, ChunkEntry, Extent, Plane, Spec
 from gpuckpt.staging import Reread, Staged, stage, upload
-from gpuckpt.stores import Store, read_all, write_all
+from gpuckpt.stores import Store, read_all
 from gpuckpt.stores.local import LocalStore
 from gpuckpt.stores.memory import MemoryStore
 from gpuckpt.structure import Mark, from_json, walk_json
 from gpuckpt.tensors import TensorEntry
 from gpuckpt.tree import flatten, rebuild
 from gpuckpt.values import NotPlainError, decode_value, encode_value
+from tests.stores_contract import small_manifest
 from tests.strategies import (
     FIXED,
     PLAIN,
@@ -739,14 +737,6 @@ def test_metrics_that_json_lacks_come_back():
     assert list(map(repr, again.metrics.values())) == ["nan", "inf", "-inf", "0.1"]
 
 
-def small_manifest() -> bytes:
-    extent = Extent(layout.segment_name(3, "01234567", 0, 0), 64, 8)
-    planes = (Plane("raw", 8),)
-    chunk = ChunkEntry(0, 8, extent, "0" * 32, "1" * 16, planes)
-    tensor = TensorEntry(Spec("a", "int64", (1,)), (chunk,), 3)
-    return pack_manifest(Manifest(3, {"dict": [["a", {"tensor": 0}]]}, (tensor,)))
-
-
 def test_a_flipped_byte_anywhere_in_a_manifest_is_found():
     packed = small_manifest()
     unpack_manifest(packed, "m")
@@ -1072,61 +1062,7 @@ def test_a_strangers_text_that_is_no_manifest_is_corrupt(text):
         unpack_manifest(resealed(text), "m")
 
 
-# Stores and commit
-
-
-@pytest.fixture(params=["memory", "local"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return MemoryStore() if request.param == "memory" else LocalStore(tmp_path / "root")
-
-
-def writer_that_must_not_fail() -> None:
-    raise AssertionError("the commit failed")
-
-
-def test_a_committed_manifest_is_opened_as_it_was(store: Store):
-    manifest = unpack_manifest(small_manifest(), "m")
-    assert steps(store) == []
-    with pytest.raises(NotFoundError, match="no committed checkpoint"):
-        open_step(store)
-    write_all(store, manifest.segments[0], b"data")
-    commit(store, manifest, abandon=writer_that_must_not_fail)
-    assert steps(store) == [3]
-    assert open_step(store) == open_step(store, 3) == manifest
-    with pytest.raises(NotFoundError, match=r"step 4 .* 3$"):
-        open_step(store, 4)
-    assert not [name for name in store.names() if name.endswith(layout.TEMPORARY)]
-
-
-def test_a_manifest_under_another_steps_name_is_corrupt(store: Store):
-    write_all(store, layout.manifest_name(4), small_manifest())
-    with pytest.raises(CorruptError, match="step 3"):
-        open_step(store, 4)
-
-
-def test_a_sweep_removes_what_no_manifest_names_and_nothing_else(store: Store):
-    manifest = unpack_manifest(small_manifest(), "m")
-    litter = [
-        layout.segment_name(3, "ffffffff", 0, 0),
-        layout.segment_name(9, "01234567", 0, 0),
-        layout.manifest_name(5) + layout.TEMPORARY,
-    ]
-    for name in (*litter, manifest.segments[0], "notes.txt", "other.tmp"):
-        write_all(store, name, b"x")
-    commit(store, manifest, abandon=writer_that_must_not_fail)
-    assert sorted(sweep(store)) == sorted(litter)
-    names = {*manifest.segments, layout.manifest_name(3), "notes.txt", "other.tmp"}
-    assert set(store.names()) == names
-    delete(store, [3])
-    assert set(store.names()) == {"notes.txt", "other.tmp"}
-
-
-def test_while_a_manifest_cannot_be_read_no_segment_is_swept_away(store: Store):
-    write_all(store, layout.manifest_name(1), b"damaged")
-    segment = layout.segment_name(1, "01234567", 0, 0)
-    write_all(store, segment, b"x")
-    assert sweep(store) == []
-    assert segment in store.names()
+# Stores: see also tests/stores_contract.py
 
 
 @given(st.lists(st.binary(max_size=40), max_size=6), st.integers(0, 50), st.integers(0, 50))
@@ -1143,32 +1079,6 @@ def test_a_file_is_read_as_it_was_appended(parts, offset, length):
     elif length:
         with pytest.raises(CorruptError):
             memory.read_into("f", offset, memoryview(room))
-
-
-def test_stores_keep_to_their_contract(store: Store):
-    with store.lock():
-        file = store.create("f")
-        file.append([b"ab", memoryview(b""), memoryview(b"cd")])
-        file.append([])
-        file.sync()
-        file.close()
-        file.close()
-        with pytest.raises(StorageError):
-            store.create("f")
-    assert read_all(store, "f") == b"abcd"
-    write_all(store, "g", b"new")
-    store.rename("g", "f")
-    assert read_all(store, "f") == b"new"
-    store.remove("f")
-    store.remove("f")
-    store.sync_names()
-    for call in (
-        lambda: store.size("f"),
-        lambda: store.rename("f", "g"),
-        lambda: read_all(store, "f"),
-    ):
-        with pytest.raises(NotFoundError):
-            call()
 
 
 def test_many_parts_are_written_in_their_order(tmp_path: Path):

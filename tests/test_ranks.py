@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 
 import gpuckpt
-from gpuckpt.commit import open_step
+from gpuckpt.commit import open_step, steps
 from gpuckpt.errors import RankError
 from gpuckpt.groups import Group
+from gpuckpt.sharing import SAMPLE_COUNT
 from gpuckpt.stores import Store
 from gpuckpt.stores.memory import MemoryStore
 from tests.ranks import run_ranks
@@ -48,7 +50,8 @@ def test_replicas_are_written_once_and_evenly():
     assert manifest.ranks == 4
     written = [part.raw_nbytes for part in manifest.parts]
     whole = sum(v.nbytes for v in [state["w"], state["b"], *(x["w"] for x in state["layers"])])
-    assert sum(written) == whole + 4 * state["scale"].nbytes
+    sample = SAMPLE_COUNT * 4
+    assert sum(written) == whole + 4 * (state["scale"].nbytes + sample)
     assert max(written) < 1.05 * whole / 4
 
 
@@ -125,3 +128,21 @@ def test_ranks_that_disagree_about_the_state_are_named_and_so_is_the_leaf(other)
 
     run_ranks(3, work)
     assert store.names() == []
+
+
+def test_replicas_that_have_drifted_apart_are_no_checkpoint():
+    store = MemoryStore()
+
+    def work(group: Group) -> None:
+        state = replicated()
+        with saver(store, group, on_error="warn") as ckpt:
+            ckpt.save(1, state).result(20)
+            state["w"] += group.rank == 1  # it missed an all-reduce
+            with pytest.raises(RankError, match=r"isn't the same on both.*all-reduce") as raised:
+                ckpt.save(2, state).result(20)
+            assert raised.value.ranks == (0, 1)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run_ranks(3, work)
+    assert steps(store) == [1]

@@ -9,7 +9,7 @@ from gpuckpt.arrays.probe import (
     Library,
     probed,
 )
-from gpuckpt.arrays.sharding import look, look_all
+from gpuckpt.arrays.sharding import form_of, look, look_all
 from gpuckpt.arrays.strided import gather, scatter
 from gpuckpt.arrays.view import Array, Tensor, host_view
 from gpuckpt.arrays.wrapped import WRAPPINGS, Wrapped, Wrapping, facts_of, locate_all, wrapping
@@ -28,6 +28,7 @@ __all__ = [
     "assembled",
     "facts_of",
     "finish",
+    "form_of",
     "gather",
     "host_view",
     "locate_all",

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from gpuckpt.cli.listing import list_steps, printable, show_step
+from gpuckpt.cli.merging import merge_roots
 from gpuckpt.cli.repairing import repair_step
 from gpuckpt.cli.selftesting import selftest_directory
 from gpuckpt.cli.tracing import write_trace
@@ -95,6 +96,21 @@ def repair(  # noqa: PLR0917 (its options)
     ROOT isn't changed: what is intact becomes a checkpoint of another directory.
     """
     done = repair_step(root, step, to, Console(), fill=fill, as_json=as_json, key=key_file)
+    raise typer.Exit(done)
+
+
+@app.command()
+def merge(
+    roots: Annotated[list[str], typer.Argument(help="Directories of ranks that share none.")],
+    to: Annotated[str, typer.Option(help="A directory, or a URL, for the whole checkpoint.")],
+    step: Annotated[
+        int | None, typer.Option(help="A step [default: the newest that is whole].")
+    ] = None,
+    key_file: KeyOption = None,
+    as_json: JsonOption = False,  # noqa: FBT002
+) -> None:
+    """Put ranks' own directories together into one checkpoint, checked; they aren't changed."""
+    done = merge_roots(roots, to, step, Console(), as_json=as_json, key=key_file)
     raise typer.Exit(done)
 
 

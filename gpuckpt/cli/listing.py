@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gpuckpt.checkpointer import Root
 from gpuckpt.commit import open_step, steps
 from gpuckpt.errors import CheckpointError, NotFoundError
 from gpuckpt.layout import segment_step
@@ -28,6 +27,7 @@ from gpuckpt.statistics import Statistics
 from gpuckpt.stores.opening import open_store
 from gpuckpt.structure import walk_json
 from gpuckpt.tensors import TensorEntry
+from gpuckpt.tiers import Root
 from gpuckpt.values import decode_value
 
 

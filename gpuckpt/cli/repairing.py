@@ -8,7 +8,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from gpuckpt.checkpointer import Root
 from gpuckpt.cli.listing import print_json
 from gpuckpt.rebuilding import step_of
 from gpuckpt.repair import Repaired, check_apart, repair
@@ -17,6 +16,7 @@ from gpuckpt.seal import make_seal
 from gpuckpt.sizes import format_nbytes
 from gpuckpt.spec import Spec
 from gpuckpt.stores.opening import open_store
+from gpuckpt.tiers import Root
 
 
 def repair_step(

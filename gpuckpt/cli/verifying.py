@@ -9,7 +9,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from gpuckpt.checkpointer import Root
 from gpuckpt.cli.listing import print_json, printable
 from gpuckpt.commit import open_step, steps
 from gpuckpt.errors import CheckpointError, NotFoundError
@@ -17,6 +16,7 @@ from gpuckpt.resources import Resources
 from gpuckpt.seal import Seal, make_seal
 from gpuckpt.stores import Store
 from gpuckpt.stores.opening import open_store
+from gpuckpt.tiers import Root
 from gpuckpt.verify import Damage, verify_step
 
 

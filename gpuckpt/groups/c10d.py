@@ -20,6 +20,8 @@ from gpuckpt.groups.meeting import Meeting
 _SHORTEST, _LONGEST = 0.001, 0.5
 # A server that is stopped, and not dead, is given up after this.
 _REQUEST_SECONDS = 30.0
+# What no rank puts up.
+_ABSENT = "absent"
 
 
 class C10dBoard:
@@ -49,7 +51,9 @@ class C10dBoard:
         """Nothing: the store lives as long as the job."""
 
     def _look(self, key: str) -> bytes | None:
-        return bytes(self._store.get(key)) if self._store.check([key]) else None
+        # In one request: `get` waits for a value that is taken away after a `check`.
+        found = bytes(self._store.compare_set(key, _ABSENT, _ABSENT))
+        return None if found == _ABSENT.encode() else found
 
 
 def torch_ranks(group: Any = None, name: str = "gpuckpt") -> Meeting:

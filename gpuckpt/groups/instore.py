@@ -29,8 +29,6 @@ log = logging.getLogger("gpuckpt")
 
 VERSION = 1
 _SHORTEST, _LONGEST = 0.005, 1.0
-# A listing is what makes an NFS client ask its server again for names that weren't there.
-_LIST_SECONDS = 5.0
 _OLD_SECONDS = 86_400.0
 
 # Of these all ranks of a run have the same (of MASTER_ADDR and SLURM_STEP_ID they may not), and
@@ -44,9 +42,13 @@ _JOB = (
 class StoreBoard:
     """Values in records of a `Store`."""
 
-    def __init__(self, store: Store) -> None:
-        """The store's other files are left alone."""
-        self._store = store
+    def __init__(self, store: Store, *, list_seconds: float = 5.0) -> None:
+        """The store's other files are left alone.
+
+        A listing, each `list_seconds`, is what makes an NFS client ask its
+        server again for names that weren't there.
+        """
+        self._store, self._list_seconds = store, list_seconds
         self._patience = Patience(_SHORTEST, _LONGEST)
         self._listed = time.monotonic()
 
@@ -79,7 +81,7 @@ class StoreBoard:
             log.warning("records of earlier runs stay: %s", error)
 
     def _look(self, key: str) -> bytes | None:
-        if time.monotonic() - self._listed > _LIST_SECONDS:
+        if time.monotonic() - self._listed > self._list_seconds:
             self._store.names()
             self._listed = time.monotonic()
         found = self._record(_name(key))

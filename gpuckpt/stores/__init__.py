@@ -58,7 +58,8 @@ class Store(Protocol):
     """The files of one root, under flat names.
 
     Contents are durable once an appender's `sync` has returned; names
-    (creations, renames, removals), once `sync_names` has.  Every method
+    (creations, renames, removals), once `sync_names` has.  A store also either
+    `Renames` or `Publishes`, for what must appear in one step.  Every method
     raises `StorageError` with the file's name where the storage refuses, and
     `NotFoundError` where a file isn't there.
     """
@@ -80,10 +81,6 @@ class Store(Protocol):
         """Bytes in a file."""
         ...
 
-    def rename(self, old: str, new: str) -> None:
-        """Give a file another name, in the place of any file that has it, in one step."""
-        ...
-
     def remove(self, name: str) -> None:
         """Delete a file; nothing happens if it isn't there."""
         ...
@@ -99,7 +96,32 @@ class Store(Protocol):
     def lock(self) -> AbstractContextManager[None]:
         """Hold the root for writing; `LockedError` if somebody else does.
 
-        A holder that dies, however it dies, holds nothing.
+        A holder that dies, however it dies, holds nothing; where only time can
+        tell that it has, no longer than its lease says.
+        """
+        ...
+
+
+class Renames(Protocol):
+    """A `Store` whose files can get another name."""
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a file another name, in the place of any file that has it, in one step."""
+        ...
+
+
+class Publishes(Protocol):
+    """A `Store` without renames, in which a whole file appears by one request."""
+
+    def publish(self, name: str, data: bytes) -> None:
+        """Put a whole (small) file in the place of any that is there, in one step, durably.
+
+        Only while the lock is held, which is seen to just before.
+
+        Raises:
+            LockedError: the lock was lost; nothing was put.
+            StorageError: the storage refused.  If it is `maybe`, the file may be there all the
+                same, or come to be; else it isn't.
         """
         ...
 
@@ -109,6 +131,14 @@ class File(Protocol):
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` (uint8) from `offset` on; `CorruptError` if the file ends before."""
+        ...
+
+
+class Ahead(File, Protocol):
+    """A `File` that wants to be asked for much at once, since each request takes long."""
+
+    def expect(self, offset: int, nbytes: int) -> None:
+        """Read these bytes now, and keep them for what will be asked for."""
         ...
 
 
@@ -133,9 +163,9 @@ def free_nbytes(store: Store) -> int | None:
     return cast(Measured, store).free_nbytes() if hasattr(store, "free_nbytes") else None
 
 
-def read_all(store: Store, name: str) -> bytes:
-    """A whole (small) file."""
-    buffer = bytearray(store.size(name))
+def read_all(store: Store, name: str, nbytes: int | None = None) -> bytes:
+    """A whole (small) file, or the first so many bytes, if somebody has asked for its size."""
+    buffer = bytearray(store.size(name) if nbytes is None else nbytes)
     store.read_into(name, 0, memoryview(buffer))
     return bytes(buffer)
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from gpuckpt.errors import InvalidError
-from gpuckpt.stores import Store
+from gpuckpt.stores import Store, over_fsspec, over_obstore
 from gpuckpt.stores.local import LocalStore
+from gpuckpt.stores.objects import ObjectStore
+from gpuckpt.stores.retrying import Retries
 
 # A letter alone before the colon would be a drive; a path may hold `//` and colons.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -28,7 +30,10 @@ def is_local(url: str) -> bool:
 def open_store(root: str | os.PathLike[str]) -> Store:
     """The store of a root: a directory's path, or a URL.  Reaches nothing yet.
 
-    `file://` is the directory, with all that a path has.
+    `file://` is the directory, with all that a path has.  S3 (`s3://`), Google
+    Cloud Storage (`gs://`), Azure (`az://`) and this process's memory
+    (`memory://`) are reached by obstore, all others (`hdfs://`, `sftp://`, …) by
+    fsspec.  Credentials and options are the clients' own: docs/STORES.md.
 
     Raises:
         InvalidError: no such kind of URL, or what reaches it isn't installed.
@@ -38,7 +43,10 @@ def open_store(root: str | os.PathLike[str]) -> Store:
     url = urlsplit(str(root))
     if is_local(str(root)):
         return LocalStore(local_path(str(root)))
-    raise InvalidError(f"{root}: no storage is known by {url.scheme}://")
+    retries, scheme = Retries(), url.scheme.lower()
+    if scheme in over_obstore.SCHEMES:
+        return ObjectStore(over_obstore.open_client(str(root), retries), str(root))
+    return ObjectStore(over_fsspec.open_client(str(root)), str(root))
 
 
 def local_path(url: str) -> Path:

@@ -241,7 +241,6 @@ EQUIVALENT = {
     ),
     "background: BackgroundSave.give_up: self._given_up.set()": "without it a save is only slower",
     "background: BackgroundSave._run: self.snapshot.release()": "save_snapshot has done it",
-    "checkpointer: Checkpointer._at_exit: save.join()": "the interpreter waits for threads",
     "inventory: Snapshot.end_downloads: frozen.end_downloads()": "a failed save releases next",
     "inventory: Snapshot.kept: self.release()": "BackgroundSave does it a moment later",
     "restore: restore_tensors: resources.devices[name].finish_uploads()": (

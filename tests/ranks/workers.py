@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
 
 from gpuckpt.errors import RankError
 from gpuckpt.groups import Group
+from gpuckpt.groups.meeting import Meeting
 
 
 def keeps_the_contract(group: Group, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def keeps_the_contract(group: Group, arguments: dict[str, Any]) -> dict[str, Any
     late = _late(group)
     group.barrier(what="the end", timeout=timeout)
     return {
-        "kind": type(getattr(group, "_board", None)).__name__,
+        "kind": type(cast(Meeting, group)._member._board).__name__,
         "rounds": [[value.hex() for value in one] for one in rounds],
         "large": [[value[0], len(value), len(set(value))] for value in large],
         "odd": odd,
@@ -37,6 +38,7 @@ def loses_a_rank(group: Group, arguments: dict[str, Any]) -> dict[str, Any]:
     """One is killed between two rounds; the others go on to the second."""
     group.barrier(what="together", timeout=60)
     if group.rank == arguments["killed"]:
+        cast(Meeting, group).close()  # else the others may not know of the round's end
         os.kill(os.getpid(), signal.SIGKILL)
     begin = time.monotonic()
     said = _error(group, "commit of step 300", arguments["timeout"])
@@ -49,16 +51,17 @@ def loops_in_its_framework(group: Group, arguments: dict[str, Any]) -> dict[str,
     import torch
     from torch import distributed
 
+    def meets() -> list[list[bytes]]:
+        return [group.all_gather(b"x", what=f"round {at}", timeout=60) for at in range(30)]
+
     sums = []
-    meeting = threading.Thread(
-        target=lambda: [group.all_gather(b"x", what=f"round {at}", timeout=60) for at in range(30)]
-    )
-    meeting.start()
-    for at in range(50):
-        one = torch.tensor([group.rank + at])
-        distributed.all_reduce(one)
-        sums.append(int(one))
-    meeting.join()
+    with ThreadPoolExecutor(1) as pool:
+        meeting = pool.submit(meets)
+        for at in range(50):
+            one = torch.tensor([group.rank + at])
+            distributed.all_reduce(one)
+            sums.append(int(one))
+        assert meeting.result() == [[b"x"] * group.size] * 30
     return {"sums": sums}
 
 
@@ -80,8 +83,5 @@ def _error(group: Group, what: str, timeout: float) -> list[Any] | None:
 
 
 def _in_a_thread(work: Any) -> Any:
-    found: list[Any] = []
-    thread = threading.Thread(target=lambda: found.append(work()))
-    thread.start()
-    thread.join()
-    return found[0]
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()

@@ -1,0 +1,172 @@
+"""Bytes that ranks of another world read of a checkpoint, and what cutting shards for them costs.
+
+    python -m bench.resharding
+
+Prints tables of docs/RANKS.md: bytes read to bytes needed (both as they are
+on the disk) of each kind of resharding, and the time of a save and a restore
+of one layout, with shards cut and not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from gpuckpt import cutting
+from gpuckpt.boxes import Box
+from gpuckpt.cutting import cut
+from gpuckpt.layout import manifest_name
+from gpuckpt.spec import Spec
+from gpuckpt.stores.local import LocalStore
+from tests.resharding import (
+    CountingStore,
+    Piece,
+    divided,
+    needed_nbytes,
+    restore_pieces,
+    save_pieces,
+)
+
+Ways = Mapping[int, int]
+Cut = Callable[[Spec], list[Box]]
+
+MANY = (1, 2, 3, 5, 8, 16)
+USUAL = (1, 2, 3, 4, 6, 8, 12, 16)
+KINDS: dict[str, list[tuple[Ways, Ways]]] = {
+    "rows to rows": [({0: n}, {0: m}) for n in MANY for m in (*MANY, 7, 11)],
+    "columns to columns": [({1: n}, {1: m}) for n in MANY[1:] for m in (*MANY, 7, 11)],
+    "rows to columns": [({0: n}, {1: m}) for n in (3, 8) for m in USUAL],
+    "columns to rows": [({1: n}, {0: m}) for n in (3, 8) for m in USUAL],
+    "mesh to mesh": [
+        ({0: 4, 1: 2}, {0: 2, 1: 4}),
+        ({0: 2, 1: 8}, {0: 16}),
+        ({0: 4, 1: 4}, {0: 3, 1: 4}),
+        ({0: 2, 1: 2}, {0: 2, 1: 8}),
+    ],
+}
+SHAPES = ((256, 1024), (1024, 2048), (4096, 4096))
+PLAIN = "chunks of 4 MiB"
+CUTS: dict[str, Cut] = {
+    PLAIN: lambda spec: [spec.box],
+    "small chunks": lambda spec: [spec.box],
+    "default": cut,
+    "grid": lambda spec: cut(spec, range(len(spec.shape))),
+}
+
+
+@contextlib.contextmanager
+def chunks_of(label: str) -> Iterator[None]:
+    """Inside, chunks as a save under this label has them."""
+    known = cutting.CHUNKS
+    cutting.CHUNKS = 1 if label == PLAIN else known
+    try:
+        yield
+    finally:
+        cutting.CHUNKS = known
+
+
+def pieces(array: np.ndarray, ways: Ways, how: Cut, name: str = "w") -> Iterator[Piece]:
+    """An array's shards in one world, as views of it, cut."""
+    for box in dict.fromkeys(divided(array.shape, ways)):
+        spec = Spec(name, "bfloat16", box.shape, offset=box.offset, whole=array.shape)
+        for part in how(spec):
+            yield Piece(name, array[part.slices], part, array.shape)
+
+
+def ratio(array: np.ndarray, saved: Ways, wanted: Ways, how: Cut) -> tuple[float, int]:
+    """Bytes read to bytes needed, by all ranks together; and how many rows there were."""
+    store = CountingStore()
+    manifest = save_pieces(store, list(pieces(array, saved, how)), chunk_nbytes=4 << 20)
+    needed = 0.0
+    store.read_nbytes = 0
+    for box in divided(array.shape, wanted):
+        if box.count:
+            target = Piece("w", np.empty(box.shape, array.dtype), box, array.shape)
+            restore_pieces(store, manifest, [target])
+            needed += needed_nbytes(manifest, {"w": [box]})
+    return store.read_nbytes / needed, len(manifest.tensors)
+
+
+def random_array(shape: tuple[int, ...]) -> np.ndarray:
+    """Weights as training leaves them."""
+    numbers = np.random.default_rng(7).standard_normal(shape, np.float32) * 0.02
+    return numbers.astype(ml_dtypes.bfloat16)
+
+
+def bytes_read() -> None:
+    """A row for each kind and size; each cell: mean and most of all worlds, and most rows."""
+    print("| resharding | bfloat16 tensor | " + " | ".join(CUTS) + " |")
+    print("|---|---|" + "---|" * len(CUTS))
+    for kind, cases in KINDS.items():
+        for shape in SHAPES:
+            array = random_array(shape)
+            cells = []
+            for label, how in CUTS.items():
+                with chunks_of(label):
+                    found = [ratio(array, saved, wanted, how) for saved, wanted in cases]
+                each = [one for one, _ in found]
+                rows = max(count for _, count in found)
+                cells.append(f"{statistics.mean(each):.2f} ({max(each):.2f}), {rows}")
+            size = f"{shape[0]} × {shape[1]}"  # noqa: RUF001
+            print(f"| {kind} | {size} | " + " | ".join(cells) + " |", flush=True)
+
+
+def timed(directory: Path, arrays: list[np.ndarray], ways: Ways, how: Cut) -> tuple[float, ...]:
+    """Seconds of a save and of a restore of the same layout, bytes of the manifest, rows."""
+    store = LocalStore(directory)
+    every = [
+        piece for at, array in enumerate(arrays) for piece in pieces(array, ways, how, f"w{at}")
+    ]
+    begun = time.perf_counter()
+    manifest = save_pieces(store, every, memory="256 MiB", chunk_nbytes=4 << 20)
+    saved = time.perf_counter() - begun
+    targets = [
+        Piece(f"w{at}", np.ones(box.shape, array.dtype), box, array.shape)
+        for at, array in enumerate(arrays)
+        for box in divided(array.shape, ways)
+    ]
+    begun = time.perf_counter()
+    restore_pieces(store, manifest, targets, memory="256 MiB")
+    restored = time.perf_counter() - begun
+    nbytes = store.size(manifest_name(manifest.step))
+    return saved, restored, nbytes, len(manifest.tensors)
+
+
+def costs(rounds: int, count: int) -> None:
+    """Times of each cut, by turns, as ratios to shards that aren't cut."""
+    arrays = [random_array((4096, 4096)) for _ in range(count)]
+    print("| 8 shards by | cut | save | restore | manifest | rows |")
+    print("|---|---|---|---|---|---|")
+    for name, ways in {"rows": {0: 8}, "columns": {1: 8}}.items():
+        found: dict[str, list[tuple[float, ...]]] = {label: [] for label in CUTS}
+        for _ in range(rounds):
+            for label, how in CUTS.items():
+                with tempfile.TemporaryDirectory() as directory, chunks_of(label):
+                    found[label].append(timed(Path(directory), arrays, ways, how))
+        for label, each in found.items():
+            cells = []
+            for at in (0, 1):
+                pairs = zip(each, found[PLAIN], strict=True)
+                ratios = [one[at] / base[at] for one, base in pairs]
+                median = statistics.median(ratios)
+                cells.append(f"{median:.2f} ({min(ratios):.2f} … {max(ratios):.2f})")
+            nbytes, rows = each[0][2:]
+            cells += [f"{nbytes / 2**10:.0f} KiB", f"{rows}"]
+            print(f"| {name} | {label} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tensors", type=int, default=4)
+    given = parser.parse_args()
+    bytes_read()
+    costs(given.rounds, given.tensors)

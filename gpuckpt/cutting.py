@@ -1,0 +1,101 @@
+"""Pure arithmetic: how shards are cut so that other ranks read little more than they need.
+
+What is read is a chunk at least.  A rank of another world wants a part of a
+shard that ends within a chunk, so chunks are small against the tensor.  Along
+any axis but the first, a chunk has a part of each row; so there a shard is
+saved as several boxes, which end where an even division of the whole tensor
+among some number of ranks ends (ADR 0041).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Collection, Iterable
+
+from gpuckpt.boxes import Box, Shape
+from gpuckpt.dtypes import to_numpy
+from gpuckpt.spec import Spec
+
+# Numbers of ranks among which a tensor may be divided later: the first that leaves boxes large
+# enough is taken.
+WAYS: tuple[tuple[int, ...], ...] = (
+    tuple(range(2, 17)),
+    (2, 3, 4, 6, 8, 12, 16),
+    (2, 4, 8, 16),
+    (2, 4, 8),
+    (2, 4),
+    (2,),
+)
+# A smaller box or chunk costs more time than it saves bytes.
+BOX_NBYTES_LEAST = 32 << 10
+CHUNK_NBYTES_LEAST = 64 << 10
+# Of a whole tensor, so that sixteen ranks' fifteen borders cost a tenth of it at most.
+CHUNKS = 160
+
+
+def cut(spec: Spec, axes: Collection[int] | None = None) -> list[Box]:
+    """The boxes as which a shard is saved: all of it, in order; itself, if it isn't cut.
+
+    It is cut along the axes along which it is a part of its tensor, but the
+    first; or along `axes`, all those along which other ranks may want parts of it.
+    """
+    axes = sharded_axes(spec) - {0} if axes is None else set(axes)
+    axes = {axis for axis in axes if spec.full_shape[axis] > 1}
+    if not spec.nbytes or not axes:
+        return [spec.box]
+    for ways in WAYS:
+        borders = {axis: set(ends(spec.full_shape[axis], ways)) for axis in axes}
+        count = math.prod(len(found) + 1 for found in borders.values())
+        if whole_nbytes(spec) >= count * BOX_NBYTES_LEAST:
+            return _between(spec.box, borders)
+    return [spec.box]
+
+
+def sharded_axes(spec: Spec) -> set[int]:
+    """The axes along which a shard doesn't have all of its tensor."""
+    pairs = enumerate(zip(spec.shape, spec.full_shape, strict=True))
+    return {axis for axis, (own, whole) in pairs if own < whole}
+
+
+def longest_chunk(spec: Spec, chunk_nbytes: int) -> int:
+    """Bytes of a tensor's chunks, at most: of a shard's, fewer, unless its tensor is large.
+
+    A power of two, so that a master's chunks end where its copy's do.
+    """
+    if spec.offset is None:
+        return chunk_nbytes
+    share = max(whole_nbytes(spec) // CHUNKS, 1)
+    return min(max(1 << (share.bit_length() - 1), CHUNK_NBYTES_LEAST), chunk_nbytes)
+
+
+def whole_nbytes(spec: Spec) -> int:
+    """Bytes of the whole tensor."""
+    return math.prod(spec.full_shape) * to_numpy(spec.dtype).itemsize
+
+
+def ends(extent: int, ways: Iterable[int]) -> list[int]:
+    """Where the parts of even divisions of an axis end, but for its own end: in order.
+
+    Each part has as many as the first, and the last the rest, as torch and JAX divide.
+    """
+    found: set[int] = set()
+    for count in ways:
+        step = -(-extent // count)
+        found.update(range(step, extent, step) if step else ())
+    return sorted(found)
+
+
+def _between(box: Box, borders: dict[int, set[int]]) -> list[Box]:
+    """The parts of a box between borders along some axes, which are the whole tensor's."""
+    spans = []
+    for axis, (first, last) in enumerate(zip(box.offset, box.end, strict=True)):
+        inner = sorted(at for at in borders.get(axis, ()) if first < at < last)
+        spans.append(list(itertools.pairwise([first, *inner, last])))
+    return [_box(cell) for cell in itertools.product(*spans)]
+
+
+def _box(cell: Iterable[tuple[int, int]]) -> Box:
+    cell = list(cell)
+    offset: Shape = tuple(first for first, _ in cell)
+    return Box(offset, tuple(last - first for first, last in cell))
