@@ -16,7 +16,7 @@ from unittest import mock
 import gpuckpt
 from gpuckpt.layout import manifest_step
 from tests.crash_histories import NOW, Life, loss
-from tests.crash_store import CrashStore, DeadError
+from tests.crash_store import CrashStore, DeadError, Image
 from tests.relay import Outcome, Relay, RelayGroup, values
 from tests.versions import CHUNK, set_to, state_at, version_of
 
@@ -40,6 +40,7 @@ class RanksLife(Life):
             mock.patch("gpuckpt.entering.secrets", tokens),
             mock.patch("gpuckpt.options.time", SimpleNamespace(time=lambda: NOW)),
             mock.patch("gpuckpt.sharing.PIECE_COUNT", PIECE_COUNT),
+            mock.patch("gpuckpt.sharing.SAMPLE_COUNT", PIECE_COUNT // 8),
         ):
             yield
 
@@ -59,6 +60,7 @@ class RanksLife(Life):
         def live(group: RelayGroup) -> None:
             defaults: dict[str, Any] = {"memory": "4 MiB", "chunk_nbytes": CHUNK, "codec": "raw"}
             store: Any = found[group.rank]
+            group.dies = store.check
             with gpuckpt.Checkpointer(
                 "", store=store, keep=keep, group=group, **(defaults | options)
             ) as ckpt:
@@ -180,3 +182,65 @@ def rank_record_of(history: Callable[[RanksLife], None]) -> CrashStore:
     with life.alive():
         history(life)
     return life.store
+
+
+class NodeStore(CrashStore):
+    """The directory of one machine, on the disks that lose their power together."""
+
+    def __init__(self, whole: CrashStore, node: int) -> None:
+        self.__dict__.update(whole.of_client(node).__dict__)
+        self.root, self._prefix = f"node {node}", f"{node}/"
+
+    def create(self, name: str) -> Any:
+        return super().create(self._prefix + name)
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        super().read_into(self._prefix + name, offset, buffer)
+
+    def size(self, name: str) -> int:
+        return super().size(self._prefix + name)
+
+    def rename(self, old: str, new: str) -> None:
+        super().rename(self._prefix + old, self._prefix + new)
+
+    def remove(self, name: str) -> None:
+        super().remove(self._prefix + name)
+
+    def names(self) -> list[str]:
+        begins = len(self._prefix)
+        return [name[begins:] for name in super().names() if name.startswith(self._prefix)]
+
+
+class NodesLife(RanksLife):
+    """Two machines with a root each, and two ranks on the first of them."""
+
+    NODES = (0, 0, 1)
+
+    def __init__(self, image: Image = (), **more: Any) -> None:
+        super().__init__(CrashStore(image), **more)
+
+    @property
+    def stores(self) -> list[CrashStore]:
+        return [NodeStore(self.store, node) for node in self.NODES]
+
+    @staticmethod
+    def found(image: Image) -> tuple[int, int]:
+        """The step that the ranks resume from after a reboot, and its version."""
+        life = NodesLife(image, number=9)
+        seen = set()
+        with life.alive():
+            life.together(
+                *(3, lambda run: seen.add((run.resume(), version_of(run.state)))),
+                stores=life.stores,
+            )
+        values(life.ended)
+        ((step, version),) = seen
+        return step, version
+
+
+def two_nodes_save_and_prune(life: NodesLife) -> None:
+    keep = gpuckpt.Keep(last=1)
+    life.together(
+        *(3, lambda run: [run.save(step) for step in (1, 2, 3)], keep), stores=life.stores
+    )
+    values(life.ended)

@@ -221,6 +221,11 @@ class CrashStore:
         self._disk.apply(operation)
         self.record.append(operation)
 
+    def check(self) -> None:
+        """Raise if the process is dead."""
+        if self._dead:
+            raise DeadError
+
     def free_nbytes(self) -> int | None:
         """What the disk says it has left."""
         return self.free

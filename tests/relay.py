@@ -89,9 +89,7 @@ class Relay:
         if alive and all(one in self._given and one not in self._results for one in alive):
             self._finish(alive)
         order = [(rank + at) % self.size for at in range(1, self.size + 1)]
-        able = [
-            one for one in order if one in alive and (one not in self._given or self._has(one))
-        ]
+        able = [one for one in order if one in alive and (one not in self._given or self._has(one))]
         self._turn = able[0] if able else -1
         self._changed.notify_all()
 
@@ -122,9 +120,12 @@ class RelayGroup:
 
     def __init__(self, relay: Relay, rank: int) -> None:
         self._relay, self.rank, self.size = relay, rank, relay.size
+        self.dies: Callable[[], object] = lambda: None
+        """Called before each gather; may raise: who is dead says nothing."""
 
     def all_gather(self, data: bytes, *, what: str, timeout: float) -> list[bytes]:
         assert timeout > 0
+        self.dies()
         return self._relay.gather(self.rank, data, what)
 
     def barrier(self, *, what: str, timeout: float) -> None:
