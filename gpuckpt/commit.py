@@ -245,6 +245,8 @@ def writing(store: Store) -> Iterator[None]:
         store.sync_names()
         if removed := sweep(store, durable=True):
             log.info("swept away %d files that no checkpoint names", len(removed))
+        for name in filter(layout.is_marker, store.names()):
+            store.remove(name)  # of a rank that died while it entered
         yield
 
 

@@ -42,8 +42,8 @@ class Place:
     site: Site
     store: Store
     keep: Keep | None
-    seal: Seal | None
     held: Callable[[], Held]
+    seal: Seal | None
     timeout: float
 
 
@@ -66,8 +66,10 @@ def conclude(place: Place, world: Manifest, undo: Callable[[], object], lap: Lap
     except UnheardError as error:
         if failure is not None:
             raise failure from error
-        if not place.site.is_one or not _is_durable(place, world):
-            raise
+        if not (place.site.is_one and place.site.is_lead):
+            # It may be visible, and yet go with the next loss of power.
+            reason = f"{error.reason}; step {world.step} may be there all the same"
+            raise UnheardError(error.ranks, reason) from error
         log.warning("step %d is committed, but not all ranks have heard: %s", world.step, error)
         return False
     finally:
@@ -150,18 +152,6 @@ def _take_back(place: Place, world: Manifest) -> bool:
             delete(place.store, [world.step])
     except CheckpointError as error:
         log.warning("step %d, which isn't everywhere, stays here: %s", world.step, error)
-        return False
-    return True
-
-
-def _is_durable(place: Place, world: Manifest) -> bool:
-    """Whether this very manifest is committed here; then it is durable."""
-    try:
-        if not _is_there(place, world):
-            return False
-        # Its lead may have come as far as the rename, and no further.
-        place.store.sync_names()
-    except CheckpointError:
         return False
     return True
 

@@ -64,7 +64,6 @@ def entered(store: Store, group: Group, timeout: float) -> Iterator[Site]:
         def take() -> str:
             if site.is_lead:
                 held.enter_context(writing(store))
-                _tidy(store)
             return ""
 
         gather_done(group, "having the root", take, timeout)
@@ -98,10 +97,3 @@ def _site(store: Store, group: Group, timeout: float) -> Site:
             "whether the file system shows all machines the same names",
         )
     return Site(tuple(leads), group.rank)
-
-
-def _tidy(store: Store) -> None:
-    """Remove the marks of ranks that died while they entered."""
-    for name in store.names():
-        if layout.is_marker(name):
-            store.remove(name)

@@ -152,8 +152,8 @@ class Joint:
             raise
         lap.mark("ranks")
         place = Place(
-            *(self.group, self.site, self._store, self._keep, self._seal),
-            held=self._held_back,
+            *(self.group, self.site, self._store, self._keep, self._held_back),
+            seal=self._seal,
             timeout=self._timeout,
         )
         if not conclude(place, world, undo, lap):

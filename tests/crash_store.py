@@ -13,10 +13,12 @@ read again without one of its syncs.
 from __future__ import annotations
 
 import contextlib
+import copy
+import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
 
@@ -45,6 +47,8 @@ class Operation:
     promise: Promise = frozenset()
     place: tuple[str, int] = ("", 0)
     """Of a sync: the source file and line that asked for it."""
+    client: int = 0
+    """Of a shared file system that one syncs only the names that it changed itself."""
 
     @property
     def is_sync(self) -> bool:
@@ -81,7 +85,7 @@ class Disk:
     def __init__(self, image: Image = ()) -> None:
         self.live = {name: _File(data) for name, data in image}
         self._durable = dict(self.live)
-        self._pending: list[dict[str, _File | None]] = []
+        self._pending: list[tuple[int, dict[str, _File | None]]] = []
         self._files: dict[int, _File] = {}
 
     def apply(self, operation: Operation) -> None:
@@ -89,39 +93,54 @@ class Disk:
         kind, name = operation.kind, operation.name
         if kind == "create":
             self._files[operation.file] = _File()
-            self._change({name: self._files[operation.file]})
+            self._change(operation, {name: self._files[operation.file]})
         elif kind == "append":
             self._files[operation.file].data += operation.data
         elif kind == "sync":
             file = self._files[operation.file]
             file.synced = file.data
         elif kind == "rename":
-            self._change({name: None, operation.new: self.live[name]})
+            self._change(operation, {name: None, operation.new: self.live[name]})
         elif kind == "remove":
-            self._change({name: None})
+            self._change(operation, {name: None})
         elif kind == "sync_names":
-            self._durable, self._pending = dict(self.live), []
+            self._sync_names(operation.client)
 
     def has_unsynced(self, sync: Operation) -> bool:
         """Whether a sync has anything to do."""
         if sync.kind == "sync_names":
-            return bool(self._pending)
+            return any(client == sync.client for client, _ in self._pending)
         return self._files[sync.file].data != self._files[sync.file].synced
 
     def reboots(self) -> Iterator[Image]:
         """Every file system that a reboot could find, some of them more than once."""
         for kept in product((False, True), repeat=len(self._pending)):
             names = dict(self._durable)
-            for change, keep in zip(self._pending, kept, strict=True):
+            for (_, change), keep in zip(self._pending, kept, strict=True):
                 if keep:
                     _apply(names, change)
             order = sorted(names)
             for contents in product(*(names[name].after_reboot() for name in order)):
                 yield tuple(zip(order, contents, strict=True))
 
-    def _change(self, change: dict[str, _File | None]) -> None:
-        self._pending.append(change)
+    def _change(self, operation: Operation, change: dict[str, _File | None]) -> None:
+        self._pending.append((operation.client, change))
         _apply(self.live, change)
+
+    def _sync_names(self, client: int) -> None:
+        """What a client changed is durable, and what others did before with the same names."""
+        durable: list[dict[str, _File | None]] = []
+        left: list[tuple[int, dict[str, _File | None]]] = []
+        names: set[str] = set()
+        for one, change in reversed(self._pending):
+            if one == client or names & change.keys():
+                names |= change.keys()
+                durable.append(change)
+            else:
+                left.append((one, change))
+        for change in reversed(durable):
+            _apply(self._durable, change)
+        self._pending = left[::-1]
 
 
 class CrashStore:
@@ -138,16 +157,24 @@ class CrashStore:
         self.record: list[Operation] = []
         self.refuses: Callable[[Operation], object] = lambda _: None
         self.kills: Callable[[Operation], bool] = lambda _: False
-        self._disk, self._files, self._dead = Disk(image), 0, False
+        self._disk, self._dead = Disk(image), False
+        self._numbers = itertools.count(1)
+        self.client = 0
         self._writer = threading.Lock()
         self.free: int | None = None
 
     def create(self, name: str) -> _Appender:
         if name in self._disk.live:
             raise StorageError(f"can't create {name}: it exists")
-        self._files += 1
-        self.do(Operation("create", name, file=self._files))
-        return _Appender(self, self._files)
+        number = next(self._numbers)
+        self.do(Operation("create", name, file=number))
+        return _Appender(self, number)
+
+    def of_client(self, client: int) -> CrashStore:
+        """The same store, as another machine has it, which may die, or be refused, by itself."""
+        found = copy.copy(self)
+        found.client, found.refuses, found.kills = client, lambda _: None, lambda _: False
+        return found
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         data = self._file(name).data[offset : offset + buffer.nbytes]
@@ -186,12 +213,18 @@ class CrashStore:
 
     def do(self, operation: Operation) -> None:
         """Do it and record it, if the process is alive."""
+        operation = replace(operation, client=self.client)
         self._dead = self._dead or self.kills(operation)
         if self._dead:
             raise DeadError
         self.refuses(operation)
         self._disk.apply(operation)
         self.record.append(operation)
+
+    def check(self) -> None:
+        """Raise if the process is dead."""
+        if self._dead:
+            raise DeadError
 
     def free_nbytes(self) -> int | None:
         """What the disk says it has left."""

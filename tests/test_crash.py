@@ -19,6 +19,7 @@ import gpuckpt
 from gpuckpt.cli.verifying import verify_root
 from tests.crash_checks import Checks, Failures
 from tests.crash_histories import ALL, HISTORIES, Life, once, record_of
+from tests.crash_ranks import RANK_HISTORIES, rank_record_of
 from tests.crash_store import CrashStore, Loss, losses, syncs
 
 PACKAGE = Path(gpuckpt.__file__).parent
@@ -112,7 +113,9 @@ def test_every_sync_that_the_engine_asks_for_is_in_some_history():
             called = node.func if isinstance(node, ast.Call) else None
             if isinstance(called, ast.Attribute) and called.attr in {"sync", "sync_names"}:
                 asked.add((str(path), called.lineno))
-    met = {record[at].place for record in map(record_of, HISTORIES) for at in syncs(record)}
+    records = [*map(record_of, HISTORIES)]
+    records += [rank_record_of(history).record for history in RANK_HISTORIES]
+    met = {record[at].place for record in records for at in syncs(record)}
     assert len(asked) > 4
     # The second: see the test of room that is made.  The third: nothing outlives its processes.
     elsewhere = ("selftest", "space.py", "groups/instore.py")

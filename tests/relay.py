@@ -1,0 +1,140 @@
+"""Ranks as threads that take turns: what they do is the same each time.
+
+One rank runs until it waits for the others, or has ended; then the next one
+does.  A rank that has ended is missed at once: nobody waits for a time-out.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from gpuckpt.errors import RankError
+
+R = TypeVar("R")
+PATIENCE_SECONDS = 60.0
+
+
+@dataclass
+class Outcome(Generic[R]):
+    """What became of a rank: what its work returned, or the error that ended it."""
+
+    value: R | None = None
+    error: BaseException | None = None
+
+
+class Relay:
+    """The ranks, and whose turn it is.
+
+    `refuses` is asked at each gather, with its number from 0 and what it is
+    for, which ranks don't hear how it ended: all of them may not have come.
+    """
+
+    def __init__(
+        self, size: int, refuses: Callable[[int, str], Collection[int]] = lambda *_: ()
+    ) -> None:
+        self.size, self.refuses = size, refuses
+        self.gathers: list[str] = []
+        self._changed = threading.Condition()
+        self._turn, self._ended = 0, set[int]()
+        self._given: dict[int, tuple[str, bytes]] = {}
+        self._results: dict[int, list[bytes] | RankError] = {}
+
+    def run(self, work: Callable[[RelayGroup], R]) -> list[Outcome[R]]:
+        """Let each rank do that, in its turn; how each ended."""
+        outcomes: list[Outcome[R]] = [Outcome() for _ in range(self.size)]
+
+        def live(rank: int) -> None:
+            with self._changed:
+                self._await(lambda: self._turn == rank)
+            try:
+                outcomes[rank].value = work(RelayGroup(self, rank))
+            except BaseException as error:
+                outcomes[rank].error = error
+            finally:
+                self._end(rank)
+
+        threads = [threading.Thread(target=live, args=(rank,)) for rank in range(self.size)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(2 * PATIENCE_SECONDS)
+            assert not thread.is_alive(), "a rank hangs"
+        return outcomes
+
+    def gather(self, rank: int, data: bytes, what: str) -> list[bytes]:
+        """One rank's round."""
+        with self._changed:
+            self._given[rank] = what, data
+            self._go_on(rank)
+            self._await(lambda: self._turn == rank and rank in self._results)
+            result = self._results.pop(rank)
+        if isinstance(result, RankError):
+            raise result
+        return result
+
+    def _await(self, condition: Callable[[], bool]) -> None:
+        assert self._changed.wait_for(condition, PATIENCE_SECONDS), "a rank waits for ever"
+
+    def _end(self, rank: int) -> None:
+        with self._changed:
+            self._ended.add(rank)
+            self._go_on(rank)
+
+    def _go_on(self, rank: int) -> None:
+        """The next one's turn; if all wait, their round ends."""
+        alive = [one for one in range(self.size) if one not in self._ended]
+        if alive and all(one in self._given and one not in self._results for one in alive):
+            self._finish(alive)
+        order = [(rank + at) % self.size for at in range(1, self.size + 1)]
+        able = [one for one in order if one in alive and (one not in self._given or self._has(one))]
+        self._turn = able[0] if able else -1
+        self._changed.notify_all()
+
+    def _has(self, rank: int) -> bool:
+        return rank in self._results
+
+    def _finish(self, alive: list[int]) -> None:
+        whats = {what for what, _ in self._given.values()}
+        what = min(whats)
+        self.gathers.append(what)
+        deaf = self.refuses(len(self.gathers) - 1, what)
+        values = [self._given[rank][1] for rank in alive]
+        for rank in alive:
+            if len(alive) < self.size:
+                result: Any = RankError(sorted(self._ended), f"not there, for {what!r}")
+            elif len(whats) > 1:
+                result = RankError([rank], f"ranks are at different things: {sorted(whats)}")
+            elif rank in deaf:
+                result = RankError([0], f"no answer, for {what!r}")
+            else:
+                result = list(values)
+            self._results[rank] = result
+        self._given.clear()
+
+
+class RelayGroup:
+    """A rank's `Group`."""
+
+    def __init__(self, relay: Relay, rank: int) -> None:
+        self._relay, self.rank, self.size = relay, rank, relay.size
+        self.dies: Callable[[], object] = lambda: None
+        """Called before each gather; may raise: who is dead says nothing."""
+
+    def all_gather(self, data: bytes, *, what: str, timeout: float) -> list[bytes]:
+        assert timeout > 0
+        self.dies()
+        return self._relay.gather(self.rank, data, what)
+
+    def barrier(self, *, what: str, timeout: float) -> None:
+        self.all_gather(b"", what=what, timeout=timeout)
+
+
+def values(outcomes: list[Outcome[R]]) -> list[R]:
+    """What all returned; the first error is raised."""
+    for one in outcomes:
+        if one.error is not None:
+            raise one.error
+    return [one.value for one in outcomes]  # type: ignore[misc]
