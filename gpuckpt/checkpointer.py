@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 from gpuckpt import layout
 from gpuckpt.commit import open_step, steps
 from gpuckpt.crew import Crew
+from gpuckpt.cutting import Reshard, check_reshard
 from gpuckpt.errors import CheckpointError
 from gpuckpt.governor import Governor
 from gpuckpt.journal import Log, open_journal
@@ -72,7 +73,9 @@ class Checkpointer:
     launcher don't.  All wait for each other where a checkpoint is committed or
     restored, but not in `step`, unless clocks or announcements are to be agreed
     on, and at most `group_timeout`.  They may have one root, or each machine its
-    own; `metrics` and `epoch` are those of rank 0.
+    own; `metrics` and `epoch` are those of rank 0.  Shards are saved so that other
+    ranks read little more than they need: by `reshard` along the `same` axes, or
+    `any`, or `none` (docs/RANKS.md).
 
     Not for use by several threads at once.  A root has one writer at a time.
     """
@@ -98,6 +101,7 @@ class Checkpointer:
         key: Key | None = None,
         group: object = None,
         group_timeout: float | str | timedelta = "10 min",
+        reshard: Reshard = "same",
         chunk_nbytes: int = layout.CHUNK_NBYTES,
     ) -> None:
         """Take the root for writing, and sweep away what a crash may have left there.
@@ -121,7 +125,9 @@ class Checkpointer:
             journal=open_journal(log, self._store),
             seal=self._seal,
             tiers=self._tiers,
-            joint=crew.joint(self._store, nearest.keep, self._seal, self._tiers),
+            joint=crew.joint(
+                *(self._store, nearest.keep, self._seal, self._tiers), check_reshard(reshard)
+            ),
         )
         self._restores = Restores(
             *(self._tiers, self._resources, self._saves, self._governor),

@@ -29,6 +29,7 @@ from typing import Any
 
 from gpuckpt import layout
 from gpuckpt.commit import commit, open_step
+from gpuckpt.cutting import Reshard
 from gpuckpt.errors import CheckpointError, RankError
 from gpuckpt.gathering import gather
 from gpuckpt.groups import Group
@@ -61,8 +62,13 @@ class Joint:
         seal: Seal | None,
         held: Callable[[], Held],
         timeout: float,
+        reshard: Reshard = "same",
     ) -> None:
-        """`held` says what must not be deleted, though `keep` doesn't keep it."""
+        """`held` says what must not be deleted, though `keep` doesn't keep it.
+
+        `reshard` is how shards are cut for other ranks.
+        """
+        self._reshard = reshard
         self.group, self.lead = group, group.rank == 0
         self._held_back = held
         self._store, self._keep, self._seal, self._timeout = store, keep, seal, timeout
@@ -82,7 +88,8 @@ class Joint:
             held = pack_holdings(holdings(inventory.roster)).decode()
             self._awaited = None
             told = gather(self.group, _holdings_of(step), held, self._timeout)
-            self._shares = Shares(self.group.rank, [unpack_holdings(one) for one in told])
+            holds = [unpack_holdings(one) for one in told]
+            self._shares = Shares(self.group.rank, holds, self._reshard)
             self._stale = False
             self._awaited = _parts_of(step)
         self._held = self._shares.digest(inventory.roster)

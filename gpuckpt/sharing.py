@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuckpt.boxes import Box, gap, whole_box
+from gpuckpt.cutting import Reshard, cut_for
 from gpuckpt.dtypes import to_numpy
 from gpuckpt.errors import RankError
 from gpuckpt.inventory import Inventory, Roster
@@ -200,8 +201,14 @@ class _Cut:
 class Shares:
     """What this rank writes, once the ranks know of each other; applied to its inventories."""
 
-    def __init__(self, rank: int, held: Sequence[Sequence[Holding]]) -> None:
-        """`held` is what each rank holds; raises what `share_out` does."""
+    def __init__(
+        self, rank: int, held: Sequence[Sequence[Holding]], reshard: Reshard = "none"
+    ) -> None:
+        """`held` is what each rank holds; raises what `share_out` does.
+
+        `reshard` says how rows are cut for ranks that hold other boxes (`cutting`).
+        """
+        self._reshard = reshard
         self.digests = tuple(digest(one) for one in held)
         self._rank = rank
         self._told: dict[Holding, tuple[Box, ...]] = dict.fromkeys(held[rank], ())
@@ -267,7 +274,13 @@ class Shares:
         boxes = self._told.get(held, (spec.box,))
         if not spec.shape:
             return [spec]  # all write it: there is no row of it without elements
-        return [_row(spec, box) for box in boxes or (Box(spec.box.offset, (0, *spec.shape[1:])),)]
+        rows = [_row(spec, box) for box in boxes or (Box(spec.box.offset, (0, *spec.shape[1:])),)]
+        return [part for row in rows for part in self._parts(row)]
+
+    def _parts(self, row: Spec) -> list[Spec]:
+        if row.label in self.samples:
+            return [row]
+        return [_row(row, box) for box in cut_for(row, self._reshard)]
 
 
 def _row(spec: Spec, box: Box) -> Spec:
