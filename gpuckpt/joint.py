@@ -32,6 +32,7 @@ from typing import Any
 
 from gpuckpt import layout
 from gpuckpt.concluding import Place, conclude
+from gpuckpt.cutting import Reshard
 from gpuckpt.entering import Site
 from gpuckpt.errors import CheckpointError, RankError
 from gpuckpt.gathering import UnheardError, gather
@@ -64,8 +65,13 @@ class Joint:
         seal: Seal | None,
         held: Callable[[], Held] = lambda: NOTHING,
         timeout: float,
+        reshard: Reshard = "same",
     ) -> None:
-        """`held` says what must not be deleted, though `keep` doesn't keep it."""
+        """`held` says what must not be deleted, though `keep` doesn't keep it.
+
+        `reshard` is how shards are cut for other ranks.
+        """
+        self._reshard = reshard
         self._held_back = held
         self.group, self.site = group, Site((0,) * group.size, group.rank)
         self._store, self._keep, self._seal, self._timeout = store, keep, seal, timeout
@@ -84,7 +90,7 @@ class Joint:
             held = holdings(inventory.roster)
             self._owed = None
             told = exchanged(self.group.rank, held, partial(self._tell, step))
-            self._shares = Shares(self.group.rank, *told, self.site.leads)
+            self._shares = Shares(self.group.rank, *told, self.site.leads, self._reshard)
             self._stale = False
         self._owed = _parts_of(step)
         self._held = self._shares.digest(inventory.roster)

@@ -154,7 +154,7 @@ def divided(shape: Sequence[int], ways: Mapping[int, int]) -> list[Box]:
 
 
 class CountingStore(MemoryStore):
-    """Counts the bytes that are read from each file."""
+    """Counts the bytes that are read of segments."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -163,7 +163,8 @@ class CountingStore(MemoryStore):
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         """Fill `buffer`, and count it."""
         super().read_into(name, offset, buffer)
-        self.read_nbytes += buffer.nbytes
+        if name.endswith(".segment"):
+            self.read_nbytes += buffer.nbytes
 
 
 def needed_nbytes(manifest: Manifest, boxes: Mapping[str, Sequence[Box]]) -> float:
