@@ -86,6 +86,13 @@ def test_a_rank_that_does_not_come_is_named_to_all_and_the_next_round_works():
     assert run_ranks(3, work, grace=GRACE) == [[b"x"] * 3] * 3
 
 
+def test_only_who_is_missing_is_named_when_ranks_have_never_met():
+    def work(group: Meeting) -> object:
+        return None if group.rank == 1 else attempt(group, "it", 2 * SHORT)
+
+    assert run_ranks(4, work, grace=GRACE) == [(1,), None, (1,), (1,)]
+
+
 def test_a_missing_rank_0_is_named_and_the_next_round_works():
     given_up = threading.Barrier(3)
 
@@ -136,6 +143,14 @@ def test_a_rank_at_something_else_is_named_with_both_texts_to_all(odd):
         return attempt(group, "parts of step 400", data=b"x")
 
     assert run_ranks(4, work) == [[b"x"] * 4] * 4
+
+
+def test_nobody_is_waited_for_once_two_ranks_are_at_different_things():
+    def work(group: Meeting) -> object:
+        attempt(group, "together")
+        return None if group.rank == 2 else attempt(group, f"at {group.rank}", 4 * SHORT)
+
+    assert run_ranks(3, work, grace=GRACE) == [(1,), (1,), None]
 
 
 @pytest.mark.parametrize("odd", [0, 1])
@@ -262,32 +277,46 @@ def test_a_round_costs_rank_0_a_put_and_a_wait_for_each_of_the_others(size):
 
 
 class Interrupting(MemoryBoard):
-    """Ctrl-C comes at the waits for keys of some end."""
+    """Ctrl-C comes at the next wait for, or put of, a key of some end."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.at = ""
+        self.wait_at = self.put_at = ""
 
     def wait(self, key: str, timeout: float) -> bytes | None:
-        if self.at and key.endswith(self.at):
-            self.at = ""
+        if self.wait_at and key.endswith(self.wait_at):
+            self.wait_at = ""
             raise KeyboardInterrupt
         return super().wait(key, timeout)
 
+    def put(self, key: str, value: bytes) -> None:
+        if self.put_at and key.endswith(self.put_at):
+            self.put_at = ""
+            raise KeyboardInterrupt
+        super().put(key, value)
 
-@pytest.mark.parametrize(("rank", "at"), [(0, "message-1-2"), (1, "answer-2")])
-def test_a_rank_that_is_interrupted_while_it_waits_is_named_and_the_next_round_works(rank, at):
+
+@pytest.mark.parametrize(
+    ("rank", "wait_at", "put_at"),
+    [(0, "message-1-2", ""), (0, "", "answer-2"), (1, "answer-2", ""), (1, "", "message-1-2")],
+)
+def test_a_rank_that_is_interrupted_is_named_to_all_and_the_next_round_works(rank, wait_at, put_at):
     board, left = Interrupting(), threading.Barrier(3)
 
     def work(group: Meeting) -> object:
         attempt(group, "together")
         left.wait(LONG)
         if group.rank == rank:
-            board.at = at
+            board.wait_at, board.put_at = wait_at, put_at
             with pytest.raises(KeyboardInterrupt):
                 group.barrier(what="it", timeout=LONG)
-        else:
-            assert attempt(group, "it", SHORT) in ((rank,), [b""] * 3)
+        if rank == 1:
+            left.wait(LONG)  # else rank 0 may have had what rank 1 gave before
+        if group.rank != rank:
+            said = r"was interrupted at 'it'" if rank == 1 or wait_at else "not there after"
+            with pytest.raises(RankError, match=f"rank {rank}: {said}") as raised:
+                group.barrier(what="it", timeout=SHORT)
+            assert raised.value.ranks == (rank,)
         left.wait(LONG)
         return attempt(group, "after", data=b"x")
 
