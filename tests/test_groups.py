@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import threading
 import time
 from collections import Counter
+from types import SimpleNamespace
 from typing import cast
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +18,7 @@ from hypothesis import strategies as st
 
 from gpuckpt.errors import ClosedError, InvalidError, RankError
 from gpuckpt.groups import Alone, Group
+from gpuckpt.groups.board import Patience
 from gpuckpt.groups.leader import Leader
 from gpuckpt.groups.letters import (
     Answer,
@@ -120,16 +124,17 @@ def test_a_rank_that_comes_late_is_told_at_once_that_all_have_given_up():
 
 
 def test_all_learn_who_is_missing_when_the_first_ranks_time_is_over():
-    def work(group: Meeting) -> object:
+    def work(group: Meeting) -> str:
         attempt(group, "together")
         if group.rank == 2:
-            return None
+            return ""
         with pytest.raises(RankError) as raised:
             group.barrier(what="it", timeout=LONG if group.rank == 0 else SHORT)
         return str(raised.value)
 
     found = run_ranks(3, work, grace=GRACE)
-    assert found == ["rank 2: not there when the 0.3 s of rank 1 were over, for 'it'"] * 2 + [None]
+    assert found[0] == found[1]
+    assert found[0].startswith("rank 2: not there when the 0.3 s of rank 1 were over, for 'it'; ")
 
 
 @pytest.mark.parametrize("odd", [0, 1, 3])
@@ -238,6 +243,54 @@ def test_a_good_run_leaves_nothing_but_its_last_answer():
 
     run_ranks(3, work, board=board)
     assert [key.split("/")[-1] for key in board._values] == ["answer-10"]
+
+
+class Slow(MemoryBoard):
+    """The others see rank 0's answer only once it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown = threading.Event()
+
+    def wait(self, key: str, timeout: float) -> bytes | None:
+        if "answer" in key:
+            self.shown.wait(LONG)
+        return super().wait(key, timeout)
+
+
+def test_closing_waits_until_all_have_the_last_answer():
+    board = Slow()
+
+    def work(group: Meeting) -> list[str]:
+        group.barrier(what="it", timeout=LONG)
+        if group.rank == 0:
+            threading.Timer(SHORT, board.shown.set).start()
+            group.close(LONG)
+        return [key for key in board._values if "message" in key]
+
+    assert run_ranks(3, work, board=board)[0] == []
+
+
+def test_who_waits_long_for_one_value_looks_less_and_less_often():
+    clock = SimpleNamespace(now=0.0)
+    looks: list[float] = []
+
+    def pass_by(seconds: float) -> None:
+        clock.now += seconds
+
+    patience = Patience(0.001, 1.0)
+    with mock.patch(
+        "gpuckpt.groups.board.time", SimpleNamespace(monotonic=lambda: clock.now, sleep=pass_by)
+    ):
+        for timeout in (1, 1, 30):
+            patience.wait("a", timeout, lambda: looks.append(clock.now))
+        again = len(looks)
+        patience.wait("b", 1, lambda: looks.append(clock.now))
+    pauses = [after - before for before, after in itertools.pairwise(looks) if after > before]
+    assert min(pauses[: again - 3]) == pytest.approx(0.001)
+    assert max(pauses) == pytest.approx(1.0)
+    assert again - 3 < len(looks) - again + 60
+    assert sum(1 < at <= 2 for at in looks[:again]) < 20
 
 
 class Counting(MemoryBoard):

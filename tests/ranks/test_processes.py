@@ -62,6 +62,22 @@ def test_ranks_meet_beside_the_collectives_of_the_training(tmp_path, needs):
         assert one.value["sums"] == [6 + 4 * at for at in range(50)]
 
 
+@pytest.mark.parametrize("kind", ["torch", "mpi"])
+def test_a_part_of_the_ranks_is_a_group_of_its_own(kind, tmp_path, needs):
+    needs(kind)
+    worker, task = "tests.ranks.workers:meets_in_a_part", {"kind": kind}
+    found = launch(kind, worker, 4, tmp_path, task)
+    assert [one.error for one in found] == [None] * 4, found[1].output
+    assert [one.value for one in found] == [None, ["1", "3"], None, ["1", "3"]]
+
+
+def test_an_mpi_that_lets_one_thread_in_is_refused_with_what_to_do(tmp_path, needs, monkeypatch):
+    needs("mpi")
+    monkeypatch.setenv("MPI4PY_RC_THREAD_LEVEL", "funneled")
+    (found,) = launch("mpi", "tests.ranks.workers:is_refused_by_mpi", 1, tmp_path)
+    assert "mpi4py.rc.thread_level = 'multiple'" in found.value
+
+
 def test_records_of_a_run_that_was_killed_are_swept_away_by_the_next(tmp_path, needs):
     task = {"killed": 2, "timeout": 0.5}
     launch("store", "tests.ranks.workers:loses_a_rank", 4, tmp_path, task)
