@@ -39,7 +39,8 @@ def keeps_the_contract(group: Group, arguments: dict[str, Any]) -> dict[str, Any
 
 def loses_a_rank(group: Group, arguments: dict[str, Any]) -> dict[str, Any]:
     """One is killed between two rounds; the others go on to the second."""
-    group.barrier(what="together", timeout=60)
+    for what in ("together", "at nearly the same time"):
+        group.barrier(what=what, timeout=60)
     if group.rank == arguments["killed"]:
         cast(Meeting, group).close()  # else the others may not know of the round's end
         os.kill(os.getpid(), signal.SIGKILL)
@@ -99,8 +100,8 @@ def is_refused_by_mpi(group: Group, arguments: dict[str, Any]) -> str:
 def _late(group: Group) -> list[Any]:
     """Rank 1 comes when the others have given up; all find the same, and meet again."""
     if group.rank == 1:
-        time.sleep(1.5)
-    said = _error(group, "late", 60.0 if group.rank == 1 else 0.5)
+        time.sleep(2.5)
+    said = _error(group, "late", 60.0 if group.rank == 1 else 1.2)
     after = group.all_gather(b"x", what="after", timeout=60)
     return [said and said[0], len(after)]
 
