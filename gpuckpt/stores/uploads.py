@@ -24,9 +24,9 @@ class ObjectAppender:
 
     What is appended is copied to a part's memory, `PART_NBYTES` of it.  A full
     part goes to a thread that hands it to the client, which sends its memory
-    as it is.  One is being filled and one waits to be handed on, while the
-    client has as many as it sends at a time: with obstore's four, 48 MiB, the
-    bound on what an upload takes.  An object that fits into one part is put in
+    as it is.  One is being filled, one waits, and the client has one in its
+    hand beside those that it sends at a time: with obstore's four that makes
+    seven, 56 MiB, the bound on what an upload takes.  An object that fits into one part is put in
     one request, by `sync`, in the caller's thread.
     """
 
