@@ -321,9 +321,9 @@ class Checkpointer:
         on_error = self._options.on_error
         self._tiers.tell(on_error, stacklevel=3)
         time = TimeLeft(timeout)
-        self._saves.reap(wait=True, seconds=time.seconds)
+        self._saves.reap(wait=True, seconds=time.whole)
         if tier == "all":
-            self._tiers.complete(time.seconds, on_error, stacklevel=3)
+            self._tiers.complete(time.left, on_error, stacklevel=3)
             self._tiers.tell(on_error, stacklevel=3)
 
     def close(self, timeout: float | str | timedelta | None = None) -> None:
@@ -343,8 +343,8 @@ class Checkpointer:
         if not self._life.is_ours:
             return  # a forked child: the parent's save and lock are not its own
         try:
-            self._saves.reap(wait=True, seconds=time.seconds)
+            self._saves.reap(wait=True, seconds=time.whole)
         finally:
             # Else the wait was cut short: the save goes on, and the lock.
             if self._saves.save is None:
-                self._life.end(time.seconds)
+                self._life.end(time.left)
