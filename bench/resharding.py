@@ -15,7 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import ml_dtypes
@@ -57,6 +57,12 @@ SHAPES = ((256, 1024), (1024, 2048), (4096, 4096))
 PLAIN = "chunks of 4 MiB"
 # Of a transformer: what a block has, and its embedding.
 MODEL = ((3072, 1024), (1024, 1024), (4096, 1024), (1024, 4096), (16384, 1024), (4096,), (1024,))
+MODEL_KINDS = {
+    "rows to rows": (0, 0),
+    "columns to columns": (1, 1),
+    "rows to columns": (0, 1),
+    "columns to rows": (1, 0),
+}
 WORLDS = ((2, 3), (3, 2), (8, 6), (4, 16), (16, 12))
 CUTS: dict[str, Cut] = {
     PLAIN: lambda spec: [spec.box],
@@ -101,6 +107,7 @@ def read_and_needed(
     return store.read_nbytes, needed, len(manifest.tensors)
 
 
+@cache
 def random_array(shape: tuple[int, ...]) -> np.ndarray:
     """Weights as training leaves them."""
     numbers = np.random.default_rng(7).standard_normal(shape, np.float32) * 0.02
@@ -125,16 +132,12 @@ def bytes_read() -> None:
             print(f"| {kind} | {size} | " + " | ".join(cells) + " |", flush=True)
 
 
-def model() -> None:
+def model(kinds: list[str]) -> None:
     """The same of all tensors of a model together: least and most of some worlds."""
     print("| resharding of a model | " + " | ".join(CUTS) + " |")
     print("|---|" + "---|" * len(CUTS))
-    for name, (one, other) in {
-        "rows to rows": (0, 0),
-        "columns to columns": (1, 1),
-        "rows to columns": (0, 1),
-        "columns to rows": (1, 0),
-    }.items():
+    for name in kinds:
+        one, other = MODEL_KINDS[name]
         cells = []
         for label, how in CUTS.items():
             each = []
@@ -200,11 +203,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tensors", type=int, default=4)
+    parser.add_argument("--kinds", nargs="*", default=list(MODEL_KINDS))
     parser.add_argument("--only", choices=("bytes", "model", "costs"))
     given = parser.parse_args()
     if given.only in (None, "bytes"):
         bytes_read()
     if given.only in (None, "model"):
-        model()
+        model(given.kinds)
     if given.only in (None, "costs"):
         costs(given.rounds, given.tensors)
