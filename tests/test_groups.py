@@ -437,11 +437,13 @@ def test_a_time_out_is_above_zero(timeout):
         Meeting(MemoryBoard(), 0, 2).barrier(what="it", timeout=timeout)
 
 
+@settings(deadline=None)
 @given(st.builds(Message, st.text(), COUNTS, st.binary()) | st.builds(Gone, st.text()))
 def test_unpacking_a_letter_undoes_packing_it(letter):
     assert unpack_letter(pack_letter(letter)) == letter
 
 
+@settings(deadline=None)
 @given(OUTCOMES, st.data())
 def test_unpacking_an_answer_undoes_packing_it(outcome, data):
     size = 3 if isinstance(outcome, Failure) else len(outcome)
@@ -450,6 +452,7 @@ def test_unpacking_an_answer_undoes_packing_it(outcome, data):
     assert unpack_answer(pack_answer(answer)) == answer
 
 
+@settings(deadline=None)
 @given(st.binary() | st.binary().map(lambda data: b"\2\0\0\0{}" + data))
 def test_bytes_that_are_none_are_no_letter_and_no_answer(data):
     for unpack in (unpack_letter, unpack_answer):
