@@ -7,8 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 Shape = tuple[int, ...]
+_Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +72,18 @@ def gap(boxes: Iterable[Box], wanted: Box) -> Box | None:
     """
     if not wanted.count:
         return None
-    inner = [found.inside(wanted) for box in boxes if (found := box & wanted) is not None]
-    if any(box.shape == wanted.shape for box in inner):
+    low, high = _clipped(boxes, wanted)
+    if bool((high - low == wanted.shape).all(axis=1).any()):
         return None
-    cuts = [_cuts(inner, wanted, axis) for axis in range(len(wanted.shape))]
+    ends = [np.array([0, extent]) for extent in wanted.shape]
+    cuts = [np.unique(np.concatenate([*e])) for e in zip(ends, low.T, high.T, strict=True)]
     held = np.zeros([len(edges) - 1 for edges in cuts], bool)
-    for box in inner:
-        held[tuple(_cells(box, edges, axis) for axis, edges in enumerate(cuts))] = True
+    first, last = _cells(low, cuts), _cells(high, cuts)
+    single = (last - first == 1).all(axis=1)
+    if single.any():  # of a grid, these are all
+        held[tuple(first[single].T)] = True
+    for frm, to in zip(first[~single].tolist(), last[~single].tolist(), strict=True):
+        held[tuple(map(slice, frm, to))] = True
     if held.all():
         return None
     at = np.unravel_index(int(np.argmin(held)), held.shape)
@@ -124,13 +131,18 @@ def _without(one: Box, other: Box) -> list[Box]:
     return found
 
 
-def _cuts(boxes: Sequence[Box], wanted: Box, axis: int) -> np.ndarray:
-    edges = {0, wanted.shape[axis]}
-    edges.update(box.offset[axis] for box in boxes)
-    edges.update(box.end[axis] for box in boxes)
-    return np.array(sorted(edges))
+def _clipped(boxes: Iterable[Box], wanted: Box) -> tuple[_Indices, _Indices]:
+    """Where what `wanted` has of each box begins and ends, from its own beginning."""
+    every = list(boxes)
+    rows = len(every), len(wanted.shape)
+    low = np.array([box.offset for box in every], np.int64).reshape(rows)
+    high = low + np.array([box.shape for box in every], np.int64).reshape(rows)
+    low, high = np.maximum(low, wanted.offset), np.minimum(high, wanted.end)
+    inner = (low < high).all(axis=1)
+    begin = np.array(wanted.offset, np.int64)
+    return low[inner] - begin, high[inner] - begin
 
 
-def _cells(box: Box, edges: np.ndarray, axis: int) -> slice:
-    first, last = np.searchsorted(edges, [box.offset[axis], box.end[axis]])
-    return slice(int(first), int(last))
+def _cells(at: _Indices, cuts: Sequence[_Indices]) -> _Indices:
+    columns = [np.searchsorted(edges, column) for edges, column in zip(cuts, at.T, strict=True)]
+    return np.array(columns, np.int64).reshape(len(cuts), len(at)).T

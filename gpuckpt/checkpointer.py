@@ -26,6 +26,7 @@ from gpuckpt.retention import Keep
 from gpuckpt.saving import Saves
 from gpuckpt.schedule import Every
 from gpuckpt.seal import Key, make_seal
+from gpuckpt.sizes import parse_seconds
 from gpuckpt.stores import Store
 from gpuckpt.tiered import Tiers
 from gpuckpt.tiers import Root, Tier, arranged
@@ -72,7 +73,8 @@ class Checkpointer:
     launcher don't.  All wait for each other where a checkpoint is committed or
     restored, but not in `step`, unless clocks or announcements are to be agreed
     on, and at most `group_timeout`.  They may have one root, or each machine its
-    own; `metrics` and `epoch` are those of rank 0.
+    own; `metrics` and `epoch` are those of rank 0.  With `replicas=1` each has a
+    copy of its files on the next machine's disk, and has them back in `resume`.
 
     Not for use by several threads at once.  A root has one writer at a time.
     """
@@ -98,6 +100,7 @@ class Checkpointer:
         key: Key | None = None,
         group: object = None,
         group_timeout: float | str | timedelta = "10 min",
+        replicas: int = 0,
         chunk_nbytes: int = layout.CHUNK_NBYTES,
     ) -> None:
         """Take the root for writing, and sweep away what a crash may have left there.
@@ -121,6 +124,7 @@ class Checkpointer:
             journal=open_journal(log, self._store, crew.rank),
             seal=self._seal,
             tiers=self._tiers,
+            spares=crew.spare(self._store, replicas),
             joint=crew.joint(self._store, nearest.keep, self._seal, self._tiers),
         )
         self._restores = Restores(
@@ -275,6 +279,10 @@ class Checkpointer:
             fallback=fallback,
             stacklevel=3,
         )
+
+    def replicated(self, timeout: float | str | timedelta = 0) -> bool:
+        """Whether another machine has a copy of this rank's files; waits for that so long."""
+        return self._saves.is_replicated(parse_seconds(timeout))
 
     def steps(self) -> list[int]:
         """All committed steps, ascending."""

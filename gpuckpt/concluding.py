@@ -42,8 +42,8 @@ class Place:
     site: Site
     store: Store
     keep: Keep | None
-    held: Callable[[], Held]
     seal: Seal | None
+    held: Callable[[], Held]
     timeout: float
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -9,12 +11,14 @@ from dataclasses import replace
 from gpuckpt.commit import open_step
 from gpuckpt.errors import CheckpointError, NotFoundError, RankError
 from gpuckpt.fallback import Taken, is_damage, passed_over
+from gpuckpt.fingerprint import checksum128
 from gpuckpt.gathering import gather, gather_done
 from gpuckpt.groups import Group
 from gpuckpt.manifest import Manifest
 from gpuckpt.matching import Match
 from gpuckpt.nearest import find_steps, take_nearest
 from gpuckpt.seal import Seal
+from gpuckpt.spares import Spares
 from gpuckpt.stores import Store
 
 log = logging.getLogger("gpuckpt")
@@ -26,8 +30,9 @@ _TOLD = 1000
 class Concord:
     """Restores of one rank of several, each at the same time as those of all others."""
 
-    def __init__(self, group: Group, timeout: float) -> None:
+    def __init__(self, group: Group, timeout: float, spares: Spares | None = None) -> None:
         """Waits for the others at most `timeout` seconds at a time."""
+        self._spares = spares
         self.rank = group.rank
         self._group, self._timeout, self._size = group, timeout, group.size
 
@@ -48,6 +53,8 @@ class Concord:
             CheckpointError: what went wrong on this rank.
             RankError: what went wrong on others, or that they ask for another step.
         """
+        if self._spares is not None:
+            self._spares.recover()
         candidates = _best_first(self._common(stores, step), step, stores)
         asked, reason = (candidates or [0])[0], ""
         for at, one in enumerate(candidates):
@@ -84,11 +91,12 @@ class Concord:
 
         Those with roots of their own may not: one may have saved a step again.
         """
-        try:
-            store = find_steps(stores)[0][step][0]
-            said = repr(open_step(store, step, seal, parts=False).created)
-        except (CheckpointError, KeyError):
-            said = ""
+        said = ""
+        for store in stores:
+            with contextlib.suppress(CheckpointError):
+                found = open_step(store, step, seal, parts=False)
+                said = checksum128(json.dumps([found.created, *found.files]).encode())
+                break
         told = gather(self._group, f"look at step {step}", said, self._timeout)
         return len(set(told) - {""}) <= 1
 

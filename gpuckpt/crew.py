@@ -11,6 +11,7 @@ from datetime import timedelta
 from gpuckpt.commit import writing
 from gpuckpt.concord import Concord
 from gpuckpt.entering import entered
+from gpuckpt.errors import InvalidError
 from gpuckpt.governor import Governor
 from gpuckpt.groups import Group
 from gpuckpt.groups.detect import as_group
@@ -20,6 +21,7 @@ from gpuckpt.pace import Pace, SharedNotice, SharedPace
 from gpuckpt.retention import Keep
 from gpuckpt.seal import Seal
 from gpuckpt.sizes import parse_seconds
+from gpuckpt.spares import Spares
 from gpuckpt.stores import Store
 from gpuckpt.tiered import Tiers
 
@@ -32,6 +34,7 @@ class Crew:
         self._group = group if group is not None and group.size > 1 else None
         self._timeout = parse_seconds(timeout)
         self._joint: Joint | None = None
+        self._spares: Spares | None = None
         self._pace: Pace | None = None
 
     @classmethod
@@ -66,7 +69,21 @@ class Crew:
 
     def concord(self) -> Concord | None:
         """How they restore; None if there is one."""
-        return None if self._group is None else Concord(self._group, self._timeout)
+        if self._group is None:
+            return None
+        return Concord(self._group, self._timeout, self._spares)
+
+    def spare(self, store: Store, replicas: int) -> Spares | None:
+        """Copies on other machines; None if there are none.
+
+        Raises:
+            InvalidError: more than one copy is wanted, or of a root that isn't a local disk.
+        """
+        if replicas not in (0, 1):
+            raise InvalidError(f"replicas is 0 or 1, got {replicas!r}")
+        if self._group is not None and replicas:
+            self._spares = Spares(self._group, store)
+        return self._spares
 
     def pace(
         self,
@@ -91,8 +108,9 @@ class Crew:
             with writing(store):
                 yield
             return
-        with entered(store, self._group, self._timeout) as site:
-            self._joint.site, self._tiers.lead = site, site.is_lead
+        with entered(store, self._group, self._timeout) as self._joint.site:
+            self._tiers.lead = self._joint.site.is_lead
             if self._pace is not None:
                 self._pace.meet()
-            yield
+            with self._spares.kept() if self._spares else contextlib.nullcontext():
+                yield

@@ -27,6 +27,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from gpuckpt import layout
@@ -35,19 +36,13 @@ from gpuckpt.entering import Site
 from gpuckpt.errors import CheckpointError, RankError
 from gpuckpt.gathering import UnheardError, gather
 from gpuckpt.groups import Group
+from gpuckpt.holdings import FIRST_ASKED, exchanged, holdings, pack_holdings, unpack_holdings
 from gpuckpt.inventory import Inventory
 from gpuckpt.manifest import Manifest, Part
 from gpuckpt.parts import describe, shared_structure, world_manifest, write_part
-from gpuckpt.retention import Held, Keep
+from gpuckpt.retention import NOTHING, Held, Keep
 from gpuckpt.seal import MANIFEST, Seal
-from gpuckpt.sharing import (
-    Shares,
-    check_fit,
-    holdings,
-    pack_holdings,
-    unpack_holdings,
-    written_holdings,
-)
+from gpuckpt.sharing import Shares, check_fit, written_holdings
 from gpuckpt.spans import Lap
 from gpuckpt.stores import Store
 from gpuckpt.structure import ConflictError, join
@@ -67,12 +62,12 @@ class Joint:
         *,
         keep: Keep | None,
         seal: Seal | None,
-        held: Callable[[], Held],
+        held: Callable[[], Held] = lambda: NOTHING,
         timeout: float,
     ) -> None:
         """`held` says what must not be deleted, though `keep` doesn't keep it."""
-        self.group, self.site = group, Site((0,) * group.size, group.rank)
         self._held_back = held
+        self.group, self.site = group, Site((0,) * group.size, group.rank)
         self._store, self._keep, self._seal, self._timeout = store, keep, seal, timeout
         self._shares: Shares | None = None
         self._stale = True  # the ranks are to tell each other what they hold
@@ -86,15 +81,17 @@ class Joint:
             RankError: they don't hold shards of the same tensors, or not all of one.
         """
         if self._stale or self._shares is None:
-            held = pack_holdings(holdings(inventory.roster)).decode()
+            held = holdings(inventory.roster)
             self._owed = None
-            told = gather(self.group, _holdings_of(step), held, self._timeout)
-            held_by = [unpack_holdings(one) for one in told]
-            self._shares = Shares(self.group.rank, held_by, self.site.here)
+            told = exchanged(self.group.rank, held, partial(self._tell, step))
+            self._shares = Shares(self.group.rank, *told, self.site.leads)
             self._stale = False
         self._owed = _parts_of(step)
         self._held = self._shares.digest(inventory.roster)
         return self._shares.apply(inventory)
+
+    def _tell(self, step: int, what: str, own: str) -> list[str]:
+        return gather(self.group, f"{what} at step {step}", own, self._timeout)
 
     @contextlib.contextmanager
     def telling(self, step: int) -> Iterator[None]:
@@ -155,8 +152,8 @@ class Joint:
             raise
         lap.mark("ranks")
         place = Place(
-            *(self.group, self.site, self._store, self._keep, self._held_back),
-            seal=self._seal,
+            *(self.group, self.site, self._store, self._keep, self._seal),
+            held=self._held_back,
             timeout=self._timeout,
         )
         if not conclude(place, world, undo, lap):
@@ -172,8 +169,8 @@ class Joint:
             "segments": part.segments,
             "held": self._held,
             "structure": _hash(text.encode()),
-            "key": None if self._seal is None else _hash(self._seal.sealed(b"{}", MANIFEST)),
             "samples": self._samples(own),
+            "key": None if self._seal is None else _hash(self._seal.sealed(b"{}", MANIFEST)),
             "header": [own.epoch, own.metrics, own.created, own.writer],
         }
         self._owed = None
@@ -217,7 +214,7 @@ class Joint:
 
     def _see_that_all_fits(self, own: Manifest) -> None:
         """See that no bytes are missing, though ranks don't hold what they have shared out."""
-        rows = pack_holdings(written_holdings(own.tensors)).decode()
+        rows = pack_holdings(written_holdings(own.tensors))
         told = gather(self.group, f"rows of step {own.step}", rows, self._timeout)
         check_fit([unpack_holdings(one) for one in told])
 
@@ -251,7 +248,7 @@ def _hash(text: bytes) -> str:
 
 
 def _holdings_of(step: int) -> str:
-    return f"what each rank holds at step {step}"
+    return f"{FIRST_ASKED} at step {step}"
 
 
 def _parts_of(step: int) -> str:

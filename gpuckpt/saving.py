@@ -29,6 +29,7 @@ from gpuckpt.seal import Seal
 from gpuckpt.snapshot import Planner, capture, reserve
 from gpuckpt.space import Room, save_with_room
 from gpuckpt.spans import Lap, Spans
+from gpuckpt.spares import Spares
 from gpuckpt.stats import Fastest, Stats
 from gpuckpt.stores import Store
 from gpuckpt.tiered import Tiers
@@ -49,7 +50,9 @@ class Saves:
         seal: Seal | None = None,
         tiers: Tiers | None = None,
         joint: Joint | None = None,
+        spares: Spares | None = None,
     ) -> None:
+        self._spares = spares
         self.tiers, self._joint = tiers or Tiers(store), joint
         self._store, self._resources, self._options = store, resources, options
         self._governor, self._keep, self._journal = governor, keep, journal
@@ -121,6 +124,10 @@ class Saves:
         """
         self.previous, self.committed = manifest, None
         self._anew = self._anew or anew
+
+    def is_replicated(self, seconds: float) -> bool:
+        """Whether a copy of all that was committed is on another machine; waits for that."""
+        return self._spares is not None and self._spares.is_kept(seconds)
 
     def recall(self) -> None:
         """Take note of how long saves of runs before have taken, if there is a log of them."""
@@ -251,6 +258,8 @@ class Saves:
             if self._joint.site.is_lead and pending.tiers[1:]:
                 whole = open_step(self._store, manifest.step, self._seal)
                 self.tiers.offer(whole, pending.tiers)
+            if self._spares is not None:
+                self._spares.after_commit()
             return
         self.tiers.offer(manifest, pending.tiers)
         prune_quietly(self._store, self._keep, manifest, self._seal, self.tiers.held())

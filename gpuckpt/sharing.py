@@ -1,10 +1,11 @@
 """Which rank writes which bytes of what several ranks hold.
 
-Ranks tell each other once what they hold: rows of names, types and boxes.
-What one rank alone holds it writes.  Of what several hold alike (replicas),
-the large is cut along its first axis, a piece for each of them; the small goes to
-whoever has the least, and the tiny, where ranks may well differ (statistics of
-a batch), to the first of them.  Every rank comes to the same result by itself.
+Ranks tell each other once what they hold (`holdings`).
+What one rank alone holds it writes.  What several hold alike (replicas) is cut
+into runs of the same size, one for each of them (`spreading`); the tiny, where
+ranks may well differ (statistics of a batch), goes to the first of them.  Every
+rank comes to the same result by itself.  Where machines have roots of their own,
+each root gets all that its ranks hold.
 
 Pieces of replicas that have drifted apart would make a state that no rank had.
 So all of them write one small sample too, which must be the same.
@@ -12,10 +13,7 @@ So all of them write one small sample too, which must be the same.
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,39 +23,17 @@ from gpuckpt.boxes import Box, gap, whole_box
 from gpuckpt.cutting import cut
 from gpuckpt.dtypes import to_numpy
 from gpuckpt.errors import RankError
+from gpuckpt.holdings import Holding, digest, holdings
 from gpuckpt.inventory import Inventory, Roster
 from gpuckpt.spec import Spec
+from gpuckpt.spreading import spread
 from gpuckpt.structure import numbered
 from gpuckpt.tensors import TensorEntry
 
-# A piece of what several hold has so many elements, or more.
-PIECE_COUNT = 16 << 10
 SAMPLE_COUNT = 4 << 10
-TINY_NBYTES = 64 << 10
+TINY_NBYTES = 16 << 10
 
-
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """What a rank holds, of which others may hold the same: name, type, whole shape and box."""
-
-    name: str
-    dtype: str
-    whole: tuple[int, ...]
-    box: Box
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its box."""
-        return self.box.count * to_numpy(self.dtype).itemsize
-
-
-def holdings(roster: Roster) -> list[Holding]:
-    """What a rank holds that others may hold too: all but what is its own."""
-    return [
-        Holding(spec.name, spec.dtype, spec.full_shape, spec.box)
-        for at, spec in enumerate(roster.specs)
-        if at not in roster.private
-    ]
+Shared = dict[tuple[int, ...], list[Holding]]
 
 
 def written_holdings(entries: Iterable[TensorEntry]) -> list[Holding]:
@@ -70,72 +46,70 @@ def written_holdings(entries: Iterable[TensorEntry]) -> list[Holding]:
     ]
 
 
-def pack_holdings(held: Sequence[Holding]) -> bytes:
-    """As JSON, for the other ranks."""
-    rows = [[one.name, one.dtype, one.whole, one.box.offset, one.box.shape] for one in held]
-    return json.dumps(rows, separators=(",", ":")).encode()
+def share_out(
+    held: Sequence[Sequence[Holding]], leads: Sequence[int] | None = None
+) -> list[dict[Holding, tuple[Box, ...]]]:
+    """The boxes that each rank writes of each of its holdings, by rank.
 
+    `leads` has the lead of each rank's root; all have one unless it is given.
+    Lists that are one object are looked at once.
 
-def unpack_holdings(data: bytes) -> list[Holding]:
-    """The inverse of `pack_holdings`."""
-    return [
-        Holding(name, dtype, tuple(whole), Box(tuple(offset), tuple(shape)))
-        for name, dtype, whole, offset, shape in json.loads(data)
-    ]
-
-
-def digest(held: Sequence[Holding]) -> str:
-    """The same for two ranks' holdings exactly if they are equal."""
-    return hashlib.sha256(pack_holdings(held)).hexdigest()[:32]
-
-
-def share_out(held: Sequence[Sequence[Holding]]) -> list[dict[Holding, tuple[Box, ...]]]:
-    """The boxes that each rank writes of each of its holdings, by rank."""
+    Raises:
+        RankError: two ranks have one name for different tensors, or some
+            elements of one are held by no rank.
+    """
+    check_fit(held)
+    shares: list[dict[Holding, tuple[Box, ...]]] = [{} for _ in held]
+    loads = [0] * len(held)
     holders = _holders(held)
-    division = _Division(len(held))
-    whole = [pair for pair in holders.items() if not division.cut(*pair)]
-    for one, ranks in sorted(whole, key=lambda pair: -pair[0].nbytes):
-        division.give(one, ranks)
-    division.add_samples()
-    return division.shares
+    shared: Shared = {}
+    for one, ranks in holders.items() if leads is None else _by_root(holders, leads):
+        if not one.box.shape:
+            continue  # all write it
+        if len(ranks) > 1 and one.nbytes >= TINY_NBYTES:
+            shared.setdefault(ranks, []).append(one)
+        else:
+            shares[ranks[0]][one] = (one.box,)
+            loads[ranks[0]] += one.nbytes
+    _spread(shared, shares, loads)
+    for ranks, one in _sampled(holders):
+        for rank in ranks:
+            boxes = *shares[rank].get(one, ()), sample_of(one.box)
+            shares[rank][one] = tuple(dict.fromkeys(boxes))  # a piece may be just that
+    return shares
 
 
-class _Division:
-    """Who writes what, while it is shared out."""
+def _spread(shared: Shared, shares: list[dict[Holding, tuple[Box, ...]]], loads: list[int]) -> None:
+    """Give each rank pieces of what several hold."""
+    for ranks in sorted(shared, key=len):  # who has few to choose from comes first
+        ones = shared[ranks]
+        sizes = [to_numpy(one.dtype).itemsize for one in ones]
+        found = spread([one.box for one in ones], sizes, [loads[rank] for rank in ranks])
+        for rank, pieces in zip(ranks, found, strict=True):
+            for at, piece in pieces:
+                shares[rank][ones[at]] = (piece,)
+                loads[rank] += piece.count * sizes[at]
 
-    def __init__(self, count: int) -> None:
-        self.shares: list[dict[Holding, tuple[Box, ...]]] = [{} for _ in range(count)]
-        self._loads = [0] * count
-        self._sampled: dict[tuple[int, ...], Holding] = {}
 
-    def cut(self, one: Holding, ranks: Sequence[int]) -> bool:
-        """Give each of several ranks a piece, if that is worth it; whether it is."""
-        pieces = _pieces(one, len(ranks))
-        if len(pieces) == 1:
-            return False
-        for at, piece in enumerate(pieces):
-            self._add(ranks[at * len(ranks) // len(pieces)], one, piece)
-        largest = self._sampled.setdefault(tuple(ranks), one)
-        if one.nbytes > largest.nbytes:
-            self._sampled[tuple(ranks)] = one
-        return True
+def _by_root(
+    holders: Mapping[Holding, tuple[int, ...]], leads: Sequence[int]
+) -> Iterable[tuple[Holding, tuple[int, ...]]]:
+    """What is held, once for each root, with the ranks that have that root."""
+    for one, ranks in holders.items():
+        for lead in dict.fromkeys(leads[rank] for rank in ranks):
+            yield one, tuple(rank for rank in ranks if leads[rank] == lead)
 
-    def give(self, one: Holding, ranks: Sequence[int]) -> None:
-        """Give it to one of them, but for a single element, which all write: it has no rows."""
-        if one.box.shape:
-            first = ranks[0] if one.nbytes < TINY_NBYTES else None
-            least = min(ranks, key=lambda rank: (self._loads[rank], rank))
-            self._add(least if first is None else first, one, one.box)
 
-    def add_samples(self) -> None:
-        """Of the largest that some ranks hold together, all of them write a little."""
-        for ranks, one in self._sampled.items():
-            for rank in ranks:
-                self._add(rank, one, sample_of(one.box))
-
-    def _add(self, rank: int, one: Holding, box: Box) -> None:
-        self.shares[rank][one] = (*self.shares[rank].get(one, ()), box)
-        self._loads[rank] += box.count * to_numpy(one.dtype).itemsize
+def _sampled(
+    holders: Mapping[Holding, tuple[int, ...]],
+) -> Iterable[tuple[tuple[int, ...], Holding]]:
+    """The largest that some ranks hold together."""
+    largest: dict[tuple[int, ...], Holding] = {}
+    for one, ranks in holders.items():
+        if len(ranks) > 1 and one.nbytes >= TINY_NBYTES:
+            known = largest.setdefault(ranks, one)
+            largest[ranks] = one if one.nbytes > known.nbytes else known
+    return largest.items()
 
 
 def sample_of(box: Box) -> Box:
@@ -147,29 +121,18 @@ def sample_of(box: Box) -> Box:
     return Box(box.offset, tuple(shape))
 
 
-def _pieces(one: Holding, count: int) -> list[Box]:
-    """A box cut along its first axis that has more than one index, evenly, into few enough."""
-    count = min(count, one.box.count // PIECE_COUNT)
-    axis = next((at for at, extent in enumerate(one.box.shape) if extent > 1), None)
-    if count < 2 or axis is None:
-        return [one.box]
-    count = min(count, one.box.shape[axis])
-    edges = [one.box.shape[axis] * at // count for at in range(count + 1)]
-    pieces = []
-    for first, last in itertools.pairwise(edges):
-        offset, shape = list(one.box.offset), list(one.box.shape)
-        offset[axis], shape[axis] = offset[axis] + first, last - first
-        pieces.append(Box(tuple(offset), tuple(shape)))
-    return pieces
-
-
-def _holders(held: Sequence[Sequence[Holding]]) -> dict[Holding, list[int]]:
-    """Who has each."""
-    holders: dict[Holding, list[int]] = {}
+def _holders(held: Sequence[Sequence[Holding]]) -> dict[Holding, tuple[int, ...]]:
+    """The ranks that hold each of what is held."""
+    alike: dict[int, list[int]] = {}
     for rank, every in enumerate(held):
-        for one in every:
-            holders.setdefault(one, []).append(rank)
-    return holders
+        alike.setdefault(id(every), []).append(rank)
+    found: dict[Holding, list[int]] = {}
+    for ranks in alike.values():
+        for one in held[ranks[0]]:
+            found.setdefault(one, []).extend(ranks)
+    known: dict[tuple[int, ...], tuple[int, ...]] = {}
+    each = ((one, tuple(sorted(ranks))) for one, ranks in found.items())
+    return {one: known.setdefault(ranks, ranks) for one, ranks in each}
 
 
 def check_fit(held: Sequence[Sequence[Holding]]) -> None:
@@ -219,21 +182,17 @@ class Shares:
     """What this rank writes, once the ranks know of each other; applied to its inventories."""
 
     def __init__(
-        self, rank: int, held: Sequence[Sequence[Holding]], here: Collection[int] | None = None
+        self,
+        rank: int,
+        held: Sequence[Sequence[Holding]],
+        digests: Sequence[str],
+        leads: Sequence[int] | None = None,
     ) -> None:
-        """`held` is what each rank holds; they share it with those that are `here`, or all.
-
-        So a root has all that its ranks hold, whatever others have in theirs.
-
-        Raises:
-            RankError: as `check_fit`.
-        """
-        self.digests = tuple(digest(one) for one in held)
+        """`held` is what each rank holds, with its digest; raises what `share_out` does."""
+        self.digests = tuple(digests)
         self._rank = rank
-        check_fit(held)
-        shared = [one if here is None or at in here else () for at, one in enumerate(held)]
         self._told: dict[Holding, tuple[Box, ...]] = dict.fromkeys(held[rank], ())
-        self._told |= share_out(shared)[rank]
+        self._told |= share_out(held, leads)[rank]
         self.samples = frozenset(
             f"{one.name}{box}"
             for one, boxes in self._told.items()

@@ -15,6 +15,7 @@ PACKAGE = Path(gpuckpt.__file__).parent
 ROWS: list[set[str]] = [
     {"errors", "_version", "__main__", "native", "hostmemory", "boxes"},
     {
+        "spreading",
         "dtypes",
         "layout",
         "sizes",
@@ -44,6 +45,7 @@ ROWS: list[set[str]] = [
     {"manifest"},
     {"parts"},
     {"inventory", "pending", "journal", "derived", "filled", "watch", "deadline", "shards"},
+    {"holdings"},
     {"sharing", "census", "snapshot", "staging", "coding", "segments", "commit", "remaking"},
     {"bases", "deltacoding", "matching", "rows", "increments"},
     {"resources", "encoder", "reading"},
@@ -63,6 +65,7 @@ ROWS: list[set[str]] = [
         "diagnosis",
     },
     {"space", "entering", "pace", "tiers", "shipping", "lane", "replicas"},
+    {"spares"},
     {"uploader"},
     {"tiered"},
     {"concluding"},

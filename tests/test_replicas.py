@@ -6,14 +6,10 @@ import contextlib
 import logging
 import os
 import socket
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -77,7 +73,7 @@ def lives(disks: list[dict[str, MemoryStore]], live: Callable[[Node], Any], **ho
         node = Node(group, disks[group.rank], **hosts)
         with node.replicas:
             done = live(node)
-            group.barrier(timeout=20)
+            group.barrier(what="done", timeout=20)
         return done
 
     return run_ranks(len(disks), work)
@@ -89,7 +85,7 @@ def test_the_next_machine_has_a_copy_of_every_file_and_no_older_ones():
     def live(node: Node) -> None:
         for step in (1, 2, 3):
             node.commit(step)
-        node.group.barrier(timeout=20)
+        node.group.barrier(what="done", timeout=20)
 
     lives(disks, live)
     for rank, disk in enumerate(disks):
@@ -171,7 +167,7 @@ def test_ranks_of_one_machine_have_their_copies_on_the_next_each_its_share():
         node = Node(group, disks[group.rank], hosts[group.rank])
         with node.replicas:
             node.commit(1)
-            group.barrier(timeout=20)
+            group.barrier(what="done", timeout=20)
 
     run_ranks(5, work)
     kept = [{rank_of(name) for name in disk["spare"].files} - {None} for disk in disks]
@@ -186,7 +182,7 @@ def test_a_keeper_that_dies_is_told_of_and_holds_up_no_commit(caplog, monkeypatc
         node = Node(group, disks[group.rank])
         with node.replicas:
             node.commit(1)
-            group.barrier(timeout=20)
+            group.barrier(what="done", timeout=20)
             if group.rank == 1:
                 return
             begun = time.monotonic()
@@ -373,75 +369,6 @@ def test_a_copy_that_was_cut_short_is_begun_anew(monkeypatch):
 
 
 # Real processes
-
-
-PROGRAM = """
-    import os, sys, time
-    from pathlib import Path
-    import numpy as np
-    import gpuckpt
-    from gpuckpt.groups.meeting import Meeting
-    from gpuckpt.layout import manifest_step
-    from gpuckpt.replicas import Replicas
-    from gpuckpt.replicas.ring import rank_of
-    from gpuckpt.stores.local import LocalStore
-    from tests.boards import FileBoard
-    from unittest import mock
-    board, disk, rank, steps, ends = sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:6])
-    group = Meeting(FileBoard(Path(board)), rank, 3)
-    store, spare = LocalStore(disk / "root"), LocalStore(disk / "spare")
-    name = lambda step, token, _, part: f"step-{step:012d}.{token}.r{rank}.{part}.segment"
-    state = {"w": np.zeros(300_000), "rank": rank}
-    with mock.patch("gpuckpt.layout.segment_name", name), Replicas(
-        group, store, spare, address="127.0.0.1", host=str(rank), timeout=30
-    ) as replicas:
-        brought = replicas.recover()
-        with gpuckpt.Checkpointer(disk / "root", keep=gpuckpt.Keep(last=1)) as ckpt:
-            done = ckpt.resume(state)
-            assert done == 0 or (state["w"] == np.arange(300_000) * done + rank).all()
-            assert state["rank"] == rank
-            print(rank, done, len(brought), flush=True)
-            for step in range(done + 1, done + steps + 1):
-                state["w"][:] = np.arange(300_000) * step + rank
-                ckpt.save(step, state).result()
-                ckpt.wait()
-                replicas.after_commit([n for n in store.names() if n.startswith("step-")])
-                assert replicas.is_kept(20)
-                print("kept", step, flush=True)
-            group.barrier(timeout=30)
-            if ends:
-                os._exit(9)
-"""
-
-
-def test_processes_one_of_which_loses_its_disk_go_on_from_the_last_step(tmp_path):
-    """Three ranks on loopback; all are cut off, and the disk of one is gone."""
-
-    def start(life: int, ends: int) -> list[tuple[str, str, int]]:
-        (tmp_path / f"board{life}").mkdir()
-        processes = [
-            subprocess.Popen(
-                [
-                    *(sys.executable, "-c", textwrap.dedent(PROGRAM)),
-                    *(str(tmp_path / f"board{life}"), str(tmp_path / f"disk{rank}")),
-                    *(str(rank), "3", str(ends)),
-                ],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(3)
-        ]
-        with ThreadPoolExecutor(3) as pool:
-            said = list(pool.map(lambda one: one.communicate(timeout=60), processes))
-        return [(out, err, one.returncode) for (out, err), one in zip(said, processes, strict=True)]
-
-    for out, err, code in start(1, ends=1):
-        assert code == 9, (out, err)
-    (tmp_path / "disk1").rename(tmp_path / "lost")
-    for rank, (out, err, code) in enumerate(start(2, ends=0)):
-        assert code == 0, (out, err)
-        assert out.splitlines()[0] == f"{rank} 3 {2 if rank == 1 else 0}", (out, err)
 
 
 def test_files_that_can_not_be_seen_are_not_offered():

@@ -100,7 +100,9 @@ class Replicas:
                 "port": self._server.start(),
                 "secret": secrets.token_hex(32),
             }
-            self._meet(self._group.all_gather(json.dumps(said).encode(), timeout=self._timeout))
+            text = json.dumps(said).encode()
+            what = "where replicas are"
+            self._meet(self._group.all_gather(text, what=what, timeout=self._timeout))
             self._server.trust(self._secret)
         except BaseException:
             self.close()
@@ -147,12 +149,13 @@ class Replicas:
         """
         found = {"root": every_item(self._store), "spare": every_item(self._spare)}
         said = json.dumps({place: pack_items(items) for place, items in found.items()})
-        told = self._group.all_gather(said.encode(), timeout=self._timeout)
+        what = "what replicas have"
+        told = self._group.all_gather(said.encode(), what=what, timeout=self._timeout)
         brought: list[str] = []
         tidy(self._store)
         for peer, place, items in self._sources(told):
             brought += self._bring(peer, place, items)
-        self._group.barrier(timeout=self._timeout)  # till then all listen
+        self._group.barrier(what="replicas are back", timeout=self._timeout)  # till then all listen
         if brought:
             log.warning("brought back from other ranks: %s", ", ".join(brought))
         return brought

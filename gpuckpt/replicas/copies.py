@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import cast
 
 from gpuckpt import layout
 from gpuckpt.errors import CheckpointError
 from gpuckpt.replicas.shelf import Item, items_of
-from gpuckpt.stores import Store
+from gpuckpt.stores import Renames, Store
 
 Fetch = Callable[[Item], Iterator[memoryview]]
 
@@ -76,7 +77,7 @@ def _copy(store: Store, item: Item, parts: Iterable[memoryview]) -> None:
             file.append([part])
         file.sync()
         file.close()
-        store.rename(temporary, item.name)
+        cast(Renames, store).rename(temporary, item.name)
     except BaseException:
         for undo in (file.close, lambda: store.remove(temporary)):
             with contextlib.suppress(CheckpointError):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,32 @@ def resumes(group: Group, arguments: dict[str, Any]) -> dict[str, Any]:
     with gpuckpt.Checkpointer(arguments["root"], group=group, group_timeout=50) as ckpt:
         step = ckpt.resume(state)
     return {"step": step, "digests": _digests(state), "position": state["position"].value}
+
+
+def goes_on_with_its_own_disk(group: Group, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Resumes from the disk of its own machine, saves thrice, and is cut off."""
+    os.environ["GPUCKPT_ADDRESS"] = "127.0.0.1"
+    root = Path(arguments["disks"]) / str(group.rank) / "root"
+    held = len(list(root.glob("*.segment")))
+    table = np.zeros((999, 40), np.float32)
+    first, last = (len(table) * at // group.size for at in (group.rank, group.rank + 1))
+    rows = gpuckpt.Sharded(table[first:last], shape=table.shape, offset=(first, 0))
+    state: dict[str, Any] = {
+        "table": rows,
+        "w": np.zeros(70_000),
+        "own": gpuckpt.PerRank({"rank": group.rank}),
+    }
+    keep = gpuckpt.Keep(last=2)
+    ckpt = gpuckpt.Checkpointer(root, group=group, group_timeout=30, replicas=1, keep=keep)
+    done = ckpt.resume(state)
+    wrong = int((rows.array != done).sum() + (state["w"] != -done).sum())
+    for step in range(done + 1, done + 4):
+        rows.array[:], state["w"][:] = step, -step
+        ckpt.save(step, state).result(30)
+    ckpt.wait()
+    kept = ckpt.replicated(30)
+    group.barrier(what="all is kept", timeout=30)
+    return {"held": held, "step": done, "wrong": wrong, "kept": kept, "own": state["own"].value}
 
 
 def _state(mesh: str, group: Group, seed: int) -> dict[str, Any]:

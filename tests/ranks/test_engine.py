@@ -53,3 +53,18 @@ def test_what_one_mesh_saves_another_resumes_from(kind, saved, resumed, tmp_path
         assert value["position"] == {"sample": 100 * rank + seed}
     manifest = open_step(LocalStore(tmp_path / "root"))
     assert manifest.ranks == saved[1]
+
+
+def test_a_machine_that_is_lost_loses_nothing_since_the_last_save(tmp_path, needs):
+    work, size = "tests.ranks.engine:goes_on_with_its_own_disk", 3
+    for life, begin in enumerate((0, 3, 6)):
+        place = tmp_path / f"life{life}"
+        found = launch("store", work, size, place, {"disks": str(tmp_path / "disks")})
+        for rank, one in enumerate(found):
+            assert one.error is None, one.output
+            assert (one.value["step"], one.value["wrong"]) == (begin, 0)
+            assert one.value["kept"]
+            assert one.value["own"] == {"rank": rank}
+            assert (one.value["held"] == 0) == (begin == 0 or (life, rank) == (2, 1))
+        if life == 1:
+            (tmp_path / "disks" / "1").rename(tmp_path / "lost")

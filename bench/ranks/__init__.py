@@ -1,0 +1,1 @@
+"""What many ranks cost: the engine's own code, with ranks that are simulated."""
