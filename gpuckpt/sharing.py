@@ -117,7 +117,7 @@ def sample_of(box: Box) -> Box:
     shape, left = [1] * len(box.shape), SAMPLE_COUNT
     for axis in reversed(range(len(shape))):
         shape[axis] = min(box.shape[axis], left)
-        left //= shape[axis]
+        left //= max(shape[axis], 1)
     return Box(box.offset, tuple(shape))
 
 

@@ -8,6 +8,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -15,6 +16,7 @@ import gpuckpt
 from gpuckpt.commit import open_step, steps
 from gpuckpt.errors import CheckpointError, RankError, StorageError
 from gpuckpt.layout import manifest_name, manifest_step
+from gpuckpt.sharing import Shares
 from tests.crash_histories import once
 from tests.crash_ranks import NodesLife, NodeStore, RankRun, RanksLife
 from tests.crash_store import CrashStore, DeadError, Operation
@@ -298,6 +300,25 @@ def test_an_interrupted_rank_tells_the_others_and_can_go_on():
     assert all("KeyboardInterrupt" in str(error) for error in tries.found["2"].values())
     assert tries.failed("2") == {0, 2}
     assert tries.failed("3") == set()
+
+
+def test_a_rank_that_fails_once_all_is_told_still_says_so():
+    """Whatever it is: here a share that one rank alone can't work out."""
+    life, tries = RanksLife(CrashStore()), Tries()
+    init = Shares.__init__
+
+    def fails(self: Shares, rank: int, *rest: Any) -> None:
+        if rank == 1:
+            raise gpuckpt.CheckpointError("no luck")
+        init(self, rank, *rest)
+
+    def work(run: RankRun) -> None:
+        tries.save(run, 1)
+
+    with life.alive(), mock.patch.object(Shares, "__init__", fails):
+        life.together(3, work)
+    values(life.ended)
+    assert all("no luck" in str(error) for error in tries.found["1"].values())
 
 
 def test_a_rank_at_another_step_is_found_and_all_meet_again():
