@@ -90,6 +90,7 @@ class Joint:
             held = holdings(inventory.roster)
             self._owed = None
             told = exchanged(self.group.rank, held, partial(self._tell, step))
+            self._owed = _parts_of(step)
             self._shares = Shares(self.group.rank, *told, self.site.leads, self._reshard)
             self._stale = False
         self._owed = _parts_of(step)

@@ -24,6 +24,7 @@ from gpuckpt.values import Json
 
 def write_part(store: Store, name: str, manifest: Manifest, seal: Seal | None = None) -> Part:
     """Write a rank's part, whose segments are durable; on return it is, too, name and all."""
+    check_names([entry.spec for entry in manifest.tensors])  # else nobody could read it
     data = pack_manifest(manifest, seal)
     write_all(store, name, data)
     store.sync_names()

@@ -248,7 +248,8 @@ class Saves:
                 manifest = save_with_room(save, snapshot, room, stats, codec=codec, asked=asked)
         # Here, so that the loop needn't take the one before apart.
         before, self.previous, self._anew = self.previous, manifest, False
-        stats.remarks = remarks_on(manifest, before)
+        # What one of several ranks writes may well stand still.
+        stats.remarks = remarks_on(manifest, None if self._joint is not None else before)
         self._fastest.compare(stats)
         return manifest
 

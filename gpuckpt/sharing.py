@@ -74,7 +74,8 @@ def share_out(
     _spread(shared, shares, loads)
     for ranks, one in _sampled(holders):
         for rank in ranks:
-            shares[rank][one] = (*shares[rank].get(one, ()), sample_of(one.box))
+            boxes = *shares[rank].get(one, ()), sample_of(one.box)
+            shares[rank][one] = tuple(dict.fromkeys(boxes))  # a piece may be just that
     return shares
 
 
@@ -116,7 +117,7 @@ def sample_of(box: Box) -> Box:
     shape, left = [1] * len(box.shape), SAMPLE_COUNT
     for axis in reversed(range(len(shape))):
         shape[axis] = min(box.shape[axis], left)
-        left //= shape[axis]
+        left //= max(shape[axis], 1)
     return Box(box.offset, tuple(shape))
 
 

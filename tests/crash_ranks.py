@@ -39,8 +39,9 @@ class RanksLife(Life):
             mock.patch("gpuckpt.save.secrets", tokens),
             mock.patch("gpuckpt.entering.secrets", tokens),
             mock.patch("gpuckpt.options.time", SimpleNamespace(time=lambda: NOW)),
-            mock.patch("gpuckpt.sharing.PIECE_COUNT", PIECE_COUNT),
+            mock.patch("gpuckpt.spreading.PIECE_COUNT", PIECE_COUNT),
             mock.patch("gpuckpt.sharing.SAMPLE_COUNT", PIECE_COUNT // 8),
+            mock.patch("gpuckpt.sharing.TINY_NBYTES", PIECE_COUNT),
         ):
             yield
 

@@ -41,6 +41,8 @@ class Relay:
         self._turn, self._ended = 0, set[int]()
         self._given: dict[int, tuple[str, bytes]] = {}
         self._results: dict[int, list[bytes] | RankError] = {}
+        # As the contract of groups has it: what failed without a rank fails when it comes to it.
+        self._failed: list[dict[str, RankError]] = [{} for _ in range(size)]
 
     def run(self, work: Callable[[RelayGroup], R]) -> list[Outcome[R]]:
         """Let each rank do that, in its turn; how each ended."""
@@ -67,6 +69,8 @@ class Relay:
     def gather(self, rank: int, data: bytes, what: str) -> list[bytes]:
         """One rank's round."""
         with self._changed:
+            if what in self._failed[rank]:
+                raise self._failed[rank].pop(what)
             self._given[rank] = what, data
             self._go_on(rank)
             self._await(lambda: self._turn == rank and rank in self._results)
@@ -107,10 +111,12 @@ class Relay:
                 result: Any = RankError(sorted(self._ended), f"not there, for {what!r}")
             elif len(whats) > 1:
                 result = RankError([rank], f"ranks are at different things: {sorted(whats)}")
+                self._failed[rank] |= dict.fromkeys(whats - {self._given[rank][0]}, result)
             elif rank in deaf:
                 result = RankError([0], f"no answer, for {what!r}")
             else:
                 result = list(values)
+                self._failed[rank].clear()
             self._results[rank] = result
         self._given.clear()
 

@@ -146,3 +146,20 @@ def test_replicas_that_have_drifted_apart_are_no_checkpoint():
         warnings.simplefilter("ignore")
         run_ranks(3, work)
     assert steps(store) == [1]
+
+
+@pytest.mark.parametrize("count", [2048, 4095, 4096, 4097, 20_000])
+@pytest.mark.parametrize("dtype", ["f4", "f8", "i1"])
+def test_a_replica_of_any_size_comes_back(count, dtype):
+    """Also one that is no larger than the sample that all write of the largest."""
+    store = MemoryStore()
+
+    def work(group: Group) -> None:
+        state = {"w": np.arange(count).astype(dtype)}
+        fresh = {"w": np.zeros(count, dtype)}
+        with saver(store, group) as ckpt:
+            ckpt.save(1, state).result(20)
+            assert ckpt.resume(fresh) == 1
+        np.testing.assert_equal(fresh, state)
+
+    run_ranks(2, work)

@@ -1,9 +1,9 @@
 """`python -m bench.durability COMMAND …`: campaigns that are too long for the tests.
 
-`kills` kills thousands of processes; `reboots` looks at every file system that
-losses of power could leave; `flips` flips bits in files and in memory;
-`requests` strikes each request to an object store.
-`COMMAND --help` says more.
+`kills` kills thousands of processes, and `ranks` one of four that save together;
+`reboots` looks at every file system that losses of power could leave; `flips`
+flips bits in files and in memory; `requests` strikes each request to an object
+store.  `COMMAND --help` says more.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from importlib import import_module
 
 # A command is the module of that name, which has `main(words)` and a docstring.
-COMMANDS = ("kills", "reboots", "flips", "requests")
+COMMANDS = ("kills", "ranks", "reboots", "flips", "requests")
 
 
 def main() -> int:

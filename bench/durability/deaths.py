@@ -43,6 +43,17 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "close": ("checkpointer:Checkpointer.close",),
 }
 PLACES = (*FUNCTIONS, *_BUILT_IN)
+# Those that only one of several ranks meets.
+OF_RANKS: dict[str, tuple[str, ...]] = {
+    "entering": ("entering:entered", "entering:_site"),
+    "gather": ("gathering:gather",),
+    "meeting": ("groups.meeting:Meeting.all_gather",),
+    "share": ("joint:Joint.share",),
+    "part": ("parts:write_part",),
+    "parts": ("joint:Joint._world",),
+    "conclusion": ("concluding:conclude",),
+    "concord": ("concord:Concord.take",),
+}
 
 
 class Death(NamedTuple):
@@ -57,7 +68,7 @@ class Watch:
 
     def __init__(self, place: str, reached: Callable[[int], object] = lambda _: None) -> None:
         """`reached` is called at each with its number, in the thread in which it happens."""
-        self._codes = frozenset(map(_code, FUNCTIONS.get(place, ())))
+        self._codes = frozenset(map(_code, (FUNCTIONS | OF_RANKS).get(place, ())))
         self._built_in = _BUILT_IN.get(place)
         self._reached, self._depth = reached, threading.local()
         self.count = 0
@@ -93,9 +104,9 @@ def die_at(death: Death) -> None:
     _watch([Watch(death.place, reached)])
 
 
-def count_all() -> dict[str, Watch]:
+def count_all(places: Iterable[str] = PLACES) -> dict[str, Watch]:
     """From now on, count what happens in each place."""
-    watches = {place: Watch(place) for place in PLACES}
+    watches = {place: Watch(place) for place in places}
     _watch(watches.values())
     return watches
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
-from bench.durability.child import Life, Said, live
+from bench.durability.child import Said, live
 
 PATIENCE_SECONDS = 120.0
 
@@ -16,17 +17,20 @@ PATIENCE_SECONDS = 120.0
 def nursery() -> ForkServerContext:
     """Where children come from: a process that has loaded all they need, and forks."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bench.durability.child", "bench.durability.warm"])
+    context.set_forkserver_preload(["bench.durability.rank", "bench.durability.warm"])
     return context
 
 
 class Child:
     """A process that trains, once it is told to."""
 
-    def __init__(self, context: ForkServerContext, life: Life) -> None:
+    def __init__(
+        self, context: ForkServerContext, life: Any, work: Callable[..., None] = live
+    ) -> None:
+        """`work` is what it does with its `life`."""
         self._heard, said = context.Pipe(duplex=False)
         go, self._go = context.Pipe(duplex=False)
-        self._process = context.Process(target=live, args=(life, said, go), daemon=True)
+        self._process = context.Process(target=work, args=(life, said, go), daemon=True)
         self._process.start()
         said.close()
         go.close()

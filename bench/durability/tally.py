@@ -18,6 +18,8 @@ class Tally:
     ahead: Counter[int] = field(default_factory=Counter)
     """Steps that the newest checkpoint was after the last that was announced."""
     failures: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    """Of ranks: what those said who named others than who was killed."""
 
     def report(self) -> dict[str, Any]:
         """All of it, as JSON has it."""
@@ -28,4 +30,5 @@ class Tally:
             "checks": dict(self.checks),
             "newest_minus_announced": {str(at): self.ahead[at] for at in sorted(self.ahead)},
             "failures": self.failures,
+            "others_named": self.others,
         }

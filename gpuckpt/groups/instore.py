@@ -58,7 +58,15 @@ class StoreBoard:
         Raises:
             StorageError: the storage refuses.
         """
-        write_all(self._store, _name(key), pack_record(value, time.time()))
+        record = pack_record(value, time.time())
+        for last in (False, False, True):
+            try:
+                write_all(self._store, _name(key), record)
+                break
+            except StorageError as error:
+                # Several ranks may put the same key at the same moment: any of them will do.
+                if last or error.errno != errno.EEXIST:
+                    raise
         self._store.sync_names()
 
     def wait(self, key: str, timeout: float) -> bytes | None:

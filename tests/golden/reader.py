@@ -19,7 +19,8 @@ import zstandard
 HEAD = re.compile(rb'\{"gpuckpt":1,"checksum":"([0-9a-f]{32})","manifest":')
 MANIFEST = re.compile(r"step-([0-9]{12})\.manifest\.json")
 SEGMENT = re.compile(r"step-([0-9]{12})\.([0-9a-f]{8})\.r([0-9]{1,6})\.([0-9]{1,6})\.segment")
-FEATURES = {"delta", "sparse", "turned", "derived"}
+PART = re.compile(r"step-([0-9]{12})\.([0-9a-f]{8})\.r([0-9]{1,6})\.part\.json")
+FEATURES = {"delta", "sparse", "turned", "derived", "shards", "ranks", "parts"}
 DTYPE = re.compile(
     r">?(bool|u?int(2|4|8|16|32|64)|b?float(16|32|64|128)|complex(64|128|256)|[SUV][1-9][0-9]*"
     r"|float[468]_e\dm\d\w*|(datetime|timedelta)64(\[[0-9]*(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?)"
@@ -32,21 +33,113 @@ def read(root: Path, step: int | None = None, key: bytes | None = None) -> Any:
         int(name[1]): file for file in root.iterdir() if (name := MANIFEST.fullmatch(file.name))
     }
     step = max(found) if step is None else step
-    data = found[step].read_bytes()
+    body = body_of(found[step].read_bytes(), step, key)
+    check("rank" not in body, "a part in the place of a manifest")
+    if "parts" in body:
+        check(not body["tensors"] and len(body["parts"]) == body["ranks"], "parts")
+        every = [part_of(root, body, rank, key) for rank in range(body["ranks"])]
+    else:
+        every = [body]
+    rows: list[tuple[dict[str, Any], list[Path]]] = []
+    structures = []
+    for one in every:
+        files = [root / name for name in one["segments"]]
+        check_digests(one, files, key)
+        structures.append(renumbered(one["structure"], len(rows), one.get("rank")))
+        rows += [(row, files) for row in one["tensors"]]
+    tensors = wholes(rows)
+    return build(joined(structures, tensors), tensors)
+
+
+def body_of(data: bytes, step: int, key: bytes | None) -> dict[str, Any]:
+    """A manifest's or a part's body, checked (section 9)."""
     head, text = HEAD.match(data), data[70:-2]
     check(head is not None and data.endswith(b"}\n"), "head and tail")
     check(head is not None and head[1].decode() == xxhash.xxh3_128_hexdigest(text), "the body")
     check_seal(text, b"gpuckpt 1 manifest\0", key)
-    body = json.loads(text)
+    body: dict[str, Any] = json.loads(text)
     check(
         FEATURES.issuperset(body["requires"])
         and body["step"] == step
         and all(map(SEGMENT.fullmatch, body["segments"])),
         "step, segments",
     )
-    files = [root / name for name in body["segments"]]
-    check_digests(body, files, key)
-    return build(body["structure"], [tensor(row, files) for row in body["tensors"]])
+    return body
+
+
+def part_of(root: Path, body: dict[str, Any], rank: int, key: bytes | None) -> dict[str, Any]:
+    """What a rank contributes (section 9)."""
+    name, length, digest, _, _ = body["parts"][rank]
+    match = PART.fullmatch(name)
+    check(match is not None and (int(match[1]), int(match[3])) == (body["step"], rank), "a name")
+    data = (root / name).read_bytes()
+    check(len(data) == length and xxhash.xxh3_128_hexdigest(data) == digest, f"the part {name}")
+    part = body_of(data, body["step"], key)
+    check((part["ranks"], part["rank"]) == (body["ranks"], rank), "whose part it is")
+    return part
+
+
+def renumbered(node: dict[str, Any], first: int, rank: int | None) -> dict[str, Any]:
+    """A part's structure, its tensors counted from `first`, what is its rank's own marked."""
+    ((kind, inside),) = node.items()
+    if kind in {"value", "tensor"}:
+        return {kind: inside + first} if kind == "tensor" else node
+    if kind == "dict":
+        return {kind: [[key, renumbered(child, first, rank)] for key, child in inside]}
+    if kind == "rank":
+        return {"ranks": [[rank, renumbered(inside, first, rank)]]}
+    if kind == "object":
+        return {kind: renumbered(inside, first, rank)}
+    if kind == "ranks":
+        return {kind: [[one, renumbered(child, first, rank)] for one, child in inside]}
+    return {kind: [renumbered(child, first, rank) for child in inside]}
+
+
+def joined(structures: list[dict[str, Any]], tensors: list[np.ndarray]) -> dict[str, Any]:
+    """The ranks' structures as one (section 9)."""
+    whole, *others = structures
+    for other in others:
+        whole = join(whole, other, tensors)
+    return whole
+
+
+def join(one: dict[str, Any], other: dict[str, Any], tensors: list[np.ndarray]) -> dict[str, Any]:
+    """What is in one place on two ranks."""
+    ((kind, a),), ((again, b),) = one.items(), other.items()
+    check(kind == again, "what ranks have in one place")
+    if kind == "dict":
+        found = {json.dumps(key): [key, child] for key, child in a}
+        for key, child in b:
+            known = found.get(json.dumps(key))
+            both = child if known is None else join(known[1], child, tensors)
+            found[json.dumps(key)] = [key, both]
+        return {kind: list(found.values())}
+    if kind == "ranks":
+        return {kind: a + b}
+    if kind == "object":
+        return {kind: join(a, b, tensors)}
+    if kind in {"list", "tuple"}:
+        return {kind: [join(*pair, tensors) for pair in zip(a, b, strict=True)]}
+    check(tensors[a] is tensors[b] if kind == "tensor" else a == b, "one tensor, or one value")
+    return one
+
+
+def wholes(rows: list[tuple[dict[str, Any], list[Path]]]) -> list[np.ndarray]:
+    """Each row's tensor: of shards, all of it (section 9)."""
+    found: dict[tuple[str, int | None], tuple[np.ndarray, np.ndarray]] = {}
+    own = [(row["name"], row.get("rank")) for row, _ in rows]
+    for name, (row, files) in zip(own, rows, strict=True):
+        shape, array = tuple(row.get("whole", row["shape"])), tensor(row, files)
+        if "offset" not in row:
+            found[name] = array, np.ones(shape, bool)
+            continue
+        whole, held = found.setdefault(name, (np.empty(shape, array.dtype), np.zeros(shape, bool)))
+        check((whole.shape, whole.dtype) == (shape, array.dtype), f"{name}: shards of one tensor")
+        box = tuple(slice(a, a + n) for a, n in zip(row["offset"], row["shape"], strict=True))
+        check(whole[box].shape == array.shape, f"{name}: a box in it")
+        whole[box], held[box] = array, True
+    check(all(held.all() for _, held in found.values()), "shards fill their tensors")
+    return [found[name][0] for name in own]
 
 
 def read_segment(file: Path, key: bytes | None = None) -> dict[str, Any]:
@@ -234,6 +327,8 @@ def build(node: dict[str, Any], tensors: list[np.ndarray]) -> Any:
         return {"list": list, "tuple": tuple}[kind](build(child, tensors) for child in inside)
     if kind == "tensor":
         return tensors[inside]
+    if kind == "ranks":
+        return {rank: build(child, tensors) for rank, child in inside}
     check(kind in {"object", "value"}, f"a node {kind}")
     return build(inside, tensors) if kind == "object" else value(inside)
 
