@@ -27,7 +27,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from gpuckpt import layout
 from gpuckpt.errors import CheckpointError, CorruptError, NotFoundError, StorageError
 from gpuckpt.manifest import Manifest, pack_manifest, unpack_files, unpack_manifest
-from gpuckpt.parts import read_parts
+from gpuckpt.parts import read_own, read_parts
 from gpuckpt.seal import Seal
 from gpuckpt.stores import Store, read_all, write_all
 
@@ -64,11 +64,17 @@ def commit(
 
 
 def open_step(
-    store: Store, step: int | None = None, seal: Seal | None = None, *, parts: bool = True
+    store: Store,
+    step: int | None = None,
+    seal: Seal | None = None,
+    *,
+    parts: bool = True,
+    of: tuple[int, int] | None = None,
 ) -> Manifest:
     """The manifest of a committed step, the newest unless named: undoes `commit`.
 
-    Without `parts`, of a checkpoint of several ranks it lists no tensors.
+    Without `parts`, of a checkpoint of several ranks it lists no tensors; with
+    a rank and their number (`of`) those of its own part, if they may do (`read_own`).
 
     Raises:
         NotFoundError: there is no such step, or none at all.
@@ -77,7 +83,10 @@ def open_step(
     """
     for last in (False, False, True):
         try:
-            return _open(store, _choose(store, step), seal, parts=parts)
+            manifest = _open(store, _choose(store, step), seal)
+            if of is not None:
+                return read_own(store, manifest, of, seal)
+            return read_parts(store, manifest, seal) if parts else manifest
         except (NotFoundError, CorruptError):
             # A writer may have deleted or replaced it just then: look again.
             if last:
@@ -97,13 +106,13 @@ def _choose(store: Store, step: int | None) -> int:
     return step
 
 
-def _open(store: Store, step: int, seal: Seal | None, *, parts: bool) -> Manifest:
+def _open(store: Store, step: int, seal: Seal | None) -> Manifest:
     name = layout.manifest_name(step)
     where = f"{store.root}/{name}"
     manifest = unpack_manifest(_read_manifest(store, name), where, seal)
     if manifest.step != step or manifest.rank is not None:
         raise CorruptError(where, f"it is the manifest of step {manifest.step}")
-    return read_parts(store, manifest, seal) if parts else manifest
+    return manifest
 
 
 def steps(store: Store) -> list[int]:

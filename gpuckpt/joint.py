@@ -152,14 +152,15 @@ class Joint:
         }
         self._awaited = None
         told = gather(self.group, _parts_of(own.step), answer, self._timeout)
-        if len({one["structure"] for one in told}) > 1:
+        alike = len({one["structure"] for one in told}) == 1
+        if not alike:
             self._compare(own.step, shared)
         assert self._shares is not None
         self._stale = [one["held"] for one in told] != list(self._shares.digests)
         parts = [_part(one) for one in told]
         epoch, metrics, created, writer = told[0]["header"]
         header = replace(own, epoch=epoch, metrics=metrics, created=created, writer=writer)
-        return world_manifest(parts, header)
+        return world_manifest(parts, replace(header, alike=alike))
 
     def _compare(self, step: int, shared: Json) -> None:
         """See that the ranks' structures fit together, though they aren't equal."""

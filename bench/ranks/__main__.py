@@ -19,7 +19,7 @@ from bench.machine import machine
 from bench.ranks.alone import Row
 from bench.ranks.directory import committing
 from bench.ranks.files import rows
-from bench.ranks.layouts import KINDS
+from bench.ranks.layouts import KINDS, WRITTEN
 from bench.ranks.meetings import meeting
 from bench.ranks.rounds import sharing
 from bench.ranks.sizes import FULL, QUICK, Scale
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def _files(scale: Scale, _: Path) -> Iterator[Row]:
-    yield from rows((kind, *size) for kind in KINDS for size in scale.shared)
+    yield from rows((kind, *size) for kind in WRITTEN for size in scale.shared)
 
 
 def _share(scale: Scale, _: Path) -> Iterator[Row]:

@@ -19,7 +19,7 @@ class Scale:
 
 FULL = Scale(
     shared=(
-        *((ranks, LAYERS) for ranks in (1, 4, 16, 64, 256, 1024)),
+        *((ranks, LAYERS) for ranks in (1, 16, 64, 256, 1024)),
         *((ranks, ONE) for ranks in (1024, 4096, 16384)),
     ),
     directories=(1, 16, 256, 1024, 4096, 16384),
