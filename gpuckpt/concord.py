@@ -49,7 +49,8 @@ class Concord:
         """
         candidates = _best_first(self._common(store, step), step, store)
         for at, one in enumerate(candidates):
-            taken, failure, damaged = _try(restoration, store, one, seal)
+            of = self._group.rank, self._group.size
+            taken, failure, damaged = _try(restoration, store, one, seal, of)
             answer = {"damaged": damaged, "failed": "" if failure is None else str(failure)}
             told = gather(self._group, f"restore of step {one}", answer, self._timeout)
             failed = [rank for rank, answer in enumerate(told) if answer["failed"]]
@@ -103,12 +104,12 @@ def _best_first(common: Sequence[int], step: int | None, store: Store) -> list[i
 
 
 def _try(
-    restoration: Restoration, store: Store, step: int, seal: Seal | None
+    restoration: Restoration, store: Store, step: int, seal: Seal | None, of: tuple[int, int]
 ) -> tuple[Taken[Match] | None, Exception | None, bool]:
     """What came of restoring a step, or what went wrong, and whether that is damage."""
     manifest: Manifest | None = None
     try:
-        manifest = open_step(store, step, seal)
+        manifest = open_step(store, step, seal, of=of)
         return Taken(manifest, restoration.take(manifest)), None, False
     except CheckpointError as error:
         return None, error, is_damage(error, store, manifest)

@@ -18,7 +18,8 @@ from gpuckpt.commit import open_step, steps
 from gpuckpt.errors import CheckpointError, CorruptError, MismatchError, NotFoundError, StorageError
 from gpuckpt.loading import fill_match
 from gpuckpt.manifest import Manifest, pack_manifest
-from gpuckpt.matching import Match, Rename, match
+from gpuckpt.matching import Match, Rename, is_enough, match
+from gpuckpt.parts import read_parts
 from gpuckpt.resources import Resources
 from gpuckpt.seal import Seal
 from gpuckpt.stores import Store
@@ -102,7 +103,7 @@ def _is_replaced(
     """
     if not isinstance(error, NotFoundError | CorruptError):
         return False
-    return pack_manifest(open_step(store, step, seal)) != pack_manifest(manifest)
+    return pack_manifest(open_step(store, step, seal, parts=False)) != pack_manifest(manifest)
 
 
 def _take_older(
@@ -162,10 +163,12 @@ class Restoration:
         names: Iterable[str] | None,
         rename: Rename,
         strict: bool,
+        seal: Seal | None = None,
     ) -> None:
+        """`seal` is of parts that are to be read once it is known that they must be."""
         self._state, self._store, self._resources = state, store, resources
         self._names = names if names is None or isinstance(names, str) else list(names)
-        self._rename, self._strict = rename, strict
+        self._rename, self._strict, self._seal = rename, strict, seal
         self._flat: Flat | None = None
         self._touched: dict[tuple[object, ...], str] = {}
         """Arrays that a damaged step may have been written to, and a name of each."""
@@ -181,6 +184,9 @@ class Restoration:
         # Once: objects may answer with other arrays each time.
         flat = self._flat = self._flat or flatten(self._state)
         found = match(flat, manifest, names=self._names, rename=self._rename)
+        if manifest.partial and not is_enough(found):
+            manifest = read_parts(self._store, manifest, self._seal)
+            found = match(flat, manifest, names=self._names, rename=self._rename)
         subject = f"{self._store.root}, step {manifest.step} doesn't fit the state"
         if self._strict:
             found.raise_if_not_exact(subject)

@@ -103,6 +103,16 @@ def match(
     return result
 
 
+def is_enough(found: Match) -> bool:
+    """Whether a manifest that is partial has every row that a state needs."""
+    if found.missing or found.unexpected or found.mismatched:
+        return False
+    wanted: list[Fresh] = []
+    for tree in (found.leaves, found.objects):
+        fill_fresh(tree, wanted.append)
+    return not wanted
+
+
 def select(patterns: Iterable[str], names: Sequence[str]) -> set[str]:
     """The names that equal a pattern, fit it as a glob, or lie below it.
 

@@ -88,7 +88,7 @@ class Restores:
                 return restore_step(
                     *(state, *place, step), **chosen, fallback=fallback, seal=self._seal
                 )
-            restoration = Restoration(state, *place, **chosen)
+            restoration = Restoration(state, *place, **chosen, seal=self._seal)
             return self._concord.restore(
                 restoration, self._store, step, fallback=fallback, seal=self._seal
             )
