@@ -68,6 +68,7 @@ ROWS: list[set[str]] = [
     {"restoring", "crew"},
     {"checkpointer", "warm", "salvage"},
     {"api", "repair"},
+    {"adapters"},
     {"__init__"},
     {"demo", "selftest"},
     {"cli"},
