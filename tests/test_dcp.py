@@ -359,6 +359,15 @@ def test_writer_and_reader_go_to_other_processes(tmp_path):
     assert same(load(state(3), tmp_path / "b"), state(1))
 
 
+def test_a_key_goes_to_no_other_process(tmp_path):
+    file = tmp_path / "key"
+    file.write_bytes(b"k" * 32)
+    for made in (StorageWriter(tmp_path, key=b"k" * 32), StorageReader(tmp_path, key=b"k" * 32)):
+        with pytest.raises(InvalidError, match="the path of a key file"):
+            pickle.dumps(made)
+    assert b"kkkk" not in pickle.dumps(StorageWriter(tmp_path, key=file))
+
+
 def test_errors_go_to_other_processes():
     cases = [CorruptError("a", "b"), InvalidError("no"), gpuckpt.MismatchError("x", missing=["y"])]
     refusal = StorageError("the disk is full")

@@ -1,10 +1,12 @@
 """Run torch's own tests of distributed checkpoints twice: with its file storage, and with gpuckpt.
 
-    python -m tests.dcp.run_torch_tests FOLDER [--only NAME …] [--out TABLE.json]
+    python -m tests.dcp.run_torch_tests FOLDER [--fork] [--cpu] [--only NAME …] [--out TABLE.json]
 
 FOLDER is test/distributed/checkpoint of torch's sources, which aren't part of
 its wheels and not of this project.  What is printed is docs/DCP.md's table: per
 file, how many tests pass with each storage, and which pass with torch's alone.
+In both runs, with --fork, ranks are forked from the process of the tests and
+not spawned; with --cpu, tests run that would skip for lack of GPUs.
 """
 
 from __future__ import annotations
@@ -16,18 +18,18 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 REPOSITORY = Path(__file__).parents[2]
-SUBSTITUTE = Path(__file__).parent / "substitute"
+STARTUP = Path(__file__).parent / "startup"
 
 Outcomes = dict[str, str]
 
 
-def run(file: Path, *, substituted: bool, seconds: float) -> Outcomes:
+def run(file: Path, asked: str, seconds: float) -> Outcomes:
     """How each test of a file ends: "passed", "skipped: why" or "failed: why"."""
-    path = [str(REPOSITORY), *([str(SUBSTITUTE)] if substituted else [])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(STARTUP), str(REPOSITORY)])
+    environment = os.environ | {"PYTHONPATH": path, "GPUCKPT_TORCH_TESTS": asked}
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
         command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "-p", "no:cacheprovider"]
@@ -35,7 +37,7 @@ def run(file: Path, *, substituted: bool, seconds: float) -> Outcomes:
         process = subprocess.Popen(
             command,
             cwd=folder,
-            env=environment | {"TMPDIR": folder},
+            env=environment | {"TMPDIR": folder, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -54,7 +56,7 @@ def run(file: Path, *, substituted: bool, seconds: float) -> Outcomes:
 def outcomes(report: Path) -> Outcomes:
     """What a report of JUnit's kind says."""
     found = {}
-    for case in ElementTree.parse(report).getroot().iter("testcase"):
+    for case in ET.parse(report).getroot().iter("testcase"):
         name = f"{case.get('classname', '').rpartition('.')[2]}.{case.get('name')}"
         found[name] = "passed"
         for kind, word in (("skipped", "skipped"), ("failure", "failed"), ("error", "failed")):
@@ -63,7 +65,7 @@ def outcomes(report: Path) -> Outcomes:
     return found
 
 
-def reason(said: ElementTree.Element) -> str:
+def reason(said: ET.Element) -> str:
     """The last line that says why, short."""
     lines = [one for one in (said.get("message") or said.text or "").splitlines() if one.strip()]
     errors = [one for one in lines if "Error" in one or "xception" in one]
@@ -81,6 +83,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", nargs="*", default=[""])
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--fork", action="append_const", dest="how", const="fork")
+    parser.add_argument("--cpu", action="append_const", dest="how", const="cpu")
     parser.add_argument("--seconds", type=float, default=300)
     given = parser.parse_args()
     table = {}
@@ -89,13 +93,14 @@ def main() -> None:
     for file in sorted(given.folder.rglob("test_*.py")):
         if not any(one in file.name for one in given.only):
             continue
-        before = run(file, substituted=False, seconds=given.seconds)
-        after = run(file, substituted=True, seconds=given.seconds)
+        how = " ".join(given.how or [])
+        before = run(file, how, given.seconds)
+        after = run(file, f"{how} substitute", given.seconds)
         lost = [n for n, how in before.items() if how == "passed" and after.get(n) != "passed"]
         name = str(file.relative_to(given.folder))
         table[name] = {"torch": before, "gpuckpt": after}
         counts = [len(before), count(before, "passed"), count(after, "passed")]
-        cells = [name, *counts, count(before, "skipped"), ", ".join(lost) or "–"]
+        cells = [name, *counts, count(before, "skipped"), ", ".join(lost) or "none"]
         print(f"| {' | '.join(map(str, cells))} |", flush=True)
         if given.out:
             given.out.write_text(json.dumps(table, indent=1))

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from gpuckpt.errors import InvalidError
+from gpuckpt.seal import Key
 from gpuckpt.stores import Store
 from gpuckpt.stores.opening import beside, is_local, is_url, local_path, open_store
 
@@ -32,6 +33,19 @@ def store_of(place: CheckpointId | None, rank: int | None = None) -> Store:
     if place is None:
         raise InvalidError("a path is needed: StorageWriter(path), or checkpoint_id=path")
     return open_store(place if rank is None else beside(place, f"rank-{rank}"))
+
+
+def check_goes(key: Key | None) -> None:
+    """See that a writer or a reader can go to another process, which no key does.
+
+    Raises:
+        InvalidError: it has the key itself.
+    """
+    if isinstance(key, bytes | bytearray):
+        raise InvalidError(
+            "a key isn't given to another process; give StorageWriter and StorageReader the path "
+            "of a key file"
+        )
 
 
 def is_place(checkpoint_id: CheckpointId) -> bool:

@@ -13,7 +13,7 @@ from torch.futures import Future
 
 from gpuckpt.adapters.dcp.contents import Contents
 from gpuckpt.adapters.dcp.filling import fill
-from gpuckpt.adapters.dcp.places import CheckpointId, store_of
+from gpuckpt.adapters.dcp.places import CheckpointId, check_goes, store_of
 from gpuckpt.commit import open_step, steps
 from gpuckpt.errors import NotFoundError
 from gpuckpt.resources import Resources
@@ -54,7 +54,12 @@ class StorageReader(storage.StorageReader):
         self._resources: Resources | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """What another process that loads needs: the options."""
+        """What another process that loads needs: the options.
+
+        Raises:
+            InvalidError: the key would go with it.
+        """
+        check_goes(self._key)
         return self.__dict__ | {"_resources": None, "_contents": None}
 
     @property

@@ -16,7 +16,7 @@ from torch.futures import Future
 
 from gpuckpt import layout
 from gpuckpt.adapters.dcp.items import Lengths, inventory_of, lengths_of
-from gpuckpt.adapters.dcp.places import CheckpointId, is_place, step_of, store_of
+from gpuckpt.adapters.dcp.places import CheckpointId, check_goes, is_place, step_of, store_of
 from gpuckpt.adapters.dcp.world import WRITER, conclude, prepare
 from gpuckpt.errors import InvalidError, RankError
 from gpuckpt.inventory import Inventory
@@ -61,7 +61,8 @@ class StorageWriter(storage.StorageWriter):
     that is the checkpoint's step, else it is 0.  With `overwrite`, one that is
     there is replaced, in one instant.  `codec` is `auto`, `zstd` or `raw`,
     `memory` bounds the host memory beside the state (bytes, or like
-    "256 MiB"), and with a `key` the checkpoint is sealed.
+    "256 MiB"), and with a `key` the checkpoint is sealed; for saves in another
+    process give the path of a key file.
 
     Reads the tensors where they are while DCP's `save` blocks.  The checkpoint
     is durable, and visible, when that returns; if any rank fails there is none,
@@ -93,7 +94,12 @@ class StorageWriter(storage.StorageWriter):
         self._own: Manifest | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """What another process that saves needs: the options."""
+        """What another process that saves needs: the options.
+
+        Raises:
+            InvalidError: the key would go with it.
+        """
+        check_goes(self._key)
         return self.__dict__ | {"_resources": None, "_own": None}
 
     @property

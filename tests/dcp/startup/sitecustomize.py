@@ -1,11 +1,14 @@
-"""In every process that has this folder on its path, torch's file storage is gpuckpt.
+"""Makes gpuckpt torch's file storage in every process that has this folder on its path.
 
-Python imports a module of this name when it starts, and so do the processes
-that torch's tests spawn.
+Python imports a module of this name when it starts, and so do processes that
+torch's tests spawn.  What is asked for is in the environment: see
+`tests.dcp.run_torch_tests`.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from typing import Any
 
 
@@ -39,4 +42,31 @@ def substitute() -> None:
         module.FileSystemReader = FileSystemReader
 
 
-substitute()
+def fork() -> None:
+    """Have ranks forked that torch's tests would spawn, which takes many times as long."""
+    from torch import multiprocessing
+    from torch.testing._internal.common_distributed import MultiProcessTestCase
+
+    def _forked(self: Any) -> None:
+        self._start_processes(multiprocessing.get_context("fork").Process)
+
+    MultiProcessTestCase._spawn_processes = _forked
+
+
+def on_cpus() -> None:
+    """Have tests run that would skip for lack of GPUs; some of them do without."""
+    from torch.testing._internal import common_distributed
+
+    def _needs(_: int, **__: Any) -> Callable[[Any], Any]:
+        return lambda test: test
+
+    common_distributed.skip_if_lt_x_gpu = _needs
+
+
+ASKED = os.environ.get("GPUCKPT_TORCH_TESTS", "").split()
+if "substitute" in ASKED:
+    substitute()
+if "fork" in ASKED:
+    fork()
+if "cpu" in ASKED:
+    on_cpus()
