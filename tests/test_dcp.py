@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ class Position:
     line: int
 
 
-def state(seed: int = 0):
+def state(seed: int = 0) -> Any:
     generator = torch.Generator().manual_seed(seed)
     numbers = torch.randn(64, 33, generator=generator)
     return {
@@ -75,23 +76,24 @@ def state(seed: int = 0):
     }
 
 
-def same(one, other):
+def same(one: Any, other: Any) -> bool:
     """Whether two states are the same, bit by bit."""
     if isinstance(one, torch.Tensor):
         as_bytes = [t.contiguous().reshape(-1).view(torch.uint8) for t in (one, other)]
-        return one.dtype == other.dtype and one.shape == other.shape and torch.equal(*as_bytes)
+        alike = one.dtype == other.dtype and one.shape == other.shape
+        return alike and bool(torch.equal(*as_bytes))
     if isinstance(one, dict):
         return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
     if isinstance(one, list):
         return len(one) == len(other) and all(map(same, one, other))
-    return type(one) is type(other) and one == other
+    return type(one) is type(other) and bool(one == other)
 
 
-def save(state, place, **options):
+def save(state: Any, place: Path, **options: Any) -> None:
     dcp.save(state, storage_writer=StorageWriter(place, **options))
 
 
-def load(state, place, **options):
+def load(state: Any, place: Path, **options: Any) -> Any:
     dcp.load(state, storage_reader=StorageReader(place, **options))
     return state
 
@@ -225,7 +227,7 @@ def test_long_values_lie_in_segments_and_come_back(tmp_path):
 
 
 def test_a_planner_of_the_users_own_has_its_bytes_written(tmp_path):
-    class Upper(DefaultSavePlanner):
+    class Upper(DefaultSavePlanner):  # type: ignore[misc]
         def transform_object(self, write_item, object):  # noqa: A002
             return super().transform_object(
                 write_item, object.upper() if isinstance(object, str) else object
@@ -284,8 +286,10 @@ def test_a_save_that_fails_commits_nothing_and_the_next_one_sweeps(tmp_path):
     with pytest.raises(CheckpointException, match="power cut"):
         dcp.save(state(1), storage_writer=Failing(tmp_path))
     assert same(load(state(2), tmp_path), state())
-    left = len(list(tmp_path.glob("*.segment")))
-    assert left == 2
+    assert len(list(tmp_path.glob("*.segment"))) == 2
+    with pytest.raises(CheckpointException, match="power cut"):
+        dcp.save(state(2), storage_writer=Failing(tmp_path))
+    assert len(list(tmp_path.glob("*.segment"))) == 2
     save(state(1), tmp_path)
     assert len(list(tmp_path.glob("*.segment"))) == 1
     assert same(load(state(2), tmp_path), state(1))
@@ -421,7 +425,7 @@ def test_only_the_chunks_of_what_is_asked_for_are_read(tmp_path):
     damaged = data[:first] + bytes(40 << 20) + data[first + (40 << 20) :]
     segment.write_bytes(damaged)
 
-    class Part(dcp.DefaultLoadPlanner):
+    class Part(dcp.DefaultLoadPlanner):  # type: ignore[misc]
         def create_local_plan(self):
             plan = super().create_local_plan()
             (item,) = plan.items

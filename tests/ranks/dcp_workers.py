@@ -25,7 +25,7 @@ import gpuckpt
 from gpuckpt.adapters.dcp import StorageReader, StorageWriter
 
 
-class Model(nn.Module):
+class Model(nn.Module):  # type: ignore[misc]
     """Three layers, of sizes that no number of ranks divides."""
 
     def __init__(self) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +17,7 @@ torch = pytest.importorskip("torch", reason="torch isn't installed (make test-ra
 WORKERS = "tests.ranks.dcp_workers"
 
 
-def ranks(worker, size, directory, **arguments):
+def ranks(worker: str, size: int, directory: Path, **arguments: Any) -> list[Any]:
     found = launch("torch", f"{WORKERS}:{worker}", size, directory, arguments, timeout=150)
     for one in found:
         assert one.error is None, one.output

@@ -48,7 +48,7 @@ class StorageReader(storage.StorageReader):
         make_seal(key)
         self.path, self._step, self._memory, self._key = path, step, memory, key
         self._unpickle = unpickle
-        self._load_id = secrets.token_hex(16)
+        self.load_id = secrets.token_hex(16)
         self._rank: int | None = None
         self._contents: Contents | None = None
         self._resources: Resources | None = None
@@ -79,7 +79,7 @@ class StorageReader(storage.StorageReader):
         """Begin to read another checkpoint, at another path if one is given."""
         if checkpoint_id:
             self.path = checkpoint_id
-        self._load_id = secrets.token_hex(16)
+        self.load_id = secrets.token_hex(16)
         self._contents = None
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ARG002 - DCP's
@@ -96,7 +96,7 @@ class StorageReader(storage.StorageReader):
         whose = distributed.get_rank() if distributed.is_initialized() else 0
         self._contents = Contents(manifest, where, whose)
         metadata = self._contents.metadata()
-        metadata.storage_meta = StorageMeta(checkpoint_id=self.path, load_id=self._load_id)
+        metadata.storage_meta = StorageMeta(checkpoint_id=self.path, load_id=self.load_id)
         return metadata
 
     def set_up_storage_reader(

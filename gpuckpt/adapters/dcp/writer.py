@@ -89,7 +89,7 @@ class StorageWriter(storage.StorageWriter):
         self.path, self.overwrite = path, overwrite
         self._codec, self._memory, self._key = codec, memory, key
         self._resources: Resources | None = None
-        self._save_id = secrets.token_hex(16)
+        self.save_id = secrets.token_hex(16)
         self._rank, self._alone = 0, False
         self._own: Manifest | None = None
 
@@ -116,12 +116,12 @@ class StorageWriter(storage.StorageWriter):
         """Begin a new checkpoint, at another path if one is given."""
         if checkpoint_id:
             self.path = checkpoint_id
-        self._save_id = secrets.token_hex(16)
+        self.save_id = secrets.token_hex(16)
         self._own = None
 
     def storage_meta(self) -> StorageMeta:
         """Which checkpoint it is, for planners and logs."""
-        return StorageMeta(checkpoint_id=self.path, save_id=self._save_id)
+        return StorageMeta(checkpoint_id=self.path, save_id=self.save_id)
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002, FBT001 - DCP's
         """Take note of this rank's number, and of whether each rank saves alone."""
