@@ -157,6 +157,16 @@ def test_a_manifest_says_what_dcp_wants_to_know(tmp_path):
             assert isinstance(ours, BytesStorageMetadata)
 
 
+def test_a_checkpoint_says_which_save_it_is_of(tmp_path):
+    writer, reader = StorageWriter(tmp_path), StorageReader(tmp_path)
+    dcp.save({"a": torch.ones(1)}, storage_writer=writer)
+    found = reader.read_metadata().storage_meta
+    assert (found.checkpoint_id, found.save_id) == (tmp_path, writer.save_id)
+    assert found.load_id == reader.load_id
+    gpuckpt.save(tmp_path / "other", {"a": torch.ones(1)})
+    assert StorageReader(tmp_path / "other").read_metadata().storage_meta.save_id is None
+
+
 def test_keys_are_loaded_without_a_state(tmp_path):
     save(state(), tmp_path)
     found = _load_state_dict_from_keys(storage_reader=StorageReader(tmp_path))

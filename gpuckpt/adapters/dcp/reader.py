@@ -14,6 +14,7 @@ from torch.futures import Future
 from gpuckpt.adapters.dcp.contents import Contents
 from gpuckpt.adapters.dcp.filling import fill
 from gpuckpt.adapters.dcp.places import CheckpointId, check_goes, store_of
+from gpuckpt.adapters.dcp.world import save_id_of
 from gpuckpt.commit import open_step, steps
 from gpuckpt.errors import NotFoundError
 from gpuckpt.resources import Resources
@@ -96,7 +97,9 @@ class StorageReader(storage.StorageReader):
         whose = distributed.get_rank() if distributed.is_initialized() else 0
         self._contents = Contents(manifest, where, whose)
         metadata = self._contents.metadata()
-        metadata.storage_meta = StorageMeta(checkpoint_id=self.path, load_id=self.load_id)
+        metadata.storage_meta = StorageMeta(
+            checkpoint_id=self.path, save_id=save_id_of(manifest.writer), load_id=self.load_id
+        )
         return metadata
 
     def set_up_storage_reader(

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 from gpuckpt.commit import commit, delete, open_step, steps, sweep, writing
@@ -20,6 +21,18 @@ from gpuckpt.seal import Seal
 from gpuckpt.stores import Store
 
 WRITER = "torch.distributed.checkpoint"
+_SAVE = re.compile(r"\(save ([0-9a-f]{32})\)")
+
+
+def signed(writer: str, save_id: str) -> str:
+    """What a manifest says of who wrote it: DCP too, and the id of its save."""
+    return f"{writer} by {WRITER} (save {save_id})"
+
+
+def save_id_of(writer: str) -> str | None:
+    """The id of a save of DCP's: undoes `signed`."""
+    match = _SAVE.search(writer)
+    return match[1] if match else None
 
 
 def prepare(store: Store, *, overwrite: bool, seal: Seal | None) -> None:

@@ -17,7 +17,7 @@ from torch.futures import Future
 from gpuckpt import layout
 from gpuckpt.adapters.dcp.items import Lengths, inventory_of, lengths_of
 from gpuckpt.adapters.dcp.places import CheckpointId, check_goes, is_place, step_of, store_of
-from gpuckpt.adapters.dcp.world import WRITER, conclude, prepare
+from gpuckpt.adapters.dcp.world import conclude, prepare, signed
 from gpuckpt.errors import InvalidError, RankError
 from gpuckpt.inventory import Inventory
 from gpuckpt.manifest import Manifest, Part
@@ -189,7 +189,7 @@ class StorageWriter(storage.StorageWriter):
         store, seal = self._store(), make_seal(self._key)
         resources = self._resources = self._resources or Resources(self._memory)
         header = make_header(step_of(self.path or ""), None, None)
-        header = replace(header, writer=f"{header.writer} by {WRITER}")
+        header = replace(header, writer=signed(header.writer, self.save_id))
         parts: list[Part] = []
 
         def together(manifest: Manifest, token: str, abandon: Callable[[], object]) -> Manifest:

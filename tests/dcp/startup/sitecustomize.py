@@ -55,24 +55,12 @@ def fork() -> None:
 
 def on_cpus() -> None:
     """Have tests run that would skip for lack of GPUs; some of them do without."""
-    import torch
     from torch.testing._internal import common_distributed
-    from torch.testing._internal.distributed._tensor.common_dtensor import DTensorTestBase
 
     def _needs(_: int, **__: Any) -> Callable[[Any], Any]:
         return lambda test: test
 
-    begin = DTensorTestBase.init_pg
-
-    def _on_gloo(self: Any, eager_init: bool = False, *_: Any) -> None:  # noqa: FBT001, FBT002
-        begin(self, eager_init, "gloo")
-
-    def _stay(self: Any, *_: Any, **__: Any) -> Any:
-        return self
-
     common_distributed.skip_if_lt_x_gpu = _needs
-    DTensorTestBase.init_pg = _on_gloo
-    torch.nn.Module.cuda = torch.Tensor.cuda = _stay
 
 
 ASKED = os.environ.get("GPUCKPT_TORCH_TESTS", "").split()
