@@ -24,6 +24,12 @@ from gpuckpt.stores.memory import MemoryStore
 from tests.ranks import run_ranks
 
 
+@pytest.fixture(autouse=True)
+def ranks_ask_often(monkeypatch):
+    monkeypatch.setattr("gpuckpt.pace.ASK_SECONDS", 0.01)
+    monkeypatch.setattr("gpuckpt.pace._SHARE", 1.0)
+
+
 def saver(store: Store, group: Group, **options: Any) -> gpuckpt.Checkpointer:
     options = {"memory": "4 MiB", "chunk_nbytes": 64 << 10, "group_timeout": 20} | options
     return gpuckpt.Checkpointer("", store=store, group=group, **options)
