@@ -59,7 +59,7 @@ $(VENV)/.ranks: $(VENV)/.dev tests/ranks-requirements.txt
 	touch $@
 
 test-ranks: $(VENV)/.ranks  ## real processes as ranks: torch.distributed, MPI, JAX, and none of them
-	$(PY) -m pytest --durations=10 tests/ranks
+	$(PY) -m pytest -n auto --dist worksteal --durations=5 tests/ranks
 
 test-gpu: $(VENV)/.gpu-$(CUDA)  ## the CUDA tests on this machine's GPU; exits with 3 without one
 	GPUCKPT_STANDIN= $(PY) -m tests.cuda.on_gpu

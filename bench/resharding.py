@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
 from pathlib import Path
 
 import ml_dtypes
@@ -22,7 +23,7 @@ import numpy as np
 
 from gpuckpt import cutting
 from gpuckpt.boxes import Box
-from gpuckpt.cutting import cut
+from gpuckpt.cutting import cut_for
 from gpuckpt.layout import manifest_name
 from gpuckpt.spec import Spec
 from gpuckpt.stores.local import LocalStore
@@ -54,11 +55,20 @@ KINDS: dict[str, list[tuple[Ways, Ways]]] = {
 }
 SHAPES = ((256, 1024), (1024, 2048), (4096, 4096))
 PLAIN = "chunks of 4 MiB"
+# Of a transformer: what a block has, and its embedding.
+MODEL = ((3072, 1024), (1024, 1024), (4096, 1024), (1024, 4096), (16384, 1024), (4096,), (1024,))
+MODEL_KINDS = {
+    "rows to rows": (0, 0),
+    "columns to columns": (1, 1),
+    "rows to columns": (0, 1),
+    "columns to rows": (1, 0),
+}
+WORLDS = ((2, 3), (3, 2), (8, 6), (4, 16), (16, 12))
 CUTS: dict[str, Cut] = {
     PLAIN: lambda spec: [spec.box],
-    "small chunks": lambda spec: [spec.box],
-    "default": cut,
-    "grid": lambda spec: cut(spec, range(len(spec.shape))),
+    "none": partial(cut_for, reshard="none"),
+    "same": partial(cut_for, reshard="same"),
+    "any": partial(cut_for, reshard="any"),
 }
 
 
@@ -81,8 +91,10 @@ def pieces(array: np.ndarray, ways: Ways, how: Cut, name: str = "w") -> Iterator
             yield Piece(name, array[part.slices], part, array.shape)
 
 
-def ratio(array: np.ndarray, saved: Ways, wanted: Ways, how: Cut) -> tuple[float, int]:
-    """Bytes read to bytes needed, by all ranks together; and how many rows there were."""
+def read_and_needed(
+    array: np.ndarray, saved: Ways, wanted: Ways, how: Cut
+) -> tuple[float, float, int]:
+    """Bytes read and bytes needed, by all ranks together; and how many rows there were."""
     store = CountingStore()
     manifest = save_pieces(store, list(pieces(array, saved, how)), chunk_nbytes=4 << 20)
     needed = 0.0
@@ -92,9 +104,10 @@ def ratio(array: np.ndarray, saved: Ways, wanted: Ways, how: Cut) -> tuple[float
             target = Piece("w", np.empty(box.shape, array.dtype), box, array.shape)
             restore_pieces(store, manifest, [target])
             needed += needed_nbytes(manifest, {"w": [box]})
-    return store.read_nbytes / needed, len(manifest.tensors)
+    return store.read_nbytes, needed, len(manifest.tensors)
 
 
+@cache
 def random_array(shape: tuple[int, ...]) -> np.ndarray:
     """Weights as training leaves them."""
     numbers = np.random.default_rng(7).standard_normal(shape, np.float32) * 0.02
@@ -111,12 +124,35 @@ def bytes_read() -> None:
             cells = []
             for label, how in CUTS.items():
                 with chunks_of(label):
-                    found = [ratio(array, saved, wanted, how) for saved, wanted in cases]
-                each = [one for one, _ in found]
-                rows = max(count for _, count in found)
+                    found = [read_and_needed(array, *case, how) for case in cases]
+                each = [read / needed for read, needed, _ in found]
+                rows = max(count for *_, count in found)
                 cells.append(f"{statistics.mean(each):.2f} ({max(each):.2f}), {rows}")
             size = f"{shape[0]} × {shape[1]}"  # noqa: RUF001
             print(f"| {kind} | {size} | " + " | ".join(cells) + " |", flush=True)
+
+
+def model(kinds: list[str]) -> None:
+    """The same of all tensors of a model together: least and most of some worlds."""
+    print("| resharding of a model | " + " | ".join(CUTS) + " |")
+    print("|---|" + "---|" * len(CUTS))
+    for name in kinds:
+        one, other = MODEL_KINDS[name]
+        cells = []
+        for label, how in CUTS.items():
+            each = []
+            for few, many in WORLDS:
+                read = needed = 0.0
+                for shape in MODEL:
+                    saved, wanted = (
+                        {axis % len(shape): n} for axis, n in ((one, few), (other, many))
+                    )
+                    with chunks_of(label):
+                        found = read_and_needed(random_array(shape), saved, wanted, how)
+                    read, needed = read + found[0], needed + found[1]
+                each.append(read / needed)
+            cells.append(f"{min(each):.2f} … {max(each):.2f}")
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 
 def timed(directory: Path, arrays: list[np.ndarray], ways: Ways, how: Cut) -> tuple[float, ...]:
@@ -167,6 +203,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tensors", type=int, default=4)
+    parser.add_argument("--kinds", nargs="*", default=list(MODEL_KINDS))
+    parser.add_argument("--only", choices=("bytes", "model", "costs"))
     given = parser.parse_args()
-    bytes_read()
-    costs(given.rounds, given.tensors)
+    if given.only in (None, "bytes"):
+        bytes_read()
+    if given.only in (None, "model"):
+        model(given.kinds)
+    if given.only in (None, "costs"):
+        costs(given.rounds, given.tensors)

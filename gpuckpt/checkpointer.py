@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 from gpuckpt import layout
 from gpuckpt.commit import open_step, steps
 from gpuckpt.crew import Crew
+from gpuckpt.cutting import Reshard, check_reshard
 from gpuckpt.errors import CheckpointError
 from gpuckpt.governor import Governor
 from gpuckpt.journal import Log, open_journal
@@ -75,6 +76,8 @@ class Checkpointer:
     on, and at most `group_timeout`.  They may have one root, or each machine its
     own; `metrics` and `epoch` are those of rank 0.  With `replicas=1` each has a
     copy of its files on the next machine's disk, and has them back in `resume`.
+    Shards are saved so that other ranks read little more than they need: by
+    `reshard` along the `same` axes, or `any`, or `none` (docs/RANKS.md).
 
     Not for use by several threads at once.  A root has one writer at a time.
     """
@@ -101,6 +104,7 @@ class Checkpointer:
         group: object = None,
         group_timeout: float | str | timedelta = "10 min",
         replicas: int = 0,
+        reshard: Reshard = "same",
         chunk_nbytes: int = layout.CHUNK_NBYTES,
     ) -> None:
         """Take the root for writing, and sweep away what a crash may have left there.
@@ -125,7 +129,9 @@ class Checkpointer:
             seal=self._seal,
             tiers=self._tiers,
             spares=crew.spare(self._store, replicas),
-            joint=crew.joint(self._store, nearest.keep, self._seal, self._tiers),
+            joint=crew.joint(
+                *(self._store, nearest.keep, self._seal, self._tiers), check_reshard(reshard)
+            ),
         )
         self._restores = Restores(
             *(self._tiers, self._resources, self._saves, self._governor),
@@ -316,9 +322,9 @@ class Checkpointer:
         on_error = self._options.on_error
         self._tiers.tell(on_error, stacklevel=3)
         time = TimeLeft(timeout)
-        self._saves.reap(wait=True, seconds=time.seconds)
+        self._saves.reap(wait=True, seconds=time.whole)
         if tier == "all":
-            self._tiers.complete(time.seconds, on_error, stacklevel=3)
+            self._tiers.complete(time.left, on_error, stacklevel=3)
             self._tiers.tell(on_error, stacklevel=3)
 
     def close(self, timeout: float | str | timedelta | None = None) -> None:
@@ -338,8 +344,8 @@ class Checkpointer:
         if not self._life.is_ours:
             return  # a forked child: the parent's save and lock are not its own
         try:
-            self._saves.reap(wait=True, seconds=time.seconds)
+            self._saves.reap(wait=True, seconds=time.whole)
         finally:
             # Else the wait was cut short: the save goes on, and the lock.
             if self._saves.save is None:
-                self._life.end(time.seconds)
+                self._life.end(time.left)

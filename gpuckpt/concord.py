@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,7 +9,6 @@ from dataclasses import replace
 from gpuckpt.commit import open_step
 from gpuckpt.errors import CheckpointError, NotFoundError, RankError
 from gpuckpt.fallback import Taken, is_damage, passed_over
-from gpuckpt.fingerprint import checksum128
 from gpuckpt.gathering import gather, gather_done
 from gpuckpt.groups import Group
 from gpuckpt.manifest import Manifest
@@ -91,12 +88,11 @@ class Concord:
 
         Those with roots of their own may not: one may have saved a step again.
         """
-        said = ""
-        for store in stores:
-            with contextlib.suppress(CheckpointError):
-                found = open_step(store, step, seal, parts=False)
-                said = checksum128(json.dumps([found.created, *found.files]).encode())
-                break
+        try:
+            store = find_steps(stores)[0][step][0]
+            said = repr(open_step(store, step, seal, parts=False).created)
+        except (CheckpointError, KeyError):
+            said = ""
         told = gather(self._group, f"look at step {step}", said, self._timeout)
         return len(set(told) - {""}) <= 1
 

@@ -10,6 +10,7 @@ from datetime import timedelta
 
 from gpuckpt.commit import writing
 from gpuckpt.concord import Concord
+from gpuckpt.cutting import Reshard
 from gpuckpt.entering import entered
 from gpuckpt.errors import InvalidError
 from gpuckpt.governor import Governor
@@ -53,7 +54,12 @@ class Crew:
         return 0 if self._group is None else self._group.rank
 
     def joint(
-        self, store: Store, keep: Keep | None, seal: Seal | None, tiers: Tiers
+        self,
+        store: Store,
+        keep: Keep | None,
+        seal: Seal | None,
+        tiers: Tiers,
+        reshard: Reshard = "same",
     ) -> Joint | None:
         """How they save; None if there is one."""
         if self._group is not None:
@@ -64,6 +70,7 @@ class Crew:
                 seal=seal,
                 held=tiers.held,
                 timeout=self._timeout,
+                reshard=reshard,
             )
         return self._joint
 

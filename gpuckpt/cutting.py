@@ -12,9 +12,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Collection, Iterable
+from typing import Literal, cast
 
 from gpuckpt.boxes import Box, Shape
 from gpuckpt.dtypes import to_numpy
+from gpuckpt.errors import InvalidError
 from gpuckpt.spec import Spec
 
 # Numbers of ranks among which a tensor may be divided later: the first that leaves boxes large
@@ -27,11 +29,35 @@ WAYS: tuple[tuple[int, ...], ...] = (
     (2, 4),
     (2,),
 )
+# Other ranks will want: parts along the axes that shards are parts along already, or any, or
+# only whole shards.
+RESHARD = ("same", "any", "none")
 # A smaller box or chunk costs more time than it saves bytes.
 BOX_NBYTES_LEAST = 32 << 10
 CHUNK_NBYTES_LEAST = 64 << 10
 # Of a whole tensor, so that sixteen ranks' fifteen borders cost a tenth of it at most.
 CHUNKS = 160
+
+
+Reshard = Literal["same", "any", "none"]
+
+
+def check_reshard(given: object) -> Reshard:
+    """The option `reshard`.
+
+    Raises:
+        InvalidError: it isn't one.
+    """
+    if given not in RESHARD:
+        raise InvalidError(f"reshard is one of {', '.join(RESHARD)}; got {given!r}")
+    return cast(Reshard, given)
+
+
+def cut_for(spec: Spec, reshard: Reshard) -> list[Box]:
+    """The boxes as which a shard is saved, by the option `reshard`."""
+    if reshard == "none":
+        return [spec.box]
+    return cut(spec, range(len(spec.shape)) if reshard == "any" else None)
 
 
 def cut(spec: Spec, axes: Collection[int] | None = None) -> list[Box]:

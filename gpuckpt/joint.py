@@ -32,6 +32,7 @@ from typing import Any
 
 from gpuckpt import layout
 from gpuckpt.concluding import Place, conclude
+from gpuckpt.cutting import Reshard
 from gpuckpt.entering import Site
 from gpuckpt.errors import CheckpointError, RankError
 from gpuckpt.gathering import UnheardError, gather
@@ -64,8 +65,13 @@ class Joint:
         seal: Seal | None,
         held: Callable[[], Held] = lambda: NOTHING,
         timeout: float,
+        reshard: Reshard = "same",
     ) -> None:
-        """`held` says what must not be deleted, though `keep` doesn't keep it."""
+        """`held` says what must not be deleted, though `keep` doesn't keep it.
+
+        `reshard` is how shards are cut for other ranks.
+        """
+        self._reshard = reshard
         self._held_back = held
         self.group, self.site = group, Site((0,) * group.size, group.rank)
         self._store, self._keep, self._seal, self._timeout = store, keep, seal, timeout
@@ -85,7 +91,7 @@ class Joint:
             self._owed = None
             told = exchanged(self.group.rank, held, partial(self._tell, step))
             self._owed = _parts_of(step)
-            self._shares = Shares(self.group.rank, *told, self.site.leads)
+            self._shares = Shares(self.group.rank, *told, self.site.leads, self._reshard)
             self._stale = False
         self._owed = _parts_of(step)
         self._held = self._shares.digest(inventory.roster)
@@ -153,8 +159,8 @@ class Joint:
             raise
         lap.mark("ranks")
         place = Place(
-            *(self.group, self.site, self._store, self._keep, self._seal),
-            held=self._held_back,
+            *(self.group, self.site, self._store, self._keep, self._held_back),
+            seal=self._seal,
             timeout=self._timeout,
         )
         if not conclude(place, world, undo, lap):

@@ -24,10 +24,11 @@ class TimeLeft:
 
     def __init__(self, timeout: float | str | timedelta | None) -> None:
         """None is for ever."""
-        self._end = None if timeout is None else time.monotonic() + parse_seconds(timeout)
+        self.whole = None if timeout is None else parse_seconds(timeout)
+        self._end = None if self.whole is None else time.monotonic() + self.whole
 
     @property
-    def seconds(self) -> float | None:
+    def left(self) -> float | None:
         """So much is left, or None."""
         return None if self._end is None else max(self._end - time.monotonic(), 0.0)
 

@@ -49,7 +49,7 @@ class PerRank:
 
 def _put(here: Any, saved: Any) -> Any:
     """`saved`, in the containers that are `here`, where they are of its kind."""
-    if here is saved or is_object(here):
+    if here is saved:
         return saved
     if isinstance(here, MutableMapping) and isinstance(saved, Mapping):
         new = {key: _put(here.get(key), value) for key, value in saved.items()}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from gpuckpt.apart import Apart
 from gpuckpt.arena import Arena, Slot
+from gpuckpt.boxes import gap, whole_box
 from gpuckpt.commit import open_step, steps
 from gpuckpt.errors import CheckpointError, CorruptError, NotFoundError
 from gpuckpt.manifest import Manifest
@@ -19,7 +20,7 @@ from gpuckpt.restore import largest_chunk
 from gpuckpt.seal import Seal
 from gpuckpt.spec import ChunkEntry, Extent
 from gpuckpt.stores import Store
-from gpuckpt.tensors import TensorEntry
+from gpuckpt.tensors import TensorEntry, by_tensor
 
 Progress = Callable[[int], None]
 
@@ -92,6 +93,7 @@ def survey(
             found.losses.append(Loss(entry, wounds))
         else:
             found.intact.append(entry)
+    found.losses += _gaps(found.manifest)
     if found.losses or found.unread:
         _Search(store, found, resources, seal).run()
     return found
@@ -111,6 +113,18 @@ def _opened(store: Store, step: int, seal: Seal | None) -> Survey:
 def reason_of(error: CheckpointError) -> str:
     """What an error says, without its remedy, which is salvaging."""
     return f"{error.where}: {error.reason}" if isinstance(error, CorruptError) else str(error)
+
+
+def _gaps(manifest: Manifest) -> Iterator[Loss]:
+    """What of tensors no shard has of which the files here say anything."""
+    for rows in by_tensor(manifest.tensors).values():
+        boxes, spec = [row.spec.box for row in rows], rows[0].spec
+        while (box := gap(boxes, whole_box(spec.full_shape))) is not None:
+            boxes.append(box)
+            place = replace(
+                spec, shape=box.shape, axes=None, offset=box.offset, whole=spec.full_shape
+            )
+            yield Loss(TensorEntry(place, (), 0), [])
 
 
 def _missing(entry: TensorEntry, manifest: Manifest) -> Wound:
@@ -209,9 +223,9 @@ class _Search:
 
     def _unlisted(self, older: Manifest) -> Iterator[Loss]:
         """Tensors that an older step has, and of which this step's own files say nothing."""
-        known = {entry.spec.label for entry in self._found.manifest.tensors}
+        known = {entry.spec.tensor for entry in self._found.manifest.tensors}
         for entry in older.tensors:
-            if entry.spec.label not in known:
+            if entry.spec.tensor not in known:
                 yield Loss(entry, [])
 
     def _take_from(self, loss: Loss, other: int, row: TensorEntry) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuckpt.boxes import Box, gap, whole_box
-from gpuckpt.cutting import cut
+from gpuckpt.cutting import Reshard, cut_for
 from gpuckpt.dtypes import to_numpy
 from gpuckpt.errors import RankError
 from gpuckpt.holdings import Holding, digest, holdings
@@ -187,8 +187,13 @@ class Shares:
         held: Sequence[Sequence[Holding]],
         digests: Sequence[str],
         leads: Sequence[int] | None = None,
+        reshard: Reshard = "none",
     ) -> None:
-        """`held` is what each rank holds, with its digest; raises what `share_out` does."""
+        """`held` is what each rank holds, with its digest; raises what `share_out` does.
+
+        `reshard` says how rows are cut for ranks that hold other boxes (`cutting`).
+        """
+        self._reshard = reshard
         self.digests = tuple(digests)
         self._rank = rank
         self._told: dict[Holding, tuple[Box, ...]] = dict.fromkeys(held[rank], ())
@@ -254,11 +259,13 @@ class Shares:
         boxes = self._told.get(held, (spec.box,))
         if not spec.shape:
             return [spec]  # all write it: there is no row of it without elements
-        if not boxes:
-            return [_row(spec, Box(spec.box.offset, (0, *spec.shape[1:])))]
-        whole = boxes == (spec.box,) and spec.offset is None
-        rows = [_row(spec, box) for box in boxes]
-        return rows if whole else [_row(row, box) for row in rows for box in cut(row)]
+        rows = [_row(spec, box) for box in boxes or (Box(spec.box.offset, (0, *spec.shape[1:])),)]
+        return [part for row in rows for part in self._parts(row)]
+
+    def _parts(self, row: Spec) -> list[Spec]:
+        if row.label in self.samples:
+            return [row]
+        return [_row(row, box) for box in cut_for(row, self._reshard)]
 
 
 def _row(spec: Spec, box: Box) -> Spec:

@@ -48,7 +48,7 @@ class RanksLife(Life):
     def together(
         self,
         size: int,
-        work: Callable[[RankRun], None],
+        work: Callable[[RankRun], object],
         keep: gpuckpt.Keep | None = None,
         stores: list[CrashStore] | None = None,
         **options: Any,

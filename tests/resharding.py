@@ -13,6 +13,7 @@ import numpy.typing as npt
 from gpuckpt.arrays import Tensor, look
 from gpuckpt.boxes import Box, whole_box
 from gpuckpt.inventory import Inventory, Roster
+from gpuckpt.layout import CHUNK_NBYTES
 from gpuckpt.manifest import Manifest
 from gpuckpt.portions import jobs_of
 from gpuckpt.resources import Resources
@@ -118,7 +119,12 @@ def split(name: str, array: Array, boxes: Sequence[Box]) -> list[Piece]:
 
 
 def restore_pieces(
-    store: Store, manifest: Manifest, pieces: Sequence[Piece], *, memory: str = "64 MiB"
+    store: Store,
+    manifest: Manifest,
+    pieces: Sequence[Piece],
+    *,
+    memory: str = "64 MiB",
+    chunk_nbytes: int = CHUNK_NBYTES,
 ) -> None:
     """Fill shards in place from a checkpoint, by names."""
     shards = Shards(manifest)
@@ -128,7 +134,8 @@ def restore_pieces(
         target = tensor_of(piece)
         assert shards.lack(positions[target.spec.tensor], target.spec.box) is None
         targets.setdefault(shards.first(positions[target.spec.tensor]), []).append(target)
-    restore_tensors(list(jobs_of(shards, store, targets)), Resources(memory))
+    resources = Resources(memory, chunk_nbytes=chunk_nbytes)
+    restore_tensors(list(jobs_of(shards, store, targets)), resources)
 
 
 def grid(shape: Sequence[int], cuts: Sequence[Sequence[int]]) -> list[Box]:
@@ -154,7 +161,7 @@ def divided(shape: Sequence[int], ways: Mapping[int, int]) -> list[Box]:
 
 
 class CountingStore(MemoryStore):
-    """Counts the bytes that are read from each file."""
+    """Counts the bytes that are read of segments."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -163,7 +170,8 @@ class CountingStore(MemoryStore):
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         """Fill `buffer`, and count it."""
         super().read_into(name, offset, buffer)
-        self.read_nbytes += buffer.nbytes
+        if name.endswith(".segment"):
+            self.read_nbytes += buffer.nbytes
 
 
 def needed_nbytes(manifest: Manifest, boxes: Mapping[str, Sequence[Box]]) -> float:

@@ -433,9 +433,9 @@ def test_a_client_that_is_not_installed_is_named(module, root, monkeypatch):
 class Objects:
     """A `Client` on a dictionary; `strike` may raise before and after each request."""
 
-    def __init__(self, *, able: bool = True) -> None:
+    def __init__(self, *, able: bool = True, whole: bool = True) -> None:
         """If it isn't `able`, no put can depend on what is there."""
-        self.able = able
+        self.able, self.whole = able, whole
         self.objects: dict[str, tuple[bytes, int]] = {}
         self.asked: list[str] = []
         self.strike: Callable[[str, str], object] = lambda _, __: None
@@ -871,6 +871,10 @@ def test_an_upload_whose_last_answer_was_lost_is_known_for_a_success():
     client.strike = failing("put_parts", "after")
     write_all(store, "f", bytes(3 * PART_NBYTES))
     assert client.objects["f"][0] == bytes(3 * PART_NBYTES)
+    client.whole = False  # then its length proves nothing
+    client.strike = failing("put_parts", "after")
+    with pytest.raises(StorageError, match="503"):
+        write_all(store, "f", bytes(3 * PART_NBYTES))
 
 
 # How many requests there are

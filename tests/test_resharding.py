@@ -199,6 +199,18 @@ def test_damage_is_blamed_on_the_shard_and_others_are_restored():
     assert upper.array.tobytes() == array[:32].tobytes()
 
 
+def test_a_chunk_that_is_wanted_in_part_is_looked_at_whole():
+    """What the checksum of the bytes on disk lets through, the fingerprint doesn't."""
+    array = np.random.default_rng(3).standard_normal((64, 64))
+    store = MemoryStore()
+    manifest = save_pieces(store, by_rows(array, 2))
+    (chunk,) = manifest.tensors[0].chunks
+    other = replace(manifest.tensors[0], chunks=(replace(chunk, fingerprint="0" * 32),))
+    manifest = replace(manifest, tensors=(other, manifest.tensors[1]))
+    with pytest.raises(gpuckpt.CorruptError, match="fingerprint of the decoded bytes"):
+        restore_pieces(store, manifest, split("w", np.zeros((64, 64)), [Box((3, 3), (2, 2))]))
+
+
 def test_what_no_shard_has_is_named_before_anything_is_read():
     array = np.arange(64.0).reshape(8, 8)
     store = CountingStore()
@@ -273,11 +285,14 @@ def test_shards_of_one_process_that_want_the_same_chunk_read_it_once():
 
 
 def test_more_shards_than_a_slot_takes_are_filled_by_and_by():
-    array = np.arange(4096, dtype=np.uint8)
+    array = np.random.default_rng(1).integers(0, 255, 4096, np.uint8)
     store = MemoryStore()
     manifest = save_pieces(store, [Piece("w", array)], chunk_nbytes=4096)
-    targets = split("w", np.zeros_like(array), divided(array.shape, {0: 300}))
-    restore_pieces(store, manifest, targets)
+    boxes = [*divided(array.shape, {0: 300}), *(Box((at,), (4000,)) for at in range(4))]
+    targets = [
+        Piece("w", np.zeros(2 * box.shape[0], np.uint8)[::2], box, array.shape) for box in boxes
+    ]
+    restore_pieces(store, manifest, targets, chunk_nbytes=4096)
     assert all(t.array.tobytes() == array[t.box.slices].tobytes() for t in targets if t.box)
 
 

@@ -295,6 +295,15 @@ def test_shardeds_of_several_libraries_are_read_together_each_at_its_place():
     assert described(census.take(state)) == described(take_inventory(state))
 
 
+def test_an_array_in_a_sharded_that_becomes_one_of_another_type_is_looked_at():
+    array, census = counted((2, 3)), Census()
+    census.take({"w": gpuckpt.Sharded(array, (4, 3), (2, 0))})
+    masked = np.ma.masked_array(array, mask=True)
+    for take in (census.take, take_inventory):
+        with pytest.raises(UnsupportedError, match="w"):
+            take({"w": gpuckpt.Sharded(masked, (4, 3), (2, 0))})
+
+
 # Made anew
 
 

@@ -7,7 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuckpt.errors import NotFoundError, RankError, StorageError
@@ -133,11 +133,13 @@ def test_who_is_missing_is_named_with_what_to_do():
         group.barrier(what="it", timeout=0.1)
 
 
+@settings(deadline=None)
 @given(st.binary(), st.floats(0, 2**40))
 def test_unpacking_a_record_undoes_packing_it(value, date):
     assert unpack_record(pack_record(value, date)) == (date, value)
 
 
+@settings(deadline=None)
 @given(st.binary(), st.data())
 def test_a_record_with_a_changed_byte_of_its_value_is_none(value, data):
     record = bytearray(pack_record(value + b"x", 0.0))

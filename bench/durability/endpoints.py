@@ -28,6 +28,15 @@ BUCKET = "bucket"
 # Parts this small are S3's only in tests.
 PART_NBYTES = 64 << 10
 _START_SECONDS = 60.0
+# Ends a server when whoever started it closes a pipe, or dies.
+_KEEPER = """
+import subprocess, sys, threading, os
+server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+threading.Thread(target=lambda: os._exit(server.wait()), daemon=True).start()
+sys.stdin.read()
+server.kill()
+server.wait()
+"""
 
 
 class AbsentError(Exception):
@@ -122,8 +131,13 @@ def _running(words: Sequence[str], port: int, variables: Mapping[str, str]) -> I
     """A process that listens on a port, until the end of the block."""
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(
-        words, stdin=quiet, stdout=quiet, stderr=quiet, env={**os.environ, **variables}
+        [sys.executable, "-c", _KEEPER, *words],
+        stdin=subprocess.PIPE,
+        stdout=quiet,
+        stderr=quiet,
+        env={**os.environ, **variables},
     )
+    assert process.stdin is not None
     try:
         end = time.monotonic() + _START_SECONDS
         while not _listens(port):
@@ -132,12 +146,8 @@ def _running(words: Sequence[str], port: int, variables: Mapping[str, str]) -> I
             time.sleep(0.05)
         yield
     finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.stdin.close()
+        process.wait(30)
 
 
 def _listens(port: int) -> bool:

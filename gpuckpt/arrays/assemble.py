@@ -35,11 +35,14 @@ def assembled(leaf: Any, tensors: Sequence[Tensor], kind: str) -> Any:
 
 
 def _sharded_jax(leaf: Any, tensors: Sequence[Tensor]) -> Any:
+    """Each device gets a copy of its own; what nobody filled has no elements."""
     import jax
 
-    made = {tensor.spec.box: finish(tensor, "jax") for tensor in tensors}
-    arrays = [
-        jax.device_put(made.get(part.box, part.array), next(iter(part.array.devices())))
-        for part in parts(leaf, "jax", tensors[0].spec.name)
-    ]
+    filled = {tensor.spec.box: tensor for tensor in tensors}
+    arrays = []
+    for part in parts(leaf, "jax", tensors[0].spec.name):
+        (device,) = part.array.devices()
+        with jax.default_device(device):  # else all would go through the first one's memory
+            new = finish(filled[part.box], "jax") if part.box in filled else part.array
+        arrays.append(jax.device_put(new, device))
     return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, arrays)

@@ -61,6 +61,9 @@ class C10dBoard:
 def torch_ranks(group: Any = None, name: str = "gpuckpt") -> Meeting:
     """The ranks of a process group: that of all, unless given.
 
+    Connects to the store's server; if that has ended, gives it up after the
+    store's own time-out.
+
     Raises:
         InvalidError: `torch.distributed` isn't initialised, or this process
             isn't in the process group.

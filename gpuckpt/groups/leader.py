@@ -115,8 +115,12 @@ class Leader:
                 if found.what != what:
                     limit.hasten()
             elif reason := found or limit.missed:
-                blamed[rank] = reason
+                blamed[rank] = reason if found else reason + self._advice()
         return messages, blamed
+
+    def _advice(self) -> str:
+        alone = " (a process that is the only one: group=gpuckpt.Alone())" if self._roll else ""
+        return f"; see whether it has ended, hangs, or needs a longer time-out{alone}"
 
     def _call(self, roll: Roll, limit: Limit) -> None:
         """Welcome who comes, until all have."""

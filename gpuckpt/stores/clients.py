@@ -45,6 +45,11 @@ class Client(Protocol):
     threads at once, and raises nothing but a `ClientError`.
     """
 
+    @property
+    def whole(self) -> bool:
+        """Whether an object that is put in parts appears whole, or else not at all."""
+        ...
+
     def put(self, name: str, data: Buffer, over: Over) -> Tag:
         """Put a whole object, in one step, if what is there is as `over` says; its tag.
 

@@ -46,7 +46,7 @@ class FsspecClient:
         self._files, self._root = files, root.rstrip("/")
         protocol = files.protocol
         names = {protocol} if isinstance(protocol, str) else set(protocol)
-        self._appears_whole = bool(names & _WHOLE)
+        self.whole = bool(names & _WHOLE)
 
     def put(self, name: str, data: Buffer, over: Over) -> Tag:
         """Put a whole file; `over` may be `anything` or `nothing`."""
@@ -54,7 +54,7 @@ class FsspecClient:
             raise UnableError("fsspec can't replace a file only if it is a certain one")
         path = self._at(name)
         with _told():
-            if self._appears_whole:
+            if self.whole:
                 mode = "create" if over == "nothing" else "overwrite"
                 self._files.pipe_file(path, bytes(data), mode=mode)
             else:
@@ -70,7 +70,7 @@ class FsspecClient:
         path = self._at(name)
         first = next(parts)
         with _told():
-            if not self._appears_whole:
+            if not self.whole:
                 self._files.makedirs(self._root, exist_ok=True)
             file = self._files.open(path, "wb", block_size=first.nbytes)
             try:

@@ -52,6 +52,8 @@ _OF_CONNECTIONS = {
 class ObstoreClient:
     """A `Client` through obstore."""
 
+    whole = True
+
     def __init__(
         self, store: ObjectStore, prefix: str = "", *, many: ObjectStore | None = None
     ) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from gpuckpt.errors import StorageError
+from gpuckpt.errors import CheckpointError, StorageError
 from gpuckpt.stores import Buffer, Bytes
 from gpuckpt.stores.clients import ClashError, Client, ClientError
 from gpuckpt.stores.conditions import put_over
@@ -24,10 +24,10 @@ class ObjectAppender:
 
     What is appended is copied to a part's memory, `PART_NBYTES` of it.  A full
     part goes to a thread that hands it to the client, which sends its memory
-    as it is.  One is being filled and one waits to be handed on, while the
-    client has as many as it sends at a time: with obstore's four, 48 MiB, the
-    bound on what an upload takes.  An object that fits into one part is put in
-    one request, by `sync`, in the caller's thread.
+    as it is.  One is being filled, one waits, and the client has one in its
+    hand beside those that it sends at a time: with obstore's four that makes
+    seven, 56 MiB, the bound on what an upload takes.  An object that fits into
+    one part is put in one request, by `sync`, in the caller's thread.
     """
 
     def __init__(
@@ -107,13 +107,14 @@ class ObjectAppender:
 
         The answer to its last request may have been lost, so that the next was
         told that there is no such upload.  Nobody else writes an object of this
-        name, and in parts it appears whole or not at all.
+        name; where it appears whole or not at all, its length is proof.
         """
         assert self._upload is not None
         failure = self._upload.failure
         if failure is None:
             return
-        if isinstance(failure, ClientError) and self._upload.ended and self._is_there():
+        lost = isinstance(failure, ClientError) and self._upload.ended and self._client.whole
+        if lost and self._is_there():
             return
         self._given_up = StorageError(
             f"can't write {self._requests.place(self._name)}: {failure}; see whether the service "
@@ -126,7 +127,7 @@ class ObjectAppender:
             nbytes, _ = self._requests.run(
                 "read", self._name, lambda: self._client.head(self._name)
             )
-        except Exception:
+        except CheckpointError:
             return False
         return nbytes == self.offset
 

@@ -10,6 +10,7 @@ import cupy
 import numpy as np
 import pytest
 
+import gpuckpt
 from gpuckpt.census import Census
 from gpuckpt.inventory import Inventory
 from tests.test_census import described, looked_at
@@ -112,3 +113,25 @@ def test_arrays_that_take_the_place_of_others_are_found_where_they_lie():
         state["w"][at] = None  # its object may be the next one's
         state["w"][at] = cupy.full((2, 3), -at, np.float32)
         assert taken(census, state).roster is first.roster
+
+
+def test_shards_in_a_gpus_memory_are_recognised_saved_and_filled_in_place(tmp_path):
+    wanted = np.arange(12, dtype=np.float32).reshape(4, 3)
+    arrays = [cupy.asarray(wanted), cupy.asarray(wanted + 1).T, wanted + 2]
+    state = {
+        str(at): gpuckpt.Sharded(one, (8, *one.shape[1:]), (4, 0) if at != 1 else (0, 0))
+        for at, one in enumerate(arrays)
+    }
+    census = Census()
+    first = taken(census, state)
+    assert taken(census, state).roster is first.roster
+    assert first.by_device() == {"cuda:0": [0, 1], "cpu": [2]}
+    assert [spec.label for spec in first.specs] == ["0[4:8, 0:3]", "1[0:3, 0:4]", "2[4:8, 0:3]"]
+    gpuckpt.save(tmp_path, state)
+    for one in arrays:
+        one[...] = 0
+    with gpuckpt.Checkpointer(tmp_path) as ckpt:
+        ckpt.restore(state)
+    for at, one in enumerate(arrays):
+        host = cupy.asnumpy(one)
+        assert np.array_equal(host.T if at == 1 else host, wanted + at)

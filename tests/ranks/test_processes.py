@@ -47,7 +47,7 @@ def test_a_killed_rank_is_named_by_all_others_in_time(kind, tmp_path, needs):
 
 def test_a_killed_rank_0_is_named_by_all_others(tmp_path, needs):
     needs("torch")
-    task = {"killed": 0, "timeout": 1.0}
+    task = {"killed": 0, "timeout": 1.5}
     found = launch("torch", "tests.ranks.workers:loses_a_rank", 4, tmp_path, task)
     for rank in (1, 2, 3):
         assert found[rank].error is None, found[rank].output
@@ -60,6 +60,22 @@ def test_ranks_meet_beside_the_collectives_of_the_training(tmp_path, needs):
     for one in found:
         assert one.error is None, one.output
         assert one.value["sums"] == [6 + 4 * at for at in range(50)]
+
+
+@pytest.mark.parametrize("kind", ["torch", "mpi"])
+def test_a_part_of_the_ranks_is_a_group_of_its_own(kind, tmp_path, needs):
+    needs(kind)
+    worker, task = "tests.ranks.workers:meets_in_a_part", {"kind": kind}
+    found = launch(kind, worker, 4, tmp_path, task)
+    assert [one.error for one in found] == [None] * 4, found[1].output
+    assert [one.value for one in found] == [None, ["1", "3"], None, ["1", "3"]]
+
+
+def test_an_mpi_that_lets_one_thread_in_is_refused_with_what_to_do(tmp_path, needs, monkeypatch):
+    needs("mpi")
+    monkeypatch.setenv("MPI4PY_RC_THREAD_LEVEL", "funneled")
+    (found,) = launch("mpi", "tests.ranks.workers:is_refused_by_mpi", 1, tmp_path)
+    assert "mpi4py.rc.thread_level = 'multiple'" in found.value
 
 
 def test_records_of_a_run_that_was_killed_are_swept_away_by_the_next(tmp_path, needs):

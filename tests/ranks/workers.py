@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
-from gpuckpt.errors import RankError
+from gpuckpt.errors import InvalidError, RankError
 from gpuckpt.groups import Group
+from gpuckpt.groups.detect import as_group
 from gpuckpt.groups.meeting import Meeting
+from gpuckpt.stores.local import LocalStore
 
 
 def keeps_the_contract(group: Group, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -36,7 +39,8 @@ def keeps_the_contract(group: Group, arguments: dict[str, Any]) -> dict[str, Any
 
 def loses_a_rank(group: Group, arguments: dict[str, Any]) -> dict[str, Any]:
     """One is killed between two rounds; the others go on to the second."""
-    group.barrier(what="together", timeout=60)
+    for what in ("together", "at nearly the same time"):
+        group.barrier(what=what, timeout=60)
     if group.rank == arguments["killed"]:
         cast(Meeting, group).close()  # else the others may not know of the round's end
         os.kill(os.getpid(), signal.SIGKILL)
@@ -65,11 +69,39 @@ def loops_in_its_framework(group: Group, arguments: dict[str, Any]) -> dict[str,
     return {"sums": sums}
 
 
+def meets_in_a_part(group: Group, arguments: dict[str, Any]) -> list[str] | None:
+    """Ranks 1 and 3 of four make a group of their own, from what their framework has for it."""
+    store = LocalStore(arguments["directory"])
+    if arguments["kind"] == "torch":
+        from torch import distributed
+
+        part = distributed.new_group([1, 3])
+    else:
+        from mpi4py import MPI
+
+        part = MPI.COMM_WORLD.Split(group.rank % 2)
+    found = None
+    if group.rank % 2:
+        both = as_group(part, store=store, environment=os.environ, modules=sys.modules)
+        found = [one.decode() for one in both.all_gather(b"%d" % group.rank, what="a", timeout=60)]
+    group.barrier(what="a", timeout=60)
+    return found
+
+
+def is_refused_by_mpi(group: Group, arguments: dict[str, Any]) -> str:
+    """What is said where MPI lets one thread in."""
+    try:
+        as_group("mpi", store=LocalStore("."), environment=os.environ, modules=sys.modules)
+    except InvalidError as error:
+        return str(error)
+    return ""
+
+
 def _late(group: Group) -> list[Any]:
     """Rank 1 comes when the others have given up; all find the same, and meet again."""
     if group.rank == 1:
-        time.sleep(1.5)
-    said = _error(group, "late", 60.0 if group.rank == 1 else 0.5)
+        time.sleep(2.5)
+    said = _error(group, "late", 60.0 if group.rank == 1 else 1.2)
     after = group.all_gather(b"x", what="after", timeout=60)
     return [said and said[0], len(after)]
 
