@@ -140,7 +140,6 @@ class Checkpointer:
         )
         skips = when_busy == "skip"
         notice, self._pace = crew.pace(self._governor, preempt, grace, skips=skips)
-        self._pace.settle = self._saves.settle
         self._last = LastSave(notice, self._saves, self._pace)
         self._life = Lifetime(lambda: crew.entered(self._store), self._saves, self._last)
         self._life.begin()
