@@ -105,7 +105,12 @@ class Crew:
             return Notice(preempt, grace), Pace(governor, skips=skips)
         notice = SharedNotice(preempt, grace)
         timeout = self._timeout
-        self._pace = SharedPace(governor, self._group, notice, skips=skips, timeout=timeout)
+        self._pace = SharedPace(
+            *(governor, self._group, notice),
+            beside=getattr(self._group, "beside", lambda _: None)("pace"),
+            skips=skips,
+            timeout=timeout,
+        )
         return notice, self._pace
 
     @contextlib.contextmanager

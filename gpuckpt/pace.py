@@ -18,6 +18,7 @@ from gpuckpt.gathering import gather
 from gpuckpt.governor import Governor
 from gpuckpt.groups import Group
 from gpuckpt.notice import Notice, Preempt
+from gpuckpt.values import Json
 
 log = logging.getLogger("gpuckpt")
 
@@ -68,6 +69,8 @@ class Pace:
     def __init__(self, governor: Governor, *, skips: bool = False) -> None:
         """`skips`: what is due while a save is in flight isn't saved."""
         self._governor, self._skips = governor, skips
+        self.settle: Callable[[], object] = lambda: None
+        """Waits until no save is in flight."""
 
     def is_due(self, step: int, epoch: int | None, *, busy: bool) -> bool:
         """Whether a save is due at `step`; call it once for each."""
@@ -99,13 +102,18 @@ class SharedPace(Pace):
         group: Group,
         notice: SharedNotice,
         *,
+        beside: Group | None = None,
         skips: bool,
         timeout: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`skips`: what is due while a save is in flight isn't saved; all must say the same."""
+        """`skips`: what is due while a save is in flight isn't saved; all must say the same.
+
+        The save's thread may meet the ranks at the same time, so the loop's
+        meets them `beside`, or waits until the save has ended.
+        """
         super().__init__(governor, skips=skips)
-        self._group, self._notice = group, notice
+        self._group, self._beside, self._notice = group, beside, notice
         self._timeout, self._clock = timeout, clock
         self._watches, self._listens = governor.minds_time or notice.expected, notice.expected
         self._due_by_time = False
@@ -152,12 +160,12 @@ class SharedPace(Pace):
         """Hear what is announced to others, where a step is saved due or not; waits for them."""
         if self._listens and not self._notice.announced:
             what = f"what is announced at step {step}"
-            self._hear(gather(self._group, what, {"notice": self._notice.own}, self._timeout))
+            self._hear(self._tell(what, {"notice": self._notice.own}))
 
     def agree(self, step: int, *, saved: bool, gone: bool) -> tuple[bool, bool]:
         """Whether a step is saved on all ranks, and whether some have no time for a last save."""
         answer = {"saved": saved, "gone": gone}
-        told = gather(self._group, f"the last save, at step {step}", answer, self._timeout)
+        told = self._tell(f"the last save, at step {step}", answer)
         return all(one["saved"] for one in told), any(one["gone"] for one in told)
 
     def _ask(self, step: int, *, counted: bool, busy: bool) -> bool:
@@ -170,7 +178,7 @@ class SharedPace(Pace):
             "pace": (now - at) / max(step - before, 1),
             "waited": self._waited,
         }
-        told = gather(self._group, f"whether step {step} is saved", answer, self._timeout)
+        told = self._tell(f"whether step {step} is saved", answer)
         self._asked = step, self._clock()
         self._waited = self._asked[1] - now
         # Of what all have heard, so that all ask again at the same step.
@@ -182,6 +190,12 @@ class SharedPace(Pace):
         due = due and not self._is_skipped(step, busy=any(one["busy"] for one in told))
         self._due_by_time = self._due_by_time and not due
         return due
+
+    def _tell(self, what: str, answer: Json) -> list[Any]:
+        if self._beside is not None:
+            return gather(self._beside, what, answer, self._timeout)
+        self.settle()
+        return gather(self._group, what, answer, self._timeout)
 
     def _hear(self, told: Sequence[Any]) -> None:
         notices = [one["notice"] for one in told if one["notice"] is not None]

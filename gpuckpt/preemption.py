@@ -62,6 +62,7 @@ class LastSave:
     def __init__(self, notice: Notice, saves: Saves, pace: Pace) -> None:
         """`saves` are those of the checkpointer."""
         self._pace = pace
+        pace.settle = saves.settle
         self._notice, self._saves = notice, saves
         self._handlers = contextlib.ExitStack()
         self.outcome: Preemption | None = None

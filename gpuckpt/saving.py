@@ -191,6 +191,11 @@ class Saves:
             self._taken.note(self._governor.effort.codec, save.pending.stats)
         conclude(save.pending, on_error or self._options.on_error, stacklevel=6)
 
+    def settle(self) -> None:
+        """Wait until none is in flight; nobody takes note of it yet."""
+        if self.save is not None:
+            self.save.join()
+
     def reserve(self, state: Any) -> None:
         """Take the memory that copies of `state` will need."""
         plans = self._planned(self._census.take(state))

@@ -27,6 +27,8 @@ _ABSENT = "absent"
 class C10dBoard:
     """Values in a `torch.distributed.Store`."""
 
+    for_threads = True
+
     def __init__(self, store: Any) -> None:
         """`store` is used by nobody else at the same time."""
         self._store = store

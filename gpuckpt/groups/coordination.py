@@ -13,6 +13,8 @@ _ABSENT = ("DEADLINE_EXCEEDED", "NOT_FOUND")
 class CoordinationBoard:
     """Values in the coordination service."""
 
+    for_threads = True
+
     def __init__(self, client: Any) -> None:
         """`client` is JAX's own, which any thread may use."""
         self._client = client

@@ -42,6 +42,8 @@ _JOB = (
 class StoreBoard:
     """Values in records of a `Store`."""
 
+    for_threads = True
+
     def __init__(self, store: Store, *, list_seconds: float = 5.0) -> None:
         """The store's other files are left alone.
 

@@ -56,6 +56,7 @@ class Meeting:
         if not 0 <= rank < size:
             raise InvalidError(f"ranks are from 0 to the group's size less 1, got {rank} of {size}")
         self.rank, self.size = rank, size
+        self._board, self._name, self._grace = board, name, grace
         self._member: Leader | Follower
         if rank == 0:
             self._member = Leader(board, size, name, Grace(grace))
@@ -82,6 +83,13 @@ class Meeting:
     def barrier(self, *, what: str, timeout: float) -> None:
         """Wait until every rank has come here."""
         self.all_gather(b"", what=what, timeout=timeout)
+
+    def beside(self, name: str) -> Meeting | None:
+        """The same ranks for another thread; None if one alone may use their board."""
+        if not getattr(self._board, "for_threads", False):
+            return None
+        name = f"{self._name}-{name}"
+        return Meeting(self._board, self.rank, self.size, name, grace=self._grace)
 
     def close(self, timeout: float = 5.0) -> None:
         """Wait until all ranks have the last answer, which may end with rank 0's process.

@@ -8,6 +8,8 @@ import threading
 class MemoryBoard:
     """Values in a dictionary."""
 
+    for_threads = True
+
     def __init__(self) -> None:
         self._values: dict[str, bytes] = {}
         self._changed = threading.Condition()
