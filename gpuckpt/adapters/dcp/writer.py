@@ -6,6 +6,7 @@ import hashlib
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch.distributed.checkpoint import storage
@@ -191,19 +192,7 @@ class StorageWriter(storage.StorageWriter):
         header = make_header(step_of(self.path or ""), None, None)
         header = replace(header, writer=signed(header.writer, self.save_id))
         parts: list[Part] = []
-
-        def together(manifest: Manifest, token: str, abandon: Callable[[], object]) -> Manifest:
-            rank = 0 if shared.ranks == 1 else self._rank
-            if shared.ranks > 1:
-                manifest = replace(manifest, ranks=shared.ranks, rank=rank)
-                name = layout.part_name(manifest.step, token, rank)
-                try:
-                    parts.append(write_part(store, name, manifest, seal))
-                except BaseException:
-                    abandon()
-                    raise
-            return manifest
-
+        together = partial(self._write_part, shared.ranks, parts)
         plans = Planner(resources.chunk_nbytes, split=self._codec != "raw").plans(inventory.roster)
         snapshot = capture(inventory, plans, resources.devices, mode="hold", host_room_nbytes=0)
         stats = Stats(header.step, raw_nbytes=inventory.nbytes, tensors=len(inventory.specs))
@@ -217,6 +206,26 @@ class StorageWriter(storage.StorageWriter):
             together=together,
         )
         return _results(parts, inventory.nbytes, shared.digest)
+
+    def _write_part(
+        self,
+        ranks: int,
+        parts: list[Part],
+        manifest: Manifest,
+        token: str,
+        abandon: Callable[[], object],
+    ) -> Manifest:
+        """In the place of a commit: write this rank's part, to `parts` too, unless it is alone."""
+        if ranks == 1:
+            return manifest
+        own = replace(manifest, ranks=ranks, rank=self._rank)
+        name = layout.part_name(own.step, token, self._rank)
+        try:
+            parts.append(write_part(self._store(), name, own, make_seal(self._key)))
+        except BaseException:
+            abandon()
+            raise
+        return own
 
 
 def _results(parts: Sequence[Part], nbytes: int, told: str) -> list[WriteResult]:
