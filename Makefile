@@ -45,7 +45,7 @@ $(VENV)/.gpu-$(CUDA): $(VENV)/.dev
 test: test-cpu test-cuda test-ranks  ## every test that this machine can run
 
 test-cpu: $(VENV)/.dev
-	$(PY) -m pytest -n auto --dist worksteal --ignore tests/cuda --ignore tests/kernels --ignore tests/ranks
+	$(PY) -m pytest -n auto --dist worksteal --ignore tests/cuda --ignore tests/kernels --ignore tests/ranks --ignore tests/test_object_stores.py --ignore tests/test_dcp.py
 
 test-cuda: $(VENV)/.cuda  ## the CUDA tests with real CuPy over a stand-in for the driver
 	$(PY) -m pytest -n auto --dist worksteal tests/kernels tests/test_bench_gpu.py
@@ -56,10 +56,12 @@ test-cuda: $(VENV)/.cuda  ## the CUDA tests with real CuPy over a stand-in for t
 $(VENV)/.ranks: $(VENV)/.dev tests/ranks-requirements.txt
 	@grep -v '^#' tests/ranks-requirements.txt | while read -r package; do \
 	  $(PIP) "$$package" || echo "can't install $$package: the tests that need it skip"; done
+	@npm install --silent --no-fund --no-audit --prefix $(VENV)/npm s3rver@3.7.1 azurite@3.35.0 > /dev/null \
+	  || echo "can't install s3rver and azurite: the tests that need them skip"
 	touch $@
 
-test-ranks: $(VENV)/.ranks  ## real processes as ranks: torch.distributed, MPI, JAX, and none of them
-	$(PY) -m pytest -n auto --dist worksteal --durations=5 tests/ranks
+test-ranks: $(VENV)/.ranks  ## real processes as ranks, object stores, torch: what needs packages of others
+	$(PY) -m pytest -n auto --dist worksteal --durations=5 tests/ranks tests/test_object_stores.py tests/test_dcp.py
 
 test-gpu: $(VENV)/.gpu-$(CUDA)  ## the CUDA tests on this machine's GPU; exits with 3 without one
 	GPUCKPT_STANDIN= $(PY) -m tests.cuda.on_gpu

@@ -31,7 +31,9 @@ def ranks_ask_often(monkeypatch):
 
 
 def saver(store: Store, group: Group, **options: Any) -> gpuckpt.Checkpointer:
-    options = {"memory": "4 MiB", "chunk_nbytes": 64 << 10, "group_timeout": 20} | options
+    options.setdefault("memory", "4 MiB")
+    options.setdefault("chunk_nbytes", 64 << 10)
+    options.setdefault("group_timeout", 20)
     return gpuckpt.Checkpointer("", store=store, group=group, **options)
 
 

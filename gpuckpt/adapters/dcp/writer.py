@@ -28,6 +28,7 @@ from gpuckpt.resources import Resources
 from gpuckpt.save import choice, save_snapshot
 from gpuckpt.seal import Key, make_seal
 from gpuckpt.snapshot import Planner, capture
+from gpuckpt.spans import Lap
 from gpuckpt.stats import Stats
 from gpuckpt.stores import Store
 
@@ -207,13 +208,14 @@ class StorageWriter(storage.StorageWriter):
         )
         return _results(parts, inventory.nbytes, shared.digest)
 
-    def _write_part(
+    def _write_part(  # noqa: PLR0917 - as a commit is called
         self,
         ranks: int,
         parts: list[Part],
         manifest: Manifest,
         token: str,
         abandon: Callable[[], object],
+        lap: Lap,  # noqa: ARG002
     ) -> Manifest:
         """In the place of a commit: write this rank's part, to `parts` too, unless it is alone."""
         if ranks == 1:
