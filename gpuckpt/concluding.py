@@ -42,6 +42,7 @@ class Place:
     site: Site
     store: Store
     keep: Keep | None
+    held: Callable[[], Held]
     seal: Seal | None
     timeout: float
 
