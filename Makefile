@@ -14,7 +14,7 @@ CUDA_PACKAGES := cupy-cuda13x==14.2.0 "nvidia-cuda-nvrtc==13.5.*" "nvidia-cuda-r
 CUDA ?= 13
 GPU_PACKAGES := "cupy-cuda$(CUDA)x[ctk]"
 
-.PHONY: demo test test-cpu test-cuda test-ranks test-gpu bench bench-micro bench-gpu bench-peers bench-scaling bench-training plots check fmt clean
+.PHONY: demo test test-cpu test-cuda test-ranks test-gpu bench bench-micro bench-gpu bench-peers bench-scaling bench-ranks bench-training plots check fmt clean
 
 $(PY):
 	$(PYTHON) -m venv $(VENV)
@@ -84,6 +84,9 @@ bench-peers: $(VENV)/.peers  ## save one state with every peer, in rotation; PEE
 
 bench-scaling: $(VENV)/.dev  ## how costs grow with size, tensors, cores and chains; seven minutes
 	$(PY) -m bench.scaling --directory . --out bench/results/scaling-$$(uname -n | tr -cd 'a-z0-9')-$$(date +%F).json
+
+bench-ranks: $(VENV)/.dev  ## what 1 to 16,384 ranks cost, simulated (docs/SCALE.md); ten minutes
+	$(PY) -m bench.ranks --directory . --out bench/results/ranks-$$(uname -n | tr -cd 'a-z0-9')-$$(date +%F).json
 
 bench-training: $(VENV)/.dev  ## what deltas save in real training runs; with torch installed, of fine-tuning too
 	$(PY) -m bench.training --directory . --out bench/results/training-$$(uname -n | tr -cd 'a-z0-9')-$$(date +%F).json

@@ -34,7 +34,7 @@ from typing import cast
 from gpuckpt import layout
 from gpuckpt.errors import CheckpointError, CorruptError, NotFoundError, StorageError
 from gpuckpt.manifest import Manifest, pack_manifest, unpack_files, unpack_manifest
-from gpuckpt.parts import read_parts
+from gpuckpt.parts import read_own, read_parts
 from gpuckpt.seal import Seal
 from gpuckpt.stores import Publishes, Renames, Store, read_all, write_all
 
@@ -96,11 +96,17 @@ def _publish(
 
 
 def open_step(
-    store: Store, step: int | None = None, seal: Seal | None = None, *, parts: bool = True
+    store: Store,
+    step: int | None = None,
+    seal: Seal | None = None,
+    *,
+    parts: bool = True,
+    of: tuple[int, int] | None = None,
 ) -> Manifest:
     """The manifest of a committed step, the newest unless named: undoes `commit`.
 
-    Without `parts`, of a checkpoint of several ranks it lists no tensors.
+    Without `parts`, of a checkpoint of several ranks it lists no tensors; with
+    a rank and their number (`of`) those of its own part, if they may do (`read_own`).
 
     Raises:
         NotFoundError: there is no such step, or none at all.
@@ -109,7 +115,8 @@ def open_step(
     """
     for last in (False, False, True):
         try:
-            return _open(store, _choose(store, step), seal, parts=parts)
+            manifest = _open(store, _choose(store, step), seal)
+            return _with_parts(store, manifest, seal, of) if parts else manifest
         except (NotFoundError, CorruptError):
             # A writer may have deleted or replaced it just then: look again.
             if last:
@@ -129,16 +136,22 @@ def _choose(store: Store, step: int | None) -> int:
     return step
 
 
-def _open(store: Store, step: int, seal: Seal | None, *, parts: bool) -> Manifest:
+def _open(store: Store, step: int, seal: Seal | None) -> Manifest:
     name = layout.manifest_name(step)
     where = f"{store.root}/{name}"
     manifest = unpack_manifest(_read_manifest(store, name), where, seal)
     if manifest.step != step or manifest.rank is not None:
         raise CorruptError(where, f"it is the manifest of step {manifest.step}")
-    if not parts:
-        return manifest
-    found = read_parts(store, manifest, seal)
+    return manifest
+
+
+def _with_parts(
+    store: Store, manifest: Manifest, seal: Seal | None, of: tuple[int, int] | None
+) -> Manifest:
+    found = read_parts(store, manifest, seal) if of is None else read_own(store, manifest, of, seal)
+    name = layout.manifest_name(manifest.step)
     if found.absent and not _is_same(store, name, manifest, seal):
+        where = f"{store.root}/{name}"
         raise NotFoundError(f"{where} was deleted or replaced while its parts were read")
     return found
 

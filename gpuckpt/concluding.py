@@ -26,7 +26,7 @@ from gpuckpt.errors import CheckpointError, NotFoundError, RankError
 from gpuckpt.gathering import UnheardError, gather
 from gpuckpt.groups import Group
 from gpuckpt.manifest import Manifest
-from gpuckpt.retention import Keep, prune_quietly
+from gpuckpt.retention import Held, Keep, prune_quietly
 from gpuckpt.seal import Seal
 from gpuckpt.spans import Lap
 from gpuckpt.stores import Store

@@ -62,7 +62,7 @@ class Concord:
                     raise RankError(list(range(self._size)), f"step {one}: {reason}")
                 log.warning("step %d isn't taken: %s", one, reason)
                 continue
-            found, failure, damaged = _try(stores, one, take, seal)
+            found, failure, damaged = _try(stores, one, take, seal, (self.rank, self._size))
             answer = {"damaged": damaged, "failed": "" if failure is None else _brief(failure)}
             try:
                 told = gather(self._group, f"restore of step {one}", answer, self._timeout)
@@ -144,6 +144,7 @@ def _try(
     step: int,
     take: Callable[[Store, Manifest], Match],
     seal: Seal | None,
+    of: tuple[int, int],
 ) -> tuple[tuple[Store, Taken[Match]] | None, BaseException | None, bool]:
     """What came of restoring a step, or what went wrong, and whether that is damage."""
     seen: list[tuple[Store, Manifest]] = []
@@ -153,9 +154,10 @@ def _try(
         return take(store, manifest)
 
     try:
-        return take_nearest(stores, step, noting, fallback=False, seal=seal), None, False
+        found = take_nearest(stores, step, noting, fallback=False, seal=seal, of=of), None, False
     except CheckpointError as error:
         store, manifest = seen[-1] if seen else (stores[0], None)
         return None, error, is_damage(error, store, manifest)
     except BaseException as error:
         return None, error, False
+    return found

@@ -22,6 +22,7 @@ CheckpointError
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 __all__ = [
     "AuthenticationError",
@@ -51,6 +52,11 @@ _REMEDY = (
 
 class CheckpointError(Exception):
     """Base of every error that gpuckpt raises on purpose."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How it goes to another process: by its message, whatever its constructor takes."""
+        known = {"errno": code} if (code := getattr(self, "errno", None)) is not None else {}
+        return _again, (type(self), self.args, self.__dict__ | known)
 
 
 class InvalidError(CheckpointError, ValueError):
@@ -186,6 +192,17 @@ class RankError(CheckpointError, RuntimeError):
 
 class ClosedError(CheckpointError, RuntimeError):
     """The checkpointer was closed, or belongs to the process that this one was forked from."""
+
+
+def _again(
+    kind: type[CheckpointError], args: tuple[Any, ...], facts: dict[str, Any]
+) -> CheckpointError:
+    """An error as it was in another process."""
+    error = kind.__new__(kind, *args)
+    error.args = args
+    for name, fact in facts.items():
+        setattr(error, name, fact)
+    return error
 
 
 def _diff(mark: str, title: str, names: Iterable[str], most: int = 20) -> list[str]:

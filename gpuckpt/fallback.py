@@ -18,7 +18,8 @@ from gpuckpt.commit import open_step, steps
 from gpuckpt.errors import CheckpointError, CorruptError, MismatchError, NotFoundError, StorageError
 from gpuckpt.loading import fill_match
 from gpuckpt.manifest import Manifest, pack_manifest
-from gpuckpt.matching import Match, Rename, match
+from gpuckpt.matching import Match, Rename, is_enough, match
+from gpuckpt.parts import read_parts
 from gpuckpt.resources import Resources
 from gpuckpt.seal import Seal
 from gpuckpt.stores import Store
@@ -61,8 +62,12 @@ def take_step(
     *,
     fallback: bool,
     seal: Seal | None = None,
+    of: tuple[int, int] | None = None,
 ) -> Taken[T]:
     """What `take` makes of a committed step, the newest unless named.
+
+    With `of`, a rank and how many there are, it may be given a manifest of what
+    this rank wrote (`parts.read_own`).
 
     With `fallback`, if that one is damaged, of the newest before it of which
     `take` can make something.  One that a writer replaces meanwhile, or that
@@ -77,7 +82,7 @@ def take_step(
         asked = step if step is not None else max(steps(store), default=0)
         manifest: Manifest | None = None
         try:
-            manifest = open_step(store, step, seal)
+            manifest = open_step(store, step, seal, of=of)
             return Taken(manifest, take(manifest))
         except CheckpointError as error:
             if manifest is not None and _is_replaced(error, store, step, manifest, seal):
@@ -104,7 +109,7 @@ def _is_replaced(
     """
     if not isinstance(error, NotFoundError | CorruptError):
         return False
-    return pack_manifest(open_step(store, step, seal)) != pack_manifest(manifest)
+    return pack_manifest(open_step(store, step, seal, parts=False)) != pack_manifest(manifest)
 
 
 def _take_older(
@@ -164,10 +169,13 @@ class Restoration:
         rename: Rename,
         strict: bool,
         rank: int = 0,
+        seal: Seal | None = None,
     ) -> None:
+        """`seal` is of parts that are to be read once it is known that they must be."""
         self._state, self._resources = state, resources
         self._names = names if names is None or isinstance(names, str) else list(names)
         self._rename, self._strict, self._rank = rename, strict, rank
+        self._seal = seal
         self._flat: Flat | None = None
         self._touched: dict[tuple[object, ...], str] = {}
         """Arrays that a damaged step may have been written to, and a name of each."""
@@ -182,7 +190,10 @@ class Restoration:
         """
         # Once: objects may answer with other arrays each time.
         flat = self._flat = self._flat or flatten(self._state)
-        found = match(flat, manifest, names=self._names, rename=self._rename, rank=self._rank)
+        found = self._match(flat, manifest)
+        if manifest.partial and not is_enough(found):
+            manifest = read_parts(store, manifest, self._seal)
+            found = self._match(flat, manifest)
         subject = f"{store.root}, step {manifest.step} doesn't fit the state"
         if self._strict:
             found.raise_if_not_exact(subject)
@@ -200,6 +211,9 @@ class Restoration:
         _tell_kept(found.kept, manifest.step, self._rank)
         fill_match(self._state, flat, found, manifest, store, self._resources)
         return found
+
+    def _match(self, flat: Flat, manifest: Manifest) -> Match:
+        return match(flat, manifest, names=self._names, rename=self._rename, rank=self._rank)
 
 
 def _tell_kept(names: Sequence[str], step: int, rank: int) -> None:

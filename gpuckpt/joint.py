@@ -185,7 +185,8 @@ class Joint:
         odd = [rank for rank, one in enumerate(told) if one["key"] != told[0]["key"]]
         if odd:
             raise RankError([0, *odd], "they seal with different keys; give all the same key=")
-        if len({one["structure"] for one in told}) > 1:
+        alike = len({one["structure"] for one in told}) == 1
+        if not alike:
             self._compare(own.step, shared)
         _check_samples([one["samples"] for one in told])
         assert self._shares is not None
@@ -194,7 +195,7 @@ class Joint:
             self._see_that_all_fits(own)
         epoch, metrics, created, writer = told[0]["header"]
         header = replace(own, epoch=epoch, metrics=metrics, created=created, writer=writer)
-        return world_manifest([_part(one) for one in told], header)
+        return world_manifest([_part(one) for one in told], replace(header, alike=alike))
 
     def _samples(self, own: Manifest) -> dict[str, list[str]]:
         """The fingerprints of what every replica has written."""

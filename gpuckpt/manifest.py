@@ -69,7 +69,9 @@ class Manifest:
     positions in `tensors`; `created` is in seconds since 1970, UTC.  Of a
     checkpoint of several `ranks` the tensors are listed in their `parts`, and
     are here only once these are joined (`parts`), but for those that are
-    `absent`; a part is a manifest of the one `rank`.
+    `absent`; a part is a manifest of the one `rank`.  If the ranks' structures are
+    `alike` but for each one's own, whoever needs no other rows may read its own
+    part alone; then it is `partial`.
     """
 
     step: int
@@ -84,6 +86,8 @@ class Manifest:
     parts: tuple[Part, ...] = ()
     listed: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
+    alike: bool = False
+    partial: bool = False
 
     @property
     def raw_nbytes(self) -> int:
@@ -196,7 +200,10 @@ def _pack_ranks(manifest: Manifest) -> dict[str, Json]:
         [part.name, part.nbytes, part.check, part.raw_nbytes, part.encoded_nbytes]
         for part in manifest.parts
     ]
-    return {"ranks": manifest.ranks} | ({"parts": parts} if parts else {"rank": manifest.rank})
+    if not parts:
+        return {"ranks": manifest.ranks, "rank": manifest.rank}
+    alike: dict[str, Json] = {"alike": True} if manifest.alike else {}
+    return {"ranks": manifest.ranks, **alike, "parts": parts}
 
 
 def _unpack_ranks(body: dict[str, Any], segments: Sequence[str]) -> dict[str, Any]:
@@ -218,7 +225,7 @@ def _unpack_ranks(body: dict[str, Any], segments: Sequence[str]) -> dict[str, An
             raise ValueError(f"{part.name!r} isn't the name of the part of rank {rank}")
     if len(parts) != ranks or body["tensors"]:
         raise ValueError(f"{len(parts)} parts of {ranks} ranks, or tensors beside them")
-    return found | {"listed": tuple(segments)}
+    return found | {"listed": tuple(segments), "alike": body.get("alike") is True}
 
 
 def _unpack_part(row: Json) -> Part:

@@ -12,7 +12,7 @@ from gpuckpt.arrays import Tensor, form_of, look_all
 from gpuckpt.errors import InvalidError, MismatchError, NotFoundError
 from gpuckpt.manifest import Manifest
 from gpuckpt.names import names_of
-from gpuckpt.remaking import Fresh, Remade
+from gpuckpt.remaking import Fresh, Remade, fill_fresh
 from gpuckpt.shards import Shards
 from gpuckpt.structure import Mark, Path, absent_of, from_json, nodes_at, of_rank, walk_json
 from gpuckpt.tree import Flat, Leaf, is_object
@@ -101,6 +101,16 @@ def match(
     result.unexpected = [name for name in stored if name not in target]
     _check_ties(saved.shards, result)
     return result
+
+
+def is_enough(found: Match) -> bool:
+    """Whether a manifest that is partial has every row that a state needs."""
+    if found.missing or found.unexpected or found.mismatched:
+        return False
+    wanted: list[Fresh | Remade] = []
+    for tree in (found.leaves, found.objects):
+        fill_fresh(tree, wanted.append)
+    return not wanted
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from gpuckpt.commit import steps
 from gpuckpt.errors import (
@@ -50,11 +50,13 @@ def take_nearest(
     *,
     fallback: bool,
     seal: Seal | None = None,
+    of: tuple[int, int] | None = None,
 ) -> tuple[Store, Taken[T]]:
     """What `take` makes of a step, the newest unless named, and the tier that it was taken from.
 
-    Of the tiers that have it, the nearest of whose copy `take` can make
-    something.  With `fallback`, else of the newest step before it in the same way.
+    `of` is as `take_step` says.  Of the tiers that have it, the nearest of whose
+    copy `take` can make something.  With `fallback`, else of the newest step
+    before it in the same way.
 
     Raises:
         NotFoundError: no tier has it.
@@ -63,8 +65,8 @@ def take_nearest(
     """
     if len(stores) == 1:
         (store,) = stores
-        only = take_step(store, step, lambda one: take(store, one), fallback=fallback, seal=seal)
-        return store, only
+        options: Any = {"fallback": fallback, "seal": seal, "of": of}
+        return store, take_step(store, step, lambda one: take(store, one), **options)
     found, remarks = find_steps(stores)
     asked = step if step is not None else max(found, default=None)
     if asked is None or asked not in found:
@@ -75,7 +77,7 @@ def take_nearest(
     for one, store in _places(found, asked, fallback=fallback):
         attempt = _Attempt(store, take)
         try:
-            taken = take_step(store, one, attempt.take, fallback=False, seal=seal)
+            taken = take_step(store, one, attempt.take, fallback=False, seal=seal, of=of)
         except CheckpointError as error:
             later = failures and not isinstance(error, AuthenticationError)
             if not (later or attempt.may_be_elsewhere(error)):

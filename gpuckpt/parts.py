@@ -71,9 +71,27 @@ def read_parts(store: Store, manifest: Manifest, seal: Seal | None = None) -> Ma
         joined = join_parts(found)
     except (ConflictError, *NOT_AS_EXPECTED) as error:
         raise CorruptError(where, f"its parts don't fit each other ({error})") from error
-    return replace(
-        manifest, structure=joined.structure, tensors=joined.tensors, absent=tuple(absent)
-    )
+    whole = replace(manifest, structure=joined.structure, tensors=joined.tensors)
+    return replace(whole, absent=tuple(absent), partial=False)
+
+
+def read_own(
+    store: Store, manifest: Manifest, of: tuple[int, int], seal: Seal | None = None
+) -> Manifest:
+    """A manifest with what a rank's own part lists, `partial`; of all parts where that can't do.
+
+    `of` is a rank and how many there are.  Its part has what it held, unless
+    there were others than now, or it shared the writing with others; all of the
+    structure only if the ranks' structures were alike.  Raises what `read_parts` does.
+    """
+    rank, size = of
+    if not manifest.alike or size != len(manifest.parts):
+        return read_parts(store, manifest, seal)
+    try:
+        own = join_parts([_open_part(store, manifest.parts[rank], manifest, rank, seal)])
+    except NotFoundError:
+        return read_parts(store, manifest, seal)
+    return replace(manifest, structure=own.structure, tensors=own.tensors, partial=True)
 
 
 def join_parts(parts: Sequence[Manifest]) -> Manifest:

@@ -93,7 +93,12 @@ class Restores:
         """Restore it; with other ranks, together with them, and None if they all have none."""
         rank = 0 if self._concord is None else self._concord.rank
         restoration = Restoration(
-            *(state, self._resources), names=names, rename=rename, strict=strict, rank=rank
+            *(state, self._resources),
+            names=names,
+            rename=rename,
+            strict=strict,
+            rank=rank,
+            seal=self._seal,
         )
         take = take_nearest if self._concord is None else self._concord.take
         try:

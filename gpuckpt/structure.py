@@ -20,6 +20,9 @@ DEPTH_LIMIT = 100
 
 Path = tuple[Any, ...]
 
+# In one rank's structure, a place in a list of which another rank may have something.
+NOBODYS: Json = {"ranks": []}
+
 _PAYLOADS: dict[str, type] = {
     "dict": list,
     "list": list,
@@ -230,6 +233,8 @@ def join(one: Json, other: Json, path: Path = ()) -> Json:
         ConflictError: something else is different.
     """
     (kind, first), (other_kind, second) = split_node(one, len(path)), split_node(other, len(path))
+    if NOBODYS in (one, other):
+        return other if one == NOBODYS else one
     if kind != other_kind:
         raise ConflictError(path, f"{kind} here, {other_kind} there")
     if kind in ("tensor", "value"):

@@ -76,6 +76,7 @@ ROWS: list[set[str]] = [
     {"restoring", "lifetime", "crew"},
     {"checkpointer", "warm", "salvage"},
     {"api", "repair"},
+    {"adapters"},
     {"__init__"},
     {"demo", "selftest"},
     {"cli"},

@@ -267,8 +267,8 @@ def test_a_root_that_cannot_commit_takes_the_step_back_from_the_others():
     assert tries.failed("2") == {0, 1, 2}
     assert tries.failed("3") == set()
     for store in life.stores[1:]:
-        assert steps(store) == [3]  # type: ignore[arg-type]
-        ranks = open_step(store, 3).parts  # type: ignore[arg-type]
+        assert steps(store) == [3]
+        ranks = open_step(store, 3).parts
         assert len(ranks) == 3
     assert NodesLife.found(life.store.image()) == (3, 3)
 

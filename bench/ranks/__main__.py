@@ -19,10 +19,10 @@ from bench.machine import machine
 from bench.ranks.alone import Row
 from bench.ranks.directory import committing
 from bench.ranks.files import rows
-from bench.ranks.layouts import KINDS
+from bench.ranks.layouts import KINDS, WRITTEN
 from bench.ranks.meetings import meeting
 from bench.ranks.rounds import sharing
-from bench.ranks.sizes import FULL, QUICK, Scale
+from bench.ranks.sizes import FULL, MOST, QUICK, Scale
 from bench.timing import show, write_report
 
 
@@ -33,12 +33,14 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, help="a directory on the disk to measure")
     parser.add_argument("--quick", action="store_true", help="next to nothing, for a test")
     parser.add_argument("--only", nargs="+", choices=CASES, default=CASES, help="cases")
+    parser.add_argument("--most", type=int, default=MOST, help="ranks")
     options = parser.parse_args()
+    scale = (QUICK if options.quick else FULL).up_to(options.most)
     begun, found = time.monotonic(), []
     with tempfile.TemporaryDirectory(dir=options.directory) as name:
         where = machine(Path(name))
         for case in options.only:
-            for row in CASES[case](QUICK if options.quick else FULL, Path(name)):
+            for row in CASES[case](scale, Path(name)):
                 found.append(row)
                 show(row)
     if options.out:
@@ -47,7 +49,7 @@ def main() -> None:
 
 
 def _files(scale: Scale, _: Path) -> Iterator[Row]:
-    yield from rows((kind, *size) for kind in KINDS for size in scale.shared)
+    yield from rows((kind, *size) for kind in WRITTEN for size in scale.shared)
 
 
 def _share(scale: Scale, _: Path) -> Iterator[Row]:

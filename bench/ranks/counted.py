@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from typing import cast
 
-from gpuckpt.errors import NotFoundError
 from gpuckpt.stores import Appender, Renames, Store
 
 # Names that a request of an object store lists.
@@ -61,48 +59,3 @@ class Counted:
     def lock(self) -> Iterator[None]:
         with self.store.lock():
             yield
-
-
-class Made:
-    """Files that are made when they are read, the latest few of them kept; not to be written."""
-
-    root = "memory"
-
-    def __init__(self, files: dict[str, bytes], make: Callable[[str], bytes | None]) -> None:
-        """`make` gives the contents of all others that there are."""
-        self._files, self._make = files, make
-        self._last = "", b""
-
-    def size(self, name: str) -> int:
-        return len(self._file(name))
-
-    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
-        buffer[:] = self._file(name)[offset : offset + buffer.nbytes]
-
-    def names(self) -> list[str]:
-        return sorted(self._files)
-
-    def create(self, name: str) -> Appender:
-        raise AssertionError(name)
-
-    def rename(self, old: str, new: str) -> None:
-        raise AssertionError(old, new)
-
-    def remove(self, name: str) -> None:
-        raise AssertionError(name)
-
-    def sync_names(self) -> None:
-        raise AssertionError
-
-    def lock(self) -> AbstractContextManager[None]:
-        raise AssertionError
-
-    def _file(self, name: str) -> bytes:
-        if name in self._files:
-            return self._files[name]
-        if self._last[0] != name:
-            data = self._make(name)
-            if data is None:
-                raise NotFoundError(name)
-            self._last = name, data
-        return self._last[1]

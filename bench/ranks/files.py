@@ -28,10 +28,12 @@ Told = dict[Holding, tuple[Box, ...]]
 
 def shares_of(kind: str, ranks: int, shapes: Shapes) -> list[Told]:
     """What each rank writes of what it holds."""
-    held = [holdings(roster(kind, rank, ranks, shapes)) for rank in range(ranks)]
-    if kind == "fsdp":  # each its own: the same as `share_out` finds, at once
-        return [{one: (one.box,) for one in every} for every in held]
-    return share_out(held)
+    if kind == "replicated":
+        same = holdings(roster(kind, 0, ranks, shapes))
+        return [dict.fromkeys(same, ()) | one for one in share_out([same] * ranks)]
+    held = (holdings(roster(kind, rank, ranks, shapes)) for rank in range(ranks))
+    # Each its own, but for empty ones: nearly what `share_out` finds, at once.
+    return [{one: (one.box,) for one in every} for every in held]
 
 
 def part_of(kind: str, rank: int, ranks: int, shapes: Shapes, told: Told) -> Manifest:
@@ -51,7 +53,7 @@ def saved(kind: str, ranks: int, shapes: Shapes) -> tuple[MemoryStore, Manifest,
         parts.append(write_part(store, name, own))
         rows += len(own.tensors)
         balance.append(own.raw_nbytes)
-    world = world_manifest(parts, own)
+    world = replace(world_manifest(parts, own), alike=True)
     commit(store, world, abandon=lambda: None)
     mean = sum(balance) / ranks
     return store, world, {"rows": rows, "most_over_mean": max(balance) / mean}
@@ -90,8 +92,9 @@ def opened(kind: str, ranks: int, layers: int, **how: Any) -> Row:
 
 
 def rows(sizes: Iterator[tuple[str, int, int]]) -> Iterator[Row]:
-    """For each kind, ranks and layers: files, and what opening them takes."""
+    """For each kind, ranks and layers: files, and what reading all parts or the own one takes."""
     for kind, ranks, layers in sizes:
         where = {"kind": kind, "ranks": ranks, "tensors": len(model(layers))}
         yield {"case": "files"} | where | taken(partial(files, kind, ranks, layers))
         yield {"case": "open"} | where | opened(kind, ranks, layers)
+        yield {"case": "own"} | where | opened(kind, ranks, layers, of=(0, ranks))

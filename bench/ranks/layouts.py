@@ -19,6 +19,7 @@ RNG_NBYTES = 5056
 # Ranks of a node, over which `hsdp` shards; it replicates over nodes.
 NODE = 8
 KINDS = ("fsdp", "hsdp", "replicated")
+WRITTEN = ("fsdp", "replicated")
 
 Shapes = list[tuple[str, tuple[int, ...]]]
 

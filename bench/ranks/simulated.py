@@ -36,7 +36,7 @@ def written(inventory: Inventory, step: int, rank: int) -> Manifest:
         for spec, own in zip(specs, chunks, strict=True)
     )
     return Manifest(
-        *(step, inventory.structure, tuple(rows)),
+        *(step, inventory.roster.filled(inventory.values), tuple(rows)),
         epoch=step // 100,
         metrics={"loss": 2.25},
         created=_CREATED,
@@ -123,5 +123,5 @@ def echoed(ranks: int, data: bytes) -> list[bytes]:
     answer = json.loads(data)["answer"]
     if not isinstance(answer, dict) or "part" not in answer:
         return [data] * ranks
-    texts = data.decode().replace(".r0.", ".r%d.")
-    return [(texts % ((rank,) * texts.count("%d"))).encode() for rank in range(ranks)]
+    before, *after = data.split(b".r0.")
+    return [(b".r%d." % rank).join([before, *after]) for rank in range(ranks)]

@@ -168,11 +168,12 @@ def test_lies_about_parts_are_refused(lie, tmp_path):
 
 
 def test_a_part_that_is_lost_or_changed_is_damage_and_the_step_before_is_taken(tmp_path):
-    for at, change in enumerate([Path.unlink, lambda path: path.write_bytes(b"x")]):
+    changes: list[Callable[[Path], object]] = [Path.unlink, lambda path: path.write_bytes(b"x")]
+    for at, change in enumerate(changes):
         root = tmp_path / str(at)
         shutil.copytree(ROOT, root)
         (part,) = root.glob("step-000000000002.*.r1.part.json")
-        change(part)  # type: ignore[operator]
+        change(part)
         state = of_rank(0, 2) | {"own": gpuckpt.PerRank({})}
         with pytest.raises(gpuckpt.CheckpointError):
             gpuckpt.load(root, 2)

@@ -1,0 +1,1 @@
+"""torch's own tests of its distributed checkpoints, with gpuckpt as their storage."""
