@@ -27,6 +27,7 @@ from gpuckpt.resources import Resources
 from gpuckpt.save import choice, save_snapshot
 from gpuckpt.seal import Key, make_seal
 from gpuckpt.snapshot import Planner, capture
+from gpuckpt.spans import Lap
 from gpuckpt.stats import Stats
 from gpuckpt.stores import Store
 
@@ -192,7 +193,9 @@ class StorageWriter(storage.StorageWriter):
         header = replace(header, writer=signed(header.writer, self.save_id))
         parts: list[Part] = []
 
-        def together(manifest: Manifest, token: str, abandon: Callable[[], object]) -> Manifest:
+        def together(
+            manifest: Manifest, token: str, abandon: Callable[[], object], _lap: Lap
+        ) -> Manifest:
             rank = 0 if shared.ranks == 1 else self._rank
             if shared.ranks > 1:
                 manifest = replace(manifest, ranks=shared.ranks, rank=rank)
