@@ -31,7 +31,8 @@ def ranks_ask_often(monkeypatch):
 
 
 def saver(store: Store, group: Group, **options: Any) -> gpuckpt.Checkpointer:
-    options = {"memory": "4 MiB", "chunk_nbytes": 64 << 10, "group_timeout": 20} | options
+    defaults: dict[str, Any] = {"memory": "4 MiB", "chunk_nbytes": 64 << 10, "group_timeout": 20}
+    options = defaults | options
     return gpuckpt.Checkpointer("", store=store, group=group, **options)
 
 
