@@ -91,7 +91,7 @@ class Joint:
             self._owed = None
             told = exchanged(self.group.rank, held, partial(self._tell, step))
             self._owed = _parts_of(step)
-            self._shares = Shares(self.group.rank, *told, self.site.leads, self._reshard)
+            self._shares = Shares.of(self.group.rank, *told, self.site.leads, self._reshard)
             self._stale = False
         self._owed = _parts_of(step)
         self._held = self._shares.digest(inventory.roster)

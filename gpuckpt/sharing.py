@@ -184,20 +184,16 @@ class Shares:
     def __init__(
         self,
         rank: int,
-        held: Sequence[Sequence[Holding]],
+        told: Mapping[Holding, tuple[Box, ...]],
         digests: Sequence[str],
-        leads: Sequence[int] | None = None,
-        reshard: Reshard = "none",
+        reshard: Reshard,
     ) -> None:
-        """`held` is what each rank holds, with its digest; raises what `share_out` does.
+        """`told` is what it writes of what it told others of, `digests` of what each told.
 
         `reshard` says how rows are cut for ranks that hold other boxes (`cutting`).
         """
-        self._reshard = reshard
+        self._rank, self._told, self._reshard = rank, told, reshard
         self.digests = tuple(digests)
-        self._rank = rank
-        self._told: dict[Holding, tuple[Box, ...]] = dict.fromkeys(held[rank], ())
-        self._told |= share_out(held, leads)[rank]
         self.samples = frozenset(
             f"{one.name}{box}"
             for one, boxes in self._told.items()
@@ -207,6 +203,19 @@ class Shares:
         """The labels of the rows that all who hold them write, which must be the same."""
         self._known: tuple[Roster | None, _Cut | None] = None, None
         self._digested: tuple[Roster | None, str] = None, ""
+
+    @classmethod
+    def of(
+        cls,
+        rank: int,
+        held: Sequence[Sequence[Holding]],
+        digests: Sequence[str],
+        leads: Sequence[int],
+        reshard: Reshard,
+    ) -> Shares:
+        """Those of a rank, by what each holds, with its digest; raises what `share_out` does."""
+        told = dict.fromkeys(held[rank], ()) | share_out(held, leads)[rank]
+        return cls(rank, told, digests, reshard)
 
     def digest(self, roster: Roster) -> str:
         """That of the holdings as they are now."""

@@ -38,9 +38,7 @@ def shares_of(kind: str, ranks: int, shapes: Shapes) -> list[Told]:
 
 def part_of(kind: str, rank: int, ranks: int, shapes: Shapes, told: Told) -> Manifest:
     """A rank's part, as a save makes it."""
-    shares = Shares.__new__(Shares)
-    shares._rank, shares._told, shares._known = rank, told, (None, None)
-    own = shares.apply(inventory(roster(kind, rank, ranks, shapes)))
+    own = Shares(rank, told, [], "same").apply(inventory(roster(kind, rank, ranks, shapes)))
     return replace(written(own, STEP, rank), ranks=ranks, rank=rank)
 
 

@@ -206,6 +206,7 @@ LISTED = "a checkpoint that is about to be deleted is listed: no bytes depend on
 EQUIVALENT = {
     "checkpointer: Checkpointer.steps: save.join()": LISTED,
     "checkpointer: Checkpointer.latest: self.steps()": LISTED,
+    "saving: Saves.settle: self.save.join()": "of ranks that meet in one thread alone",
     f"{HOLD}.end_downloads: self._semaphore.open_after(self._stream.stream)": RELEASED,
     f"{DRIVER}: Semaphore.open_after: "
     "_call('cuStreamWriteValue32', stream.ptr, self.address, self.turn, 0)": RELEASED,
