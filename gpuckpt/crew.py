@@ -16,6 +16,7 @@ from gpuckpt.errors import InvalidError
 from gpuckpt.governor import Governor
 from gpuckpt.groups import Group
 from gpuckpt.groups.detect import as_group
+from gpuckpt.groups.meeting import Meeting
 from gpuckpt.joint import Joint
 from gpuckpt.notice import Notice, Preempt
 from gpuckpt.pace import Pace, SharedNotice, SharedPace
@@ -122,7 +123,16 @@ class Crew:
             return
         with entered(store, self._group, self._timeout) as self._joint.site:
             self._tiers.lead = self._joint.site.is_lead
+            if self._tiers.stores[1:] and not self._joint.site.is_one:
+                raise InvalidError(
+                    "tiers of several ranks begin with one root for all of them, and machines "
+                    "have roots of their own here: give a nearest tier that all see, or "
+                    "replicas=1 in the place of the others"
+                )
             if self._pace is not None:
                 self._pace.meet()
             with self._spares.kept() if self._spares else contextlib.nullcontext():
                 yield
+        # What the last round came to may have to be read from this process.
+        if isinstance(self._group, Meeting):
+            self._group.close()
