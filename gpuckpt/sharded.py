@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from operator import index
 from typing import Any
 
@@ -11,7 +10,6 @@ from gpuckpt.boxes import Box, Shape
 from gpuckpt.errors import InvalidError
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Sharded:
     """This rank's box of a tensor that the ranks hold together: a leaf of the state.
 
@@ -20,7 +18,8 @@ class Sharded:
     whole tensor, `offset` the index of the box's first element in it; the
     box's own shape is the array's.  A box may be empty (a rank that has no
     rows) and may overlap with others', if both hold the same bytes there.  One
-    that is all of the tensor is saved as the array alone would be.
+    that is all of the tensor is saved as the array alone would be.  `array` may be
+    replaced by another of its shape, as `leaf.array += 1` does.
 
     ```python
     state["table"] = gpuckpt.Sharded(rows, shape=(1_000_000, 64), offset=(first_row, 0))
@@ -30,27 +29,38 @@ class Sharded:
         InvalidError: the array has no shape, or its box isn't within the tensor.
     """
 
-    array: Any
-    shape: Sequence[int]
-    offset: Sequence[int]
+    __slots__ = ("array", "offset", "shape")
 
-    def __post_init__(self) -> None:
-        own = _shape_of(self.array)
-        for field in ("shape", "offset"):
-            object.__setattr__(self, field, _counts(getattr(self, field), field))
-        if not len(own) == len(self.shape) == len(self.offset):
+    array: Any
+    shape: Shape
+    offset: Shape
+
+    def __init__(self, array: Any, shape: Sequence[int], offset: Sequence[int]) -> None:
+        own = _shape_of(array)
+        place = _counts(shape, "shape"), _counts(offset, "offset")
+        if not len(own) == len(place[0]) == len(place[1]):
             raise InvalidError(
                 f"Sharded: array, shape and offset have as many axes as each other; got "
-                f"{len(own)}, {len(self.shape)} and {len(self.offset)}"
+                f"{len(own)}, {len(place[0])} and {len(place[1])}"
             )
-        box = Box(tuple(self.offset), own)
-        if not box.fits(tuple(self.shape)):
-            raise InvalidError(f"Sharded: {box} isn't in a tensor of shape {self.shape}")
+        box = Box(place[1], own)
+        if not box.fits(place[0]):
+            raise InvalidError(f"Sharded: {box} isn't in a tensor of shape {place[0]}")
+        for name, value in zip(("array", "shape", "offset"), (array, *place), strict=True):
+            object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "array" or _shape_of(value) != _shape_of(self.array):
+            raise InvalidError(
+                "Sharded: only its array can be replaced, by one of its shape "
+                f"{_shape_of(self.array)}; make another Sharded"
+            )
+        object.__setattr__(self, name, value)
 
     @property
     def box(self) -> Box:
         """Which part of the whole tensor the array is."""
-        return Box(tuple(self.offset), _shape_of(self.array))
+        return Box(self.offset, _shape_of(self.array))
 
     def __repr__(self) -> str:
         return f"Sharded({self.box} of {self.shape})"

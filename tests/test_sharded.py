@@ -329,3 +329,16 @@ def test_a_dtensor_that_cant_be_filled_says_so():
     (seen,) = look_all(leaf, "w")
     with pytest.raises(UnsupportedError, match=r"w.*clone"):
         assembled(leaf, [seen], "torch")
+
+
+def test_its_array_can_be_changed_and_replaced_by_one_of_its_shape_and_nothing_else():
+    leaf = gpuckpt.Sharded(np.zeros((2, 3)), shape=(4, 3), offset=(2, 0))
+    leaf.array += 1
+    assert (leaf.array == 1).all()
+    leaf.array = np.full((2, 3), 7, np.float32)
+    with pytest.raises(InvalidError, match=r"only its array.*\(2, 3\)"):
+        leaf.array = np.zeros((3, 3))
+    for name in ("shape", "offset"):
+        with pytest.raises(InvalidError, match="only its array"):
+            setattr(leaf, name, (9, 9))
+    assert leaf.box == Box((2, 0), (2, 3))
