@@ -2,9 +2,9 @@
 
 Each rank but 0 puts up a *hello* with a word that it has just made up.  Rank 0
 names its session, and all words that it has seen, in a *welcome*.  A rank that
-finds its own word there takes part in the session; so no rank follows a welcome
+finds its own word there takes part in the run; so no rank follows a welcome
 of a dead run.  A hello of a dead run is replaced when the rank comes, and rank 0
-looks for that while it has not heard of the rank in the session.
+looks for that while it has not heard of the rank in the run.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Roll:
         return word is not None
 
     def heard(self, rank: int) -> None:
-        """A rank has taken part in the session."""
+        """A rank has taken part in the run."""
         self._unheard.discard(rank)
 
     def welcome(self) -> None:
