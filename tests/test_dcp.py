@@ -408,7 +408,7 @@ def test_a_path_says_its_step(place, step):
 
 def test_places_are_told_from_others(tmp_path):
     assert StorageWriter.validate_checkpoint_id(tmp_path / "a" / "b")
-    assert not StorageWriter.validate_checkpoint_id("ftp://host/a")
+    assert not StorageWriter.validate_checkpoint_id("ftp://localhost:9/a")
     (tmp_path / "file").write_text("")
     assert not StorageWriter.validate_checkpoint_id(tmp_path / "file" / "a")
     assert not StorageReader.validate_checkpoint_id(tmp_path)

@@ -11,7 +11,7 @@ import errno
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from gpuckpt.errors import InvalidError
+from gpuckpt.errors import InvalidError, StorageError
 from gpuckpt.layout import TEMPORARY
 from gpuckpt.stores import Buffer, Bytes
 from gpuckpt.stores.clients import (
@@ -142,6 +142,7 @@ def open_client(url: str) -> FsspecClient:
 
     Raises:
         InvalidError: fsspec, or what it needs for this kind of URL, isn't installed.
+        StorageError: it connects at once, and nobody is there.
     """
     try:
         from fsspec.core import url_to_fs
@@ -152,6 +153,8 @@ def open_client(url: str) -> FsspecClient:
         files, path = url_to_fs(url)
     except (ImportError, ValueError) as error:
         raise InvalidError(f"{url}: fsspec can't reach it: {error}") from error
+    except OSError as error:  # some kinds connect at once
+        raise StorageError(f"{url}: fsspec can't reach it: {error}") from error
     return FsspecClient(files, path)
 
 

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from gpuckpt.errors import InvalidError
+from gpuckpt.errors import CheckpointError, InvalidError
 from gpuckpt.seal import Key
 from gpuckpt.stores import Store
 from gpuckpt.stores.opening import beside, is_local, is_url, local_path, open_store
@@ -53,7 +53,7 @@ def is_place(checkpoint_id: CheckpointId) -> bool:
     if is_url(checkpoint_id) and not is_local(str(checkpoint_id)):
         try:
             open_store(checkpoint_id)
-        except InvalidError:
+        except CheckpointError:
             return False
         return True
     here = local_path(str(checkpoint_id)) if is_url(checkpoint_id) else Path(checkpoint_id)
