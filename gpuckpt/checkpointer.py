@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any, Literal, Self
 
 from gpuckpt import layout
@@ -138,10 +139,9 @@ class Checkpointer:
             seal=self._seal,
             concord=crew.concord(),
         )
-        skips = when_busy == "skip"
-        notice, self._pace = crew.pace(self._governor, preempt, grace, skips=skips)
+        notice, self._pace = crew.pace(self._governor, preempt, grace, skips=when_busy == "skip")
         self._last = LastSave(notice, self._saves, self._pace)
-        self._life = Lifetime(lambda: crew.entered(self._store), self._saves, self._last)
+        self._life = Lifetime(partial(crew.entered, self._store), self._saves, self._last)
         self._life.begin()
 
     def __enter__(self) -> Self:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -396,3 +398,16 @@ def test_an_option_that_makes_no_sense_is_refused_before_the_root_is_touched(
 def test_a_step_is_a_whole_number(tmp_path, step):
     with pytest.raises(gpuckpt.InvalidError, match="a step is an integer"):
         gpuckpt.save(tmp_path, {}, step)
+
+
+def test_a_closed_checkpointer_and_its_memory_go_at_once_and_not_with_the_garbage(tmp_path):
+    gc.disable()  # what refers to itself would stay, and with it a GPU's memory
+    try:
+        ckpt = gpuckpt.Checkpointer(tmp_path)
+        ckpt.save(1, {"w": np.ones(5)}).result()
+        ckpt.close()
+        left = weakref.ref(ckpt)
+        del ckpt
+        assert left() is None
+    finally:
+        gc.enable()
