@@ -26,7 +26,7 @@ from gpuckpt.manifest import Manifest
 from gpuckpt.resources import Resources
 from gpuckpt.shipping import copy_step
 from gpuckpt.stores import Store
-from gpuckpt.stores.memory import MemoryStore
+from gpuckpt.stores.memory import MemoryAppender, MemoryStore
 from gpuckpt.tierstats import TierStats
 from gpuckpt.verify import verify_step
 from tests.failing_disks import HOWS, Fault, FaultyStore, refusal
@@ -338,8 +338,16 @@ def test_a_far_tier_that_is_ahead_is_taken_and_segments_that_are_near_but_rotten
     assert is_at(gpuckpt.load("", store=far), 4)
 
 
+class LateStore(SlowStore):
+    """A store in which no file is begun before `gate`: nothing of the other is read till then."""
+
+    def create(self, name: str) -> MemoryAppender:
+        assert self.gate.wait(30)
+        return super().create(name)
+
+
 def test_a_rotten_segment_that_every_later_step_would_name_is_written_anew():
-    near, far = MemoryStore(), SlowStore()
+    near, far = MemoryStore(), LateStore()
     with gpuckpt.Checkpointer(tiers=tiers(near, far), on_error="warn") as ckpt, told():
         ckpt.save(1, mostly_frozen(1)).result(30)
         ckpt.wait()
