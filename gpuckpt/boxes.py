@@ -70,7 +70,8 @@ def gap(boxes: Iterable[Box], wanted: Box) -> Box | None:
     They may overlap.  Takes time and memory in proportion to the cells that
     all boxes' edges cut `wanted` into: for a grid of boxes, their number.
     """
-    if not wanted.count:
+    boxes = boxes if isinstance(boxes, Sequence) else list(boxes)
+    if not wanted.count or (boxes and boxes[0] == wanted):  # a whole tensor: arrays take longer
         return None
     low, high = _clipped(boxes, wanted)
     if bool((high - low == wanted.shape).all(axis=1).any()):
@@ -99,6 +100,8 @@ def cover(boxes: Sequence[Box], wanted: Box) -> list[tuple[int, Box]]:
     What none of them has is in no part.  Boxes that don't overlap take time in
     proportion to their number, others to its square at worst.
     """
+    if len(boxes) == 1 and boxes[0] == wanted and wanted.count:
+        return [(0, wanted)]
     found = [(at, common) for at, box in enumerate(boxes) if (common := box & wanted) is not None]
     if sum(common.count for _, common in found) <= wanted.count and gap(boxes, wanted) is None:
         return found
