@@ -22,11 +22,11 @@ struct Chunk {
   u16 turned;      // 78  1: planes are of elements turned left by one bit; width is 2, 4 or 8
 };
 static_assert(sizeof(Chunk) == 80 && alignof(Chunk) == 8, "");
-#define AT(field) __builtin_offsetof(Chunk, field)
-static_assert(AT(tensor) == 0 && AT(nbytes) == 8 && AT(planes) == 16 && AT(stride) == 24, "");
-static_assert(AT(summaries) == 32 && AT(first_leaf) == 40 && AT(base) == 48, "");
-static_assert(AT(expected) == 56 && AT(values) == 64 && AT(width) == 72 && AT(kind) == 76, "");
-static_assert(AT(turned) == 78, "");
+#define AT(field, at) LIES(Chunk, field, at)
+static_assert(AT(tensor, 0) && AT(nbytes, 8) && AT(planes, 16) && AT(stride, 24), "");
+static_assert(AT(summaries, 32) && AT(first_leaf, 40) && AT(base, 48), "");
+static_assert(AT(expected, 56) && AT(values, 64) && AT(width, 72) && AT(kind, 76), "");
+static_assert(AT(turned, 78), "");
 #undef AT
 
 // Where one leaf lies in its chunk.

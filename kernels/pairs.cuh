@@ -25,11 +25,11 @@ struct Pair {
   u64 turned;       // 136  whether the copies' planes are of turned elements; 0 unless width is 2 or 4
 };
 static_assert(sizeof(Pair) == 144 && alignof(Pair) == 8, "");
-#define AT(field) __builtin_offsetof(Pair, field)
-static_assert(AT(now) == 0 && AT(before) == 8 && AT(count) == 16 && AT(stride) == 24, "");
-static_assert(AT(first_piece) == 32 && AT(found) == 40 && AT(histograms) == 48, "");
-static_assert(AT(width) == 56 && AT(every) == 60 && AT(out) == 64 && AT(sparse) == 128, "");
-static_assert(AT(turned) == 136, "");
+#define AT(field, at) LIES(Pair, field, at)
+static_assert(AT(now, 0) && AT(before, 8) && AT(count, 16) && AT(stride, 24), "");
+static_assert(AT(first_piece, 32) && AT(found, 40) && AT(histograms, 48), "");
+static_assert(AT(width, 56) && AT(every, 60) && AT(out, 64) && AT(sparse, 128), "");
+static_assert(AT(turned, 136), "");
 #undef AT
 
 __device__ __forceinline__ u32 word_at(u64 address) {

@@ -21,9 +21,9 @@ struct Summary {
   u32 unchanged;  // 64  1: the digest is the expected one
   u32 unused[3];  // 68  0
 };
-static_assert(sizeof(Summary) == 80 && __builtin_offsetof(Summary, unchanged) == 64, "");
-static_assert(__builtin_offsetof(Summary, squares) == 16, "");
-static_assert(__builtin_offsetof(Summary, zeros) == 32, "");
+static_assert(sizeof(Summary) == 80 && LIES(Summary, unchanged, 64), "");
+static_assert(LIES(Summary, squares, 16), "");
+static_assert(LIES(Summary, zeros, 32), "");
 
 // What a block counts of a leaf.  It is here, not in registers, of which there are no more.
 struct Counts {

@@ -18,7 +18,7 @@ struct Run {
   u32 axes;           // 556
 };
 static_assert(sizeof(Run) == 560 && alignof(Run) == 8, "");
-static_assert(__builtin_offsetof(Run, shape) == 40 && __builtin_offsetof(Run, axes) == 556, "");
+static_assert(LIES(Run, shape, 40) && LIES(Run, axes, 556), "");
 
 // Where an item lies.
 struct Place {

@@ -5,6 +5,14 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef long long i64;
 
+// Whether a member lies where the host puts it.  NVRTC can't say before CUDA 13.5, and holds all to
+// be well: it lays out as the host's compiler does, which the emulation asks.
+#if defined(__CUDACC_RTC__) && __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ < 1305
+#define LIES(Row, field, at) true
+#else
+#define LIES(Row, field, at) (__builtin_offsetof(Row, field) == (at))
+#endif
+
 constexpr u32 THREADS = 256, WARPS = THREADS / 32, UNIT = 16, ALL = 0xffffffffu;
 
 // The row that has piece `at` of the work, found by the whole block: the last one whose FIRST isn't
