@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import types
+import warnings
 from collections import OrderedDict, UserDict, namedtuple
 from collections.abc import Callable
 from typing import Any
@@ -174,7 +175,9 @@ class Play:
 
     def reshape(self, leaf: Any) -> None:
         if type(leaf) is np.ndarray and leaf.flags.c_contiguous and leaf.size == 6:
-            leaf.shape = self.rng.choice(((6,), (2, 3), (3, 2), (6, 1)))
+            with warnings.catch_warnings():  # numpy would have it done no more, but it is
+                warnings.simplefilter("ignore", DeprecationWarning)
+                leaf.shape = self.rng.choice(((6,), (2, 3), (3, 2), (6, 1)))
 
     def rename(self, items: list[Any]) -> None:
         (key,) = self.keys(1)

@@ -7,6 +7,7 @@ import gc
 import random
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -197,12 +198,17 @@ class Changes:
         array = self.array()
         if array is not None and array.dtype.itemsize == 4 and array.flags.owndata:
             kind = np.dtype(self.rng.choice(("f4", "i4", ">f4")))
-            array.dtype = kind  # type: ignore[misc]
+            with warnings.catch_warnings():  # numpy would have it done no more, but it is
+                warnings.simplefilter("ignore", DeprecationWarning)
+                array.dtype = kind  # type: ignore[misc]
 
     def reshape(self) -> None:
         array = self.array()
         if array is not None and array.size and array.flags.c_contiguous and array.flags.owndata:
-            array.shape = self.rng.choice(((array.size,), (1, array.size), (array.size, 1)))
+            shape = self.rng.choice(((array.size,), (1, array.size), (array.size, 1)))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                array.shape = shape
 
     def protect(self) -> None:
         array = self.array()

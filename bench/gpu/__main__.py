@@ -12,19 +12,22 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bench.device import STAND_IN, NoGpuError, describe, open_gpu, open_stand_in
-from bench.gpu.scale import TINY, Scale, full
+from bench.gpu.scale import MIB, STATE_NBYTES_MAX, TINY, Scale, full
 from bench.machine import machine
 from bench.timing import show, write_report
+from gpuckpt.sizes import parse_nbytes
 
 NO_GPU = 3
 RESULTS = Path(__file__).parents[1] / "results"
 STEP_SIDE, STEP_SIDE_TINY = 4096, 64
+CASES = ("kernels", "saves", "restores", "differences", "peer")
+CHANGED_NBYTES_MAX = 256 * MIB  # their values are made on the host, at each step
 
 
 def main() -> int:
@@ -35,6 +38,10 @@ def main() -> int:
     )
     parser.add_argument("--directory", type=Path, help="a directory on the disk to measure")
     parser.add_argument("--stand-in", action="store_true", help="tiny sizes, without a GPU")
+    parser.add_argument("--only", choices=CASES, nargs="+", default=CASES, help="some of the cases")
+    parser.add_argument(
+        "--largest", type=parse_nbytes, default=STATE_NBYTES_MAX, help='the largest state: "2 GiB"'
+    )
     options = parser.parse_args()
     if options.stand_in and options.out and _is_result(options.out):
         parser.error("the stand-in's figures aren't results; write them elsewhere")
@@ -47,27 +54,32 @@ def main() -> int:
         directory = Path(name)
         report: dict[str, Any] = {"machine": machine(directory) | describe(device)}
         try:
-            measure(directory, _scale(device, directory), report)
+            scale = _scale(device, directory, options.largest)
+            measure(directory, scale, report, options.only)
         finally:  # what was measured before a failure is worth keeping
             if options.out:
                 write_report(_path(options.out, device), report)
     return 0
 
 
-def measure(directory: Path, scale: Scale, report: dict[str, Any]) -> None:
-    """Limits first; then kernels, saves, restores, the peer: all into the report, as they come."""
+def measure(
+    directory: Path, scale: Scale, report: dict[str, Any], cases: Sequence[str] = CASES
+) -> None:
+    """Limits first; then the cases: all into the report, as they come."""
     from bench.gpu.limits import limits
 
     best, rows = limits(directory, scale)
     report |= {"scale": asdict(scale), "limits": asdict(best), "results": rows}
     for row in rows:
         show(row)
-    for row in _results(directory, scale, best):
+    for row in _results(directory, scale, best, cases):
         rows.append(row)
         show(row)
 
 
-def _results(directory: Path, scale: Scale, best: Any) -> Iterator[dict[str, Any]]:
+def _results(
+    directory: Path, scale: Scale, best: Any, cases: Sequence[str]
+) -> Iterator[dict[str, Any]]:
     from bench.gpu.differences import difference_rows
     from bench.gpu.kernels import kernel_rows
     from bench.gpu.peer import peer_rows
@@ -76,20 +88,25 @@ def _results(directory: Path, scale: Scale, best: Any) -> Iterator[dict[str, Any
     from bench.gpu.training import Training
 
     side = STEP_SIDE_TINY if scale is TINY else STEP_SIDE
-    training = Training(scale.step_seconds, side)
-    yield from kernel_rows(scale, best)
-    yield from save_rows(directory, scale, best, training)
-    yield from restore_rows(directory, scale, best)
-    yield from difference_rows(directory, scale.states_nbytes[-1] // 2, scale.rounds)
-    yield from peer_rows(directory, scale)
+    changed = min(scale.states_nbytes[-1] // 2, CHANGED_NBYTES_MAX)
+    rows: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
+        "kernels": lambda: kernel_rows(scale, best),
+        "saves": lambda: save_rows(directory, scale, best, Training(scale.step_seconds, side)),
+        "restores": lambda: restore_rows(directory, scale, best),
+        "differences": lambda: difference_rows(directory, changed, max(scale.rounds // 2, 2)),
+        "peer": lambda: peer_rows(directory, scale),
+    }
+    for case in cases:
+        yield from rows[case]()
 
 
-def _scale(device: str, directory: Path) -> Scale:
+def _scale(device: str, directory: Path, largest: int) -> Scale:
     if device == STAND_IN:
         return TINY
     import cupy
 
-    return full(cupy.cuda.runtime.memGetInfo()[0], shutil.disk_usage(directory).free)
+    free = cupy.cuda.runtime.memGetInfo()[0], shutil.disk_usage(directory).free
+    return full(*free, largest)
 
 
 def _is_result(out: Path) -> bool:

@@ -36,7 +36,7 @@ def bytes_of(array: Any) -> bytes:
 
 def checkpoints(store: MemoryStore, snapshot: str, **options: Any) -> gpuckpt.Checkpointer:
     return gpuckpt.Checkpointer(
-        "", store=store, snapshot=snapshot, chunk_nbytes=CHUNK, memory="8 MiB", **options
+        "", store=store, snapshot=snapshot, chunk_nbytes=CHUNK, memory="64 MiB", **options
     )
 
 

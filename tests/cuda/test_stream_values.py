@@ -117,7 +117,9 @@ def test_a_value_that_is_there_stops_nothing():
     Stopped(word.ctypes.data, 9).assert_goes_on()
 
 
-def test_the_old_names_do_the_same():
+def test_the_old_names_do_the_same(standin_settings):
+    if standin_settings is None:
+        pytest.skip("the stand-in's own; a driver's old names are behind cuGetProcAddress")
     word, (stream,) = page_locked(), streams(1)
     pointer, where = ctypes.c_void_p(stream.ptr), ctypes.c_uint64(word.ctypes.data)
     assert ctypes.CDLL(None).cuStreamWriteValue32(pointer, where, 3, 0) == 0
