@@ -40,9 +40,16 @@ __device__ __forceinline__ float squared(u32 bits, float sum) {
   const float x = __uint_as_float(bits);
   return x * x + sum;
 }
-// A float16's magnitude as a float32; infinities and NaNs become 65536 and more.
+// A float16's magnitude as a float32; infinities and NaNs become 65536 and more.  Denormal ones are
+// never denormal float32s on the way, which CuPy's -ftz=true takes for zero.
 __device__ __forceinline__ u32 widened(u32 half) {
-  return __float_as_uint(__uint_as_float((half & 0x7fff) << 13) * 0x1p112f);
+  const u32 bits = ((half & 0x7fff) << 13) + (112u << 23);
+  const float denormal = __uint_as_float(bits + (1u << 23)) - 0x1p-14f;
+  return bits < 113u << 23 ? __float_as_uint(denormal) : bits;
+}
+// A float32's magnitude, also a denormal one.
+__device__ __forceinline__ double exactly(u32 bits) {
+  return bits < 1u << 23 ? (double)bits * 0x1p-149 : (double)__uint_as_float(bits);
 }
 
 // The squares of a word's elements, added to two sums; there are several in it, or one.
@@ -136,7 +143,7 @@ __device__ __forceinline__ void add_slowly(const uint4 *__restrict__ tile, u32 k
     if (kind == 2) bits <<= 16;
     bits &= ~0u >> 1;
     const u32 top = kind == 1 ? HALF_TOP : FLOAT_TOP;
-    add_one(bits, top, (double)__uint_as_float(bits), squares, found);
+    add_one(bits, top, exactly(bits), squares, found);
   }
   if (found) {  // whole numbers, whose order doesn't matter
     atomicAdd(strange, found & 0xffff);
