@@ -23,7 +23,7 @@ from gpuckpt.devices.cuda_copy import CudaCopy
 from gpuckpt.devices.cuda_deltas import DeltaRoom, Deltas
 from gpuckpt.devices.cuda_freeze import CudaHold
 from gpuckpt.devices.cuda_upload import CudaUpload
-from gpuckpt.devices.driver import PageLocked, usable_semaphore
+from gpuckpt.devices.driver import PageLocked
 from gpuckpt.devices.room import Scratch, Shadow, copy_nbytes
 from gpuckpt.devices.stream import OwnStream
 from gpuckpt.devices.tables import Addresses, Tables
@@ -54,8 +54,6 @@ class CudaDevice:
         self._holding: tuple[Plan, tuple[Tables, Tables]] | None = None
         with self._stream.used("load kernels"):
             kernels.load_kernels()
-        with self._stream.used("allocate page-locked host memory", _LOCK_MORE):
-            self._semaphore = usable_semaphore(self._stream.stream)
 
     @property
     def kept_nbytes(self) -> int:
@@ -149,16 +147,9 @@ class CudaDevice:
             self._copy.begin()
             return self._copy
         both, scratch = self._hold_tables(plan), self._reserved_scratch(plan.chunk_nbytes)
-        semaphore = self._semaphore
-        usable = None if semaphore is None or semaphore.broken else semaphore.begin()
         with self._stream.used("take a snapshot"):
             self._stream.follow_callers()
-            return CudaHold(
-                *(self._stream, both, scratch),
-                addresses=addresses,
-                owners=owners,
-                semaphore=usable,
-            )
+            return CudaHold(*(self._stream, both, scratch), addresses=addresses, owners=owners)
 
     def _differences(self, plan: Plan, tables: Tables) -> Deltas | None:
         """Of a copy that is to be made from the last one, if bases are kept: they take turns."""

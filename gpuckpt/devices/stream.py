@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import cupy
@@ -39,17 +39,15 @@ class OwnStream:
             yield
 
     @contextlib.contextmanager
-    def steps(self, verb: str, refused: Callable[[], object] = lambda: None) -> Iterator[None]:
+    def steps(self, verb: str) -> Iterator[None]:
         """As `used`, for several steps; if one is refused, those before it are waited for.
 
-        So what they read and write isn't used any more when the error comes
-        out.  `refused` is called before that wait, to make it end.
+        So what they read and write isn't used any more when the error comes out.
         """
         with self.used(verb):
             try:
                 yield
             except BaseException:
-                refused()
                 with contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):  # a lost device
                     self.stream.synchronize()
                 raise

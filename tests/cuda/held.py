@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,7 @@ import numpy as np
 import gpuckpt
 from gpuckpt.arena import AREAS, FEWEST_SLOTS
 from gpuckpt.arrays import dlpack
-from gpuckpt.devices import cuda, cuda_freeze, kernels
+from gpuckpt.devices import kernels
 from gpuckpt.plan import area_nbytes
 from gpuckpt.stores.memory import MemoryAppender, MemoryStore
 from tests.cuda.gates import Gate
@@ -153,20 +152,6 @@ def has_all_slots(ckpt: gpuckpt.Checkpointer) -> bool:
 
 
 @contextlib.contextmanager
-def without_semaphores() -> Iterator[None]:
-    """As with a driver that has no stream memory operations."""
-    with patch.object(cuda, "usable_semaphore", lambda _: None):
-        yield
-
-
-@contextlib.contextmanager
-def patience(seconds: float) -> Iterator[None]:
-    """How long a save waits for a copy while an update waits for the save."""
-    with patch.object(cuda_freeze, "PATIENCE_SECONDS", seconds):
-        yield
-
-
-@contextlib.contextmanager
 def torch_on(stream: Any, *, initialized: bool = True) -> Iterator[None]:
     """A `torch` whose current stream on device 0 is this one."""
 
@@ -203,20 +188,6 @@ def no_threads(named: str) -> Iterator[threading.Event]:
 
     with patch.object(threading.Thread, "start", refuse):
         yield shows
-
-
-@contextlib.contextmanager
-def collected(stopped: Any) -> Iterator[None]:
-    """Garbage is collected by the thread that looks at held tensors again, before it does."""
-    digest = kernels.digest_chunks
-
-    def collect_first(*arguments: Any) -> None:
-        assert not stopped.done
-        gc.collect()
-        digest(*arguments)
-
-    with patch.object(kernels, "digest_chunks", collect_first):
-        yield
 
 
 @contextlib.contextmanager

@@ -32,18 +32,14 @@ MODULES = (
 METHODS = {
     *(
         "_arrived",
-        "_check_patience",
-        "_open",
         "_set_staged",
-        "_synchronize",
         "begin_uploads",
         "end_downloads",
         "eventRecord",
     ),
-    *("finish_uploads", "follow_callers", "give", "join", "lead_callers", "notify", "open_after"),
-    *("open_now", "order_update", "record", "release", "set", "settle", "start_new_thread"),
+    *("finish_uploads", "follow_callers", "give", "join", "lead_callers", "notify"),
+    *("order_update", "record", "release", "set", "settle"),
     *(
-        "stop_callers",
         "streamWaitEvent",
         "synchronize",
         "wait",
@@ -52,17 +48,8 @@ METHODS = {
         "wait_out",
     ),
 }
-FUNCTIONS = {"_call", "finish", "refused", "staged"}
-STATE = {
-    "_arrived",
-    "_cell",
-    "_given",
-    "_last",
-    "_lost_patience",
-    "_opening",
-    "broken",
-    "turn",
-}  # says who waits for what
+FUNCTIONS = {"finish", "staged"}
+STATE = {"_last"}  # says who waits for what
 KEPT = {"_keep", "_owners", "_values"}  # is there to keep something
 GUARDS = {"_given_back", "stream", "turn"}  # of a `with`
 

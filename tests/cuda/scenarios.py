@@ -26,29 +26,24 @@ SCENARIOS: dict[str, Scenario] = {
     "hold after the caller": Scenario(partial(saves.save_behind_work, "hold")),
     "copy after torch": Scenario(saves.save_behind_torch),
     "update after a copy": Scenario(partial(saves.update_behind_save, "copy")),
-    "update after a hold": Scenario(
-        partial(saves.update_behind_save, "hold", memory=LEAST), "queues"
-    ),
-    "update after a hold, on the host": Scenario(saves.update_on_the_host),
+    "update after a hold": Scenario(partial(saves.update_behind_save, "hold", memory=LEAST)),
     "hold lets the host go on": Scenario(saves.update_on_the_host_goes_on, "streams"),
     "update after given reads": Scenario(saves.update_behind_given_reads),
     "update after a copy, unannounced": Scenario(partial(saves.update_unannounced, "copy")),
-    "update after a hold, unannounced": Scenario(
-        partial(saves.update_unannounced, "hold"), "queues"
-    ),
+    "update after a hold, unannounced": Scenario(partial(saves.update_unannounced, "hold")),
     "update once a copy is staged": Scenario(saves.update_when_staged),
     "copy staged before it is written": Scenario(
         partial(saves.staged_while_the_disk_is_stuck, "copy")
     ),
     "hold staged before it is written": Scenario(
-        partial(saves.staged_while_the_disk_is_stuck, "hold"), "queues"
+        partial(saves.staged_while_the_disk_is_stuck, "hold")
     ),
     "dropped after a copy": Scenario(partial(saves.drop_behind_save, "copy")),
     "dropped after a hold": Scenario(partial(saves.drop_behind_save, "hold")),
     "host arrays updated after a hold": Scenario(saves.update_behind_hold_of_host_arrays),
     "host arrays dropped after a hold": Scenario(saves.drop_behind_hold_of_host_arrays),
     "slots after a copy": Scenario(partial(ends.slots_come_back, "copy")),
-    "slots after a hold": Scenario(partial(ends.slots_come_back, "hold"), "queues"),
+    "slots after a hold": Scenario(partial(ends.slots_come_back, "hold")),
     "slots after a full disk": Scenario(ends.slots_come_back_from_a_full_disk),
     "slots after a refused download": Scenario(
         partial(ends.slots_come_back_if_refused, "copy", "cuMemcpyAsync", 1), "faults"
@@ -56,39 +51,16 @@ SCENARIOS: dict[str, Scenario] = {
     "slots after a refused second look": Scenario(
         partial(ends.slots_come_back_if_refused, "hold", "cuLaunchKernel", 5), "faults"
     ),
-    "update goes on if it can't be opened": Scenario(
-        ends.update_goes_on_if_it_cannot_be_opened, "faults and queues"
-    ),
-    "update goes on though garbage is collected": Scenario(
-        ends.update_goes_on_though_garbage_is_collected, "queues"
-    ),
     "update goes on without threads": Scenario(
         partial(ends.update_goes_on_without_threads, "gpuckpt-work")
     ),
     "update goes on without any thread": Scenario(
         partial(ends.update_goes_on_without_threads, "gpuckpt")
     ),
-    "update goes on though one before is let go late": Scenario(
-        ends.update_goes_on_though_one_before_is_let_go_late
-    ),
-    "host goes on without threads": Scenario(ends.save_goes_on_without_threads_and_semaphores),
     "differences of copies": Scenario(saves.differences_of_copies),
     "a copy that nobody saves": Scenario(ends.a_copy_that_nobody_saves),
-    "a driver without setting": Scenario(
-        partial(ends.a_driver_without, "cuStreamWriteValue32"), "faults"
-    ),
-    "a driver without waiting": Scenario(
-        partial(ends.a_driver_without, "cuStreamWaitValue32"), "faults"
-    ),
-    "a busy caller": Scenario(ends.a_busy_caller_is_waited_for, "queues"),
-    "a save right after another": Scenario(ends.a_save_right_after_another, "queues"),
-    "a slow disk": Scenario(ends.a_slow_disk_is_waited_for, "queues"),
-    "one queue": Scenario(ends.one_queue_for_all_streams, "one queue"),
-    "one queue and a refusal": Scenario(ends.one_queue_and_a_refusal, "one queue"),
     "tables in memory of their own": Scenario(saves.tables_are_the_streams_own),
     "tables of another device": Scenario(saves.tables_of_another_device, "two devices"),
-    "a stream later than the end": Scenario(ends.a_stream_comes_later_than_the_end, "two devices"),
-    "a device let go": Scenario(ends.first_device_is_let_go, "two devices"),
     "uploads after the caller": Scenario(restores.restore_behind_work),
     "caller after uploads": Scenario(restores.read_behind_uploads),
     "dropped after an upload": Scenario(restores.drop_behind_upload),
@@ -122,12 +94,8 @@ SCENARIOS: dict[str, Scenario] = {
 def why_not(needs: str, settings: dict[str, Any] | None) -> str | None:
     """Why a scenario can't be played with these settings of the stand-in (None: a real GPU)."""
     known = settings or {}
-    if "faults" in needs and settings is None:
+    if needs == "faults" and settings is None:
         return "only the stand-in fails on request"
-    if "queues" in needs and known.get("aliased"):
-        return "streams share a queue here"
-    if needs == "one queue" and not known.get("aliased"):
-        return "streams have queues of their own here"
     if needs == "streams" and known.get("mode") == "eager":
         return "in eager mode each call completes before it returns"
     if needs == "two devices" and known.get("devices", 1) < 2:

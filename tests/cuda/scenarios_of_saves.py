@@ -32,7 +32,6 @@ from tests.cuda.held import (
     is_saved,
     new_stream,
     torch_on,
-    without_semaphores,
 )
 
 
@@ -113,18 +112,11 @@ def update_behind_given_reads() -> bool:
     return is_saved(store, 1)
 
 
-def update_on_the_host() -> bool:
-    """Without semaphores the host waits while reads can't be given to the device."""
-    with without_semaphores():
-        return update_behind_save("hold", memory=LEAST)
-
-
 def update_on_the_host_goes_on() -> bool:
-    """Without semaphores the host waits no longer than until the reads have been given."""
+    """The host waits no longer than until the reads have been given."""
     store, array = MemoryStore(), filled(1, FEW)
     gc.collect()  # freeing page-locked memory would make the host wait
     with (
-        without_semaphores(),
         checkpoints(store, "hold") as ckpt,
         ckpt.update(),
         held_up(ckpt, 2) as gate,

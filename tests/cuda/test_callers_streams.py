@@ -73,9 +73,7 @@ def test_a_snapshot_comes_after_the_callers_work(stream, current, snapshot):
 
 
 @pytest.mark.parametrize("snapshot", ["copy", "hold"])
-def test_an_update_comes_after_the_snapshot(stream, current, snapshot, standin_settings):
-    if snapshot == "hold" and (standin_settings or {}).get("aliased"):
-        pytest.skip("streams share a queue here")
+def test_an_update_comes_after_the_snapshot(stream, current, snapshot):
     store, array = MemoryStore(), filled(1, FEW)
     with checkpoints(store, snapshot) as ckpt, ckpt.update(), held_up(ckpt):
         pending = ckpt.save(1, {"w": array})
@@ -122,9 +120,7 @@ def test_a_snapshot_comes_after_the_work_of_both_libraries():
 
 
 @pytest.mark.parametrize("snapshot", ["copy", "hold"])
-def test_the_updates_of_both_libraries_come_after_the_snapshot(snapshot, standin_settings):
-    if snapshot == "hold" and (standin_settings or {}).get("aliased"):
-        pytest.skip("streams share a queue here")
+def test_the_updates_of_both_libraries_come_after_the_snapshot(snapshot):
     store, streams = MemoryStore(), [new_stream(), new_stream()]
     state = {"a": filled(1, FEW), "b": filled(1, FEW)}
     with checkpoints(store, snapshot) as ckpt, ckpt.update(), held_up(ckpt):

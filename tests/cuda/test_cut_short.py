@@ -108,19 +108,6 @@ def test_one_saved_tensor_is_restored_to_any_number_of_targets(store, chunk_nbyt
         assert (cp.asnumpy(state[name]) == tied).all(), name
 
 
-def test_a_driver_without_semaphores_lets_updates_wait_on_the_host(store, faults):
-    faults("cuStreamWaitValue32", error=801, times=1000)
-    state = state_of(1)
-    with gpuckpt.Checkpointer("", store=store, snapshot="hold") as ckpt:
-        with ckpt.update():
-            pass
-        ckpt.save(1, state)
-        with ckpt.update():
-            state["w0"] += np.uint32(1)
-        cp.cuda.Device().synchronize()
-    assert loaded(store, 1) == [1]
-
-
 def test_saves_and_loads_leave_no_device_memory_behind(store):
     pool = cp.get_default_memory_pool()
     state, used = state_of(1, 2), []

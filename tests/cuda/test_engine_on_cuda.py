@@ -355,10 +355,8 @@ def test_a_device_writes_the_bytes_that_the_host_would_write(codec, snapshot, mo
 @pytest.mark.parametrize("own_stream", [True, False], ids=["own stream", "default stream"])
 @pytest.mark.parametrize("snapshot", ["copy", "hold", "auto"])
 def test_every_checkpoint_of_a_loop_is_the_state_at_its_step(
-    store, snapshot, own_stream, announced, standin_settings
+    store, snapshot, own_stream, announced
 ):
-    if snapshot == "hold" and announced and (standin_settings or {}).get("aliased"):
-        pytest.skip("where streams share a queue such a save is given up; see test_hold.py")
     rng = np.random.default_rng(4)
     expected = {
         "w": rng.integers(0, 2**32, 200_000, dtype=np.uint32),

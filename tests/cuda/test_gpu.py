@@ -5,7 +5,6 @@ None of these tests runs on the stand-in.
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import cupy as cp
@@ -14,7 +13,7 @@ import pytest
 
 import gpuckpt
 from gpuckpt.devices import kernels
-from gpuckpt.devices.driver import PageLocked, Semaphore, usable_semaphore
+from gpuckpt.devices.driver import PageLocked
 from gpuckpt.devices.stream import OwnStream
 from gpuckpt.devices.strided import Run, lay_out_runs
 from gpuckpt.dtypes import is_turned, width_of
@@ -30,7 +29,6 @@ LONG_NBYTES = 32 * MIB + 48  # many more leaves than a GPU runs at once, and a c
 DTYPES = [
     *("uint8", "float8_e4m3fn", "float8_e5m2", "float16", "bfloat16", "float32", "float64", "int64")
 ]
-PATIENCE_SECONDS = 30
 
 
 def launched(dtype: str, misaligned: int) -> tuple[Any, Any, Any, kernels.Layout, Any]:
@@ -185,59 +183,6 @@ def test_a_copy_out_does_not_wait_for_a_stream_that_waits():
     assert (host == 3).all()
 
 
-@pytest.mark.parametrize("others", [0, 32, 128])
-def test_a_stopped_stream_goes_on_once_gpuckpts_has_come_so_far(others):
-    """Streams share a few queues of the hardware: gpuckpt's must not stand behind a stopped one."""
-    own = OwnStream("cuda:0")
-    usable = usable_semaphore(own.stream)
-    assert usable is not None
-    semaphore = usable.begin()
-    alive = [cp.cuda.Stream(non_blocking=True) for _ in range(others)]
-    cells = cp.zeros((others + 1, 256), np.int32)
-    read, seen = cp.zeros(256, np.int32), np.asarray(PageLocked(1024)).view(np.int32)
-    cp.cuda.Device().synchronize()
-    caller = cp.cuda.Stream(non_blocking=True)
-    with caller:
-        semaphore.stop_callers(own.ordinal)
-        read.fill(1)
-    for at, stream in enumerate(alive):
-        with stream:
-            cells[at].fill(at + 1)
-    own.to_host(seen.view(np.uint8), read.data.ptr)
-    semaphore.open_after(own.stream)
-    end = caller.record()
-    in_time = came_to(end)
-    if not in_time:
-        semaphore.open_now()
-    cp.cuda.Device().synchronize()
-    assert in_time, "the streams share a queue: the semaphore had to be opened by the host"
-    assert (seen == 0).all(), "the update came before the read"
-    assert int(read[0]) == 1
-    assert cells[:others, 0].get().tolist() == list(range(1, others + 1))
-
-
-def test_the_host_can_open_a_semaphore():
-    own, semaphore = OwnStream("cuda:0"), Semaphore().begin()
-    caller = cp.cuda.Stream(non_blocking=True)
-    read, seen = cp.zeros(256, np.int32), np.asarray(PageLocked(1024)).view(np.int32)
-    cp.cuda.Device().synchronize()
-    with caller:
-        semaphore.stop_callers(own.ordinal)
-        read.fill(1)
-    end = caller.record()
-    other, bystander = cp.zeros(256, np.int32), cp.cuda.Stream(non_blocking=True)
-    for value in range(20):  # long enough for the caller's, if nothing stopped it
-        with bystander:
-            other.fill(value)
-        bystander.synchronize()
-    own.to_host(seen.view(np.uint8), read.data.ptr)
-    own.synchronize(own.mark())
-    semaphore.open_now()
-    assert came_to(end)
-    assert (seen == 0).all()
-    assert int(read[0]) == 1
-
-
 @pytest.mark.parametrize("others", [0, 32])
 def test_held_states_of_a_loop_are_saved_while_other_streams_live(tmp_path, others):
     alive = [cp.cuda.Stream(non_blocking=True) for _ in range(others)]
@@ -255,12 +200,3 @@ def test_held_states_of_a_loop_are_saved_while_other_streams_live(tmp_path, othe
     for step in range(1, 5):
         found = gpuckpt.load(tmp_path, step, device="cpu", like="numpy")
         assert all((tensor == step).all() for tensor in found.values())
-
-
-def came_to(event: Any) -> bool:
-    """Whether an event happens within the patience of a test."""
-    end = time.monotonic() + PATIENCE_SECONDS
-    while not event.done:
-        if time.monotonic() > end:
-            return False
-    return True

@@ -26,7 +26,6 @@ TRIES = 5
 SETTINGS = {
     "lazy": "mode=lazy",
     "async": "mode=async",
-    "one queue": "mode=async,aliased=1",
     "two devices": "mode=lazy,devices=2",
 }
 
@@ -48,25 +47,10 @@ NOTICED = {
     f"{DEVICE}._values_at: self._values[dtype] keeps data": By(
         "tables of another device", "two devices"
     ),
-    f"{DRIVER}: Semaphore._used_by: cupy.cuda.runtime.eventRecord(event.ptr, stream)": By(
-        "a stream later than the end", "two devices"
-    ),
-    f"{DRIVER}: Semaphore.open_now: written.synchronize()": By(
-        "update goes on though one before is let go late", hangs=True
-    ),
-    f"{DRIVER}: Semaphore.open_after: self._opening = (self.turn, self._used_by(stream.ptr))": By(
-        "update goes on though one before is let go late", hangs=True
-    ),
-    f"{DRIVER}: _outlast: event.synchronize()": By("a stream later than the end", "two devices"),
     f"{CPU}.__init__: self._owners keeps owners": By("host arrays dropped after a hold"),
     f"{CPU}.order_update: self._released.wait_out()": By("host arrays updated after a hold"),
     f"{CPU}.release: self._released.set()": By("host arrays updated after a hold", hangs=True),
     f"{DEVICE}.reserve: self._copy.settle()": By("a copy that nobody saves", "async"),
-    f"{DRIVER}: usable_semaphore: semaphore.open_after(stream)": By("a driver without setting"),
-    f"{DRIVER}: usable_semaphore: "
-    "_call('cuStreamWaitValue32', stream.ptr, semaphore.address, 0, _WAIT_GEQ)": By(
-        "a driver without waiting"
-    ),
     f"{DEVICE}.freeze: self._stream.follow_callers() (no. 1)": By("copy after the caller"),
     f"{DEVICE}.freeze: self._stream.follow_callers() (no. 2)": By("hold after the caller"),
     f"{DEVICE}.begin_uploads: self._stream.follow_callers()": By("uploads after the caller"),
@@ -74,7 +58,7 @@ NOTICED = {
         "caller after uploads"
     ),
     f"{TRANSFER}.__init__: self._keep keeps keep": By("dropped after an upload"),
-    f"{TRANSFER}.wait: self._synchronize(self._event)": By("copy after the caller"),
+    f"{TRANSFER}.wait: self._stream.synchronize(self._event)": By("copy after the caller"),
     f"{COPY}.__init__: self._owners keeps owners": By("dropped after a copy"),
     f"{COPY}.download: self._stream.steps('copy to the host')": By(
         "slot reused after a refused download"
@@ -82,7 +66,7 @@ NOTICED = {
     f"{COPY}.peek: self._stream.steps('look at some bytes')": By(
         "slot reused after a refused look at a copy"
     ),
-    f"{HOLD}.peek: self._stream.steps('look at some bytes', self._open)": By(
+    f"{HOLD}.peek: self._stream.steps('look at some bytes')": By(
         "slot reused after a refused look"
     ),
     f"{COPY}._look: self._stream.synchronize(event)": By("update after a copy"),
@@ -93,55 +77,22 @@ NOTICED = {
     ),
     f"{COPY}.settle: self._owners = ()": By("copy staged before it is written"),
     f"{HOLD}.__init__: self._owners keeps owners": By("dropped after a hold"),
-    f"{HOLD}.download: stream.steps('copy to the host', self._open)": By(
-        "slot reused after a refused read"
-    ),
-    f"{HOLD}.download: self._given += 1": By("one queue", "one queue", hangs=True),
-    f"{HOLD}.reread: stream.steps('look for changes', self._open)": By(
+    f"{HOLD}.download: stream.steps('copy to the host')": By("slot reused after a refused read"),
+    f"{HOLD}.reread: stream.steps('look for changes')": By(
         "slot reused after a refused second look"
     ),
-    f"{HOLD}.order_update: _thread.start_new_thread(self._watch, "
-    "(self._semaphore, self._semaphore.turn))": By("one queue", "one queue", hangs=True),
-    f"{HOLD}.order_update: self._semaphore.stop_callers(self._stream.ordinal)": By(
-        "update after a hold"
-    ),
-    f"{HOLD}.order_update: self._ended.wait_out()": By("update after a hold, on the host"),
+    f"{HOLD}.order_update: self._ended.wait_out()": By("update after a hold"),
     f"{HOLD}.order_update: self._stream.lead_callers(self._last)": By("update after given reads"),
     f"{HOLD}.end_downloads: self._last = self._stream.mark()": By("update after given reads"),
     f"{HOLD}.end_downloads: self._ended.set()": By("hold lets the host go on"),
-    f"{HOLD}.release: self._open()": By("update goes on without threads", hangs=True),
-    f"{HOLD}.release: self._ended.set()": By("host goes on without threads"),
+    f"{HOLD}.release: self._ended.set()": By("update goes on without threads", hangs=True),
     f"{HOLD}.release: self._owners = ()": By("hold staged before it is written"),
-    f"{HOLD}._open: self._semaphore.open_now()": By(
-        "update goes on if it can't be opened", hangs=True
-    ),
-    f"{HOLD}._transfer: CudaTransfer keeps self._synchronize": By("a slow disk", "async"),
-    f"{HOLD}._synchronize: self._stream.synchronize(event)": By("hold after the caller"),
-    f"{HOLD}._synchronize: self._arrived += 1": By("a slow disk"),
-    f"{HOLD}._synchronize: self._check_patience()": By("one queue", "one queue"),
-    f"{HOLD}._watch: self._lost_patience = True": By("one queue", "one queue"),
-    f"{HOLD}._watch: semaphore.open_now(broken=True)": By("one queue", "one queue", hangs=True),
     f"{UPLOAD}: with stream.turn": By("uploads after the caller"),
     f"{UPLOAD}: stream.steps('copy from the host')": By("dropped after a refused upload", "async"),
     f"{UPLOAD}: CudaTransfer keeps (self._pieces, scratch.memory)": By("dropped after an upload"),
     f"{DRIVER}: caller_streams: streams.append(torch.cuda.current_stream(ordinal).cuda_stream)": By(
         "copy after torch"
     ),
-    f"{DRIVER}: PageLocked.__del__: if threading.current_thread() is threading.main_thread()": By(
-        "update goes on though garbage is collected", hangs=True
-    ),
-    f"{DRIVER}: Semaphore.begin: self.turn += 1": By("update after a hold"),
-    f"{DRIVER}: Semaphore.stop_callers: "
-    "_call('cuStreamWaitValue32', stream, self.address, self.turn, _WAIT_GEQ)": By(
-        "update after a hold"
-    ),
-    f"{DRIVER}: Semaphore.open_now: self._cell[0] = self.turn": By(
-        "update goes on without threads", hangs=True
-    ),
-    f"{DRIVER}: Semaphore.open_now: self.broken = self.broken or broken": By(
-        "one queue", "one queue"
-    ),
-    f"{STREAM}.steps: refused()": By("one queue and a refusal", "one queue", hangs=True),
     f"{STREAM}.steps: self.stream.synchronize()": By("slot reused after a refused download"),
     f"{STREAM}.mark: event.record(self.stream)": By("copy after the caller"),
     f"{STREAM}.follow_callers: cupy.cuda.runtime.eventRecord(event.ptr, stream)": By(
@@ -191,7 +142,7 @@ NOTICED = {
     "staging: _stage: with _given_back(slot, arena) (no. 2)": By(
         "slots after a refused second look"
     ),
-    "staging: _stage: frozen.end_downloads()": By("a device let go", "two devices"),
+    "staging: _stage: frozen.end_downloads()": By("hold lets the host go on"),
     "staging: give_back: staged.transfer.wait()": By("slot reused after a failed save"),
     "staging: give_back: arena.give(staged.slot)": By("slots after a full disk"),
     "staging: _given_back: arena.give(slot)": By("slots after a refused download"),
@@ -199,7 +150,6 @@ NOTICED = {
 
 ITS_OWN = "the memory is the own stream's: whoever gets it next uses it after this"
 DROPPED = "what was frozen is dropped: at worst, memory of a pool is read for nothing"
-RELEASED = "updates go on as soon as the host has seen the last read and released it"
 ONE_DRAWS = "one thread at a time gives reads to a device"
 LISTED = "a checkpoint that is about to be deleted is listed: no bytes depend on it"
 # Nothing can notice these; each with the reason.
@@ -207,12 +157,6 @@ EQUIVALENT = {
     "checkpointer: Checkpointer.steps: save.join()": LISTED,
     "checkpointer: Checkpointer.latest: self.steps()": LISTED,
     "saving: Saves.settle: self.save.join()": "of ranks that meet in one thread alone",
-    f"{HOLD}.end_downloads: self._semaphore.open_after(self._stream.stream)": RELEASED,
-    f"{DRIVER}: Semaphore.open_after: "
-    "_call('cuStreamWriteValue32', stream.ptr, self.address, self.turn, 0)": RELEASED,
-    f"{DRIVER}: PageLocked.__del__: _thread.start_new_thread(_free_host, (address,))": (
-        "nobody waits for memory that is never freed"
-    ),
     f"{TRANSFER}.wait: self._keep = None": "transfers live hardly longer",
     f"{COPY}.begin: stream.steps('take a snapshot')": DROPPED,
     f"{COPY}.download: CudaTransfer keeps self._shadow": ITS_OWN,
@@ -229,14 +173,8 @@ EQUIVALENT = {
     ),
     f"{HOLD}.download: with stream.turn": ONE_DRAWS,
     f"{HOLD}.reread: with stream.turn": ONE_DRAWS,
-    f"{HOLD}.peek: self._given += 1": "the downloads after it are counted, and alike",
-    f"{HOLD}.reread: self._given += 1": "the downloads before it are counted, and alike",
     f"{HOLD}._transfer: CudaTransfer keeps self._scratch.memory": ITS_OWN,
-    f"{HOLD}._synchronize: with self._stream.turn": "two additions would have to collide",
     f"{CPU}.release: self._owners = ()": "snapshots live hardly longer",
-    f"{DRIVER}: usable_semaphore: stream.synchronize()": (
-        "to free the cell waits for the device; this only doesn't rely on that"
-    ),
     "devices/stream: _give_back: stream.synchronize()": (
         "page-locked memory goes with it, and to free that waits for the device"
     ),

@@ -29,7 +29,6 @@ MODES = {
     "slow copies out": "mode=async,d2h_gbps=0.05",
     "two devices": "mode=async,devices=2",
     "two devices, lazy": "mode=lazy,devices=2",
-    "one queue": "mode=async,aliased=1",
     "little memory": "mode=async,mem_mb=96",
 }
 MEMORY = "mem_mb=512"

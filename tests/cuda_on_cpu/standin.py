@@ -35,7 +35,6 @@ SETTINGS: dict[str, type[int | float | str]] = {
     "d2h_gbps": float,  # speed of copies to the host; 0: as fast as they go
     "h2d_gbps": float,
     "order": int,  # of a block's threads: 0 forward, 1 reverse, n random
-    "aliased": int,  # 1: a device's streams share a queue, so waits for a value stop them all
     "check": int,  # 1: kernels run under the exact memory checker, slowly
     "trace": int,  # 2: every copy, allocation and launch on stderr
 }

@@ -53,7 +53,6 @@ struct Config {
   Mode mode = ASYNC;
   double h2d = env_dbl("STUBCUDA_H2D_GBPS", 0), d2h = env_dbl("STUBCUDA_D2H_GBPS", 0);
   long long jitter = env_num("STUBCUDA_JITTER_US", 0), trace = env_num("STUBCUDA_TRACE", 0), order = env_num("STUBCUDA_ORDER", 0);
-  bool aliased = env_num("STUBCUDA_ALIASED", 0) != 0;
   unsigned seed = (unsigned)env_num("STUBCUDA_SEED", 1);
   int pkey = -1;
   Config() {
@@ -78,16 +77,11 @@ using Place = std::pair<std::shared_ptr<Stream>, uint64_t>;   // a stream, and h
 struct Op {
   std::function<void()> run;
   std::vector<Place> deps;
-  std::function<bool()> met;           // it waits for a value until this holds
-  uintptr_t reads = 0;                 // where that value is
-  uintptr_t writes = 0; size_t nbytes = 0;   // what it writes, where that is known
-  uint64_t ticket = 0, order = 0;      // among its stream's, and among its context's
+  uint64_t ticket = 0;                 // among its stream's
 };
 struct Stream {
   struct CUctx_st *ctx; bool nonblocking = false; int priority = 0; unsigned long long id = 0;
   std::deque<Op> q; uint64_t enq = 0, done = 0, wanted = 0; bool stop = false;
-  bool at_value = false;               // stopped at a value that isn't there yet
-  std::shared_ptr<Stream> behind;      // whom its next operation waits for
   std::thread th;
 };
 struct Event { std::shared_ptr<Stream> s; uint64_t ticket = 0; bool recorded = false; unsigned flags = 0; struct Time { Clock::time_point t; }; std::shared_ptr<Time> time; };
@@ -108,7 +102,6 @@ thread_local bool in_worker = false, in_callback = false;
 bool inited = false;
 }  // namespace
 struct CUctx_st { int dev; int refs = 0; unsigned flags = 0; CUresult sticky = CUDA_SUCCESS; std::string why; bool told = false; std::shared_ptr<Stream> null_stream;
-  uint64_t orders = 0; std::map<uint64_t, Place> value_waits;   // by order; kept where streams are aliased
 };
 namespace {
 CUctx_st *const primary = new CUctx_st[64];
@@ -241,8 +234,6 @@ CUresult copy(const char *call, uintptr_t d, uintptr_t s, size_t n, CUstream h, 
   count(COPY);
   if (!async || kd == HOST_PAGEABLE || ks == HOST_PAGEABLE) count(HOST_SYNC);
   Op op;
-  op.writes = d;
-  op.nbytes = n;
   op.run = [=] { do_copy(c, (void *)d, (void *)s, n, kd, ks); };
   if (!async) {
     uint64_t t = push(st, std::move(op));
@@ -273,8 +264,6 @@ CUresult set_mem(const char *call, uintptr_t d, unsigned v, size_t width, size_t
   if (!range_ok(d, n * width)) return CUDA_ERROR_INVALID_VALUE;
   count(COPY);
   Op op;
-  op.writes = d;
-  op.nbytes = n * width;
   op.run = [=] {
     guarded(c, "memset", [&] {
       if (width == 1) memset((void *)d, (int)v, n);
@@ -552,8 +541,6 @@ API cuStreamAddCallback(CUstream h, CUstreamCallback fn, void *arg, unsigned) {
   push(s, Op{[=] { in_callback = true; fn(h, CUDA_SUCCESS, arg); in_callback = false; }, {}});
   return CUDA_SUCCESS;
 }
-
-#include "values.inc"
 
 // ---- events -----------------------------------------------------------------------------
 API cuEventCreate(CUevent *p, unsigned flags) { NEED auto e = new Event; e->flags = flags; *p = (CUevent)e; return CUDA_SUCCESS; }
