@@ -90,7 +90,8 @@ def save_row(
 def _round(
     ckpt: gpuckpt.Checkpointer, state: dict[str, Any], training: Training, step: int
 ) -> dict[str, float]:
-    """One save and the update after it."""
+    """One save, once the one before has also deleted what it replaces, and the update after it."""
+    ckpt.steps()
     with ckpt.update():
         touch(state)
     cupy.cuda.get_current_stream().synchronize()

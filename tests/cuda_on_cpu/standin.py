@@ -144,7 +144,7 @@ def counts(thread: Literal["current", "all"] = "current") -> dict[str, int]:
     or the device, synchronous copies, and copies from or to pageable memory, whether or not there
     was something to wait for; `alloc`, `free` device memory (freeing waits for the device, too);
     `host_alloc`, `host_free` page-locked memory; `event_record`; `stream_wait` streams that wait
-    for an event; `wait_value`, `write_value` stream memory operations.
+    for an event.
     """
     loaded = driver()
     names: list[str] = []
