@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +60,7 @@ class Box:
         return f"[{', '.join(f'{a}:{b}' for a, b in zip(self.offset, self.end, strict=True))}]"
 
 
+@lru_cache(maxsize=1024)  # thousands of tensors have few shapes
 def whole_box(shape: Shape) -> Box:
     """All of a tensor."""
     return Box((0,) * len(shape), shape)

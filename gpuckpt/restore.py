@@ -108,7 +108,11 @@ def _by_device(jobs: Sequence[Job], arena: Arena) -> dict[str, list[Job]]:
     shares: dict[str, list[Job]] = {}
     for job in jobs:
         most = max(arena.area_nbytes // target_nbytes(largest_chunk([job.entry])), 1)
-        for device in dict.fromkeys(target.spec.device for target in job.targets):
+        devices = dict.fromkeys(target.spec.device for target in job.targets)
+        if len(devices) == 1 and len(job.targets) <= most:  # mostly
+            shares.setdefault(next(iter(devices)), []).append(job)
+            continue
+        for device in devices:
             targets = tuple(one for one in job.targets if one.spec.device == device)
             shares.setdefault(device, []).extend(
                 replace(job, targets=targets[at : at + most]) for at in range(0, len(targets), most)
@@ -243,6 +247,9 @@ def _cost(task: Task) -> int:
 
 def _fitting(task: Task, arena: Arena) -> Iterator[Task]:
     """A task as it is or, if its portions are too many for a slot, as several."""
+    if len(task.portions) == 1:  # mostly
+        yield task
+        return
     portions: list[Portion] = []
     for portion in task.portions:
         if portions and _cost(replace(task, portions=(*portions, portion))) > arena.area_nbytes:

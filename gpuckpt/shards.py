@@ -40,6 +40,8 @@ class Shards:
     def spec(self, position: int, box: Box | None = None) -> Spec:
         """Of the whole tensor or a box of it; library, device and axes are its first row's."""
         first = self.rows(position)[0].spec
+        if first.whole is None and box is None:
+            return first
         if box is None or box == whole_box(first.full_shape):
             return replace(first, shape=first.full_shape, offset=None, whole=None)
         whole = first.full_shape
@@ -71,6 +73,8 @@ class Shards:
     def lack(self, position: int, box: Box) -> str | None:
         """What of a box of a tensor isn't here, in words; None if all is."""
         rows = self.rows(position)
+        if len(rows) == 1 and rows[0].spec.box == box and is_whole(rows[0]):  # mostly
+            return None
         missing = gap([row.spec.box for row in rows if is_whole(row)], box)
         if missing is None:
             return None
@@ -90,4 +94,5 @@ def is_whole(entry: TensorEntry) -> bool:
 
 
 def _held(entry: TensorEntry) -> int:
-    return sum(chunk.nbytes for chunk in entry.chunks)
+    chunks = entry.chunks
+    return chunks[0].nbytes if len(chunks) == 1 else sum(chunk.nbytes for chunk in chunks)

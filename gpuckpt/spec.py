@@ -33,7 +33,7 @@ class Spec:
     rank: int | None = None
 
     def __post_init__(self) -> None:
-        if any(extent < 0 for extent in self.shape):
+        if self.shape and min(self.shape) < 0:
             raise ValueError(f"{self.name}: a shape can't be negative, got {self.shape}")
         if self.axes is not None and sorted(self.axes) != list(range(len(self.shape))):
             raise ValueError(f"{self.name}: {self.axes} isn't an order of {len(self.shape)} axes")

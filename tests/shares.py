@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,7 +92,9 @@ def check_statistics(found: Statistics | None, expected: Statistics | None) -> N
         assert found is expected
         return
     assert (found.nans, found.infs) == (expected.nans, expected.infs)
-    assert math.isclose(found.squares, expected.squares, rel_tol=3e-6)
+    # The emulation flushes denormal doubles, too, where a GPU flushes float32s alone.
+    least = sys.float_info.min
+    assert math.isclose(found.squares, expected.squares, rel_tol=3e-6, abs_tol=least)
 
 
 def download(frozen: Frozen, share: Share, slot: Slot | None = None) -> list[bytes]:

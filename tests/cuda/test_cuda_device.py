@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from typing import Any
 
 import cupy as cp
@@ -17,7 +18,6 @@ from gpuckpt.arrays import scatter
 from gpuckpt.devices import Devices, Piece
 from gpuckpt.devices.cuda import CudaDevice
 from tests.cuda.gates import Gate
-from tests.cuda.held import goes_on
 from tests.devices_contract import DeviceContract
 from tests.shares import (
     checked,
@@ -248,17 +248,15 @@ def test_order_update_does_not_make_the_host_wait_once_downloads_are_given(devic
     gate.join()
 
 
-def test_releasing_lets_an_update_go_on_that_came_after_the_last_read_and_before_their_end(device):
-    stream = cp.cuda.Stream(non_blocking=True)
+@pytest.mark.parametrize("end", ["end_downloads", "release"])
+def test_an_update_waits_on_the_host_until_downloads_have_ended(device, end):
+    """Also those of a save that has failed, and ends by releasing what it held."""
     array = cp.zeros(1000, np.uint8)
-    share = prepared(device, array, copy=False)
-    slot = share.new_slot()
-    frozen = share.freeze(copy=False)
-    assert download(frozen, share, slot) == [bytes(1000)]
-    with stream:
-        frozen.order_update()
-        array += 1
-    frozen.end_downloads()
-    frozen.release()
-    assert goes_on(stream.synchronize)
-    assert set(array.get()) == {1}
+    frozen = prepared(device, array, copy=False).freeze(copy=False)
+    ordered = threading.Thread(target=frozen.order_update, daemon=True)
+    ordered.start()
+    ordered.join(0.1)
+    assert ordered.is_alive()
+    getattr(frozen, end)()
+    ordered.join(30)
+    assert not ordered.is_alive()
