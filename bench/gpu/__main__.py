@@ -13,12 +13,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from bench.device import STAND_IN, NoGpuError, describe, open_gpu, open_stand_in
-from bench.gpu.scale import MIB, STATE_NBYTES_MAX, TINY, Scale, full
+from bench.gpu.scale import MIB, TINY, Scale, full
 from bench.machine import machine
 from bench.timing import show, write_report
 from gpuckpt.sizes import parse_nbytes
@@ -39,9 +39,8 @@ def main() -> int:
     parser.add_argument("--directory", type=Path, help="a directory on the disk to measure")
     parser.add_argument("--stand-in", action="store_true", help="tiny sizes, without a GPU")
     parser.add_argument("--only", choices=CASES, nargs="+", default=CASES, help="some of the cases")
-    parser.add_argument(
-        "--largest", type=parse_nbytes, default=STATE_NBYTES_MAX, help='the largest state: "2 GiB"'
-    )
+    parser.add_argument("--states", type=parse_nbytes, nargs="+", help='their sizes: "2 GiB"')
+    parser.add_argument("--rounds", type=int, help="fewer or more, of states below 2 GiB")
     options = parser.parse_args()
     if options.stand_in and options.out and _is_result(options.out):
         parser.error("the stand-in's figures aren't results; write them elsewhere")
@@ -54,7 +53,9 @@ def main() -> int:
         directory = Path(name)
         report: dict[str, Any] = {"machine": machine(directory) | describe(device)}
         try:
-            scale = _scale(device, directory, options.largest)
+            scale = _scale(device, directory)
+            given = {"states_nbytes": options.states, "rounds": options.rounds}
+            scale = replace(scale, **{name: value for name, value in given.items() if value})
             measure(directory, scale, report, options.only)
         finally:  # what was measured before a failure is worth keeping
             if options.out:
@@ -100,13 +101,13 @@ def _results(
         yield from rows[case]()
 
 
-def _scale(device: str, directory: Path, largest: int) -> Scale:
+def _scale(device: str, directory: Path) -> Scale:
     if device == STAND_IN:
         return TINY
     import cupy
 
     free = cupy.cuda.runtime.memGetInfo()[0], shutil.disk_usage(directory).free
-    return full(*free, largest)
+    return full(*free)
 
 
 def _is_result(out: Path) -> bool:

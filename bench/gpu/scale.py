@@ -53,12 +53,12 @@ TINY = Scale(
 )
 
 
-def full(device_free_nbytes: int, disk_free_nbytes: int, largest: int = STATE_NBYTES_MAX) -> Scale:
+def full(device_free_nbytes: int, disk_free_nbytes: int) -> Scale:
     """For a GPU with so much free memory: two fifths of it at most are a state, beside its copy.
 
     The disk has to hold a state three times: two steps, and plain bytes.
     """
-    room = min(device_free_nbytes * 2 // 5, disk_free_nbytes // 3, largest)
+    room = min(device_free_nbytes * 2 // 5, disk_free_nbytes // 3, STATE_NBYTES_MAX)
     states = [nbytes for nbytes in _STATES if nbytes < room]
     return Scale(
         rounds=9,
