@@ -43,7 +43,8 @@ class Scheduler:
 
     A checkpoint has dicts, lists and tuples only; what was a `Counter`, an
     `OrderedDict`, a `defaultdict` or a named tuple in the object's state
-    becomes one again.
+    becomes one again.  Its tensors, few and small, are copied: which of them are
+    one changes as it goes on.
     """
 
     def __init__(self, scheduler: Any) -> None:
@@ -51,8 +52,8 @@ class Scheduler:
         self.scheduler = scheduler
 
     def state_dict(self) -> dict[str, Any]:
-        """The object's own."""
-        state: dict[str, Any] = self.scheduler.state_dict()
+        """The object's own, with copies of its tensors."""
+        state: dict[str, Any] = _copied(self.scheduler.state_dict())
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -78,6 +79,14 @@ class Generator:
 
 def _alike(one: torch.Tensor, other: object) -> bool:
     return isinstance(other, torch.Tensor) and one.shape == other.shape
+
+
+def _copied(state: Any) -> Any:
+    if isinstance(state, torch.Tensor):
+        return state.detach().clone()
+    if isinstance(state, dict):
+        return {key: _copied(value) for key, value in state.items()}
+    return type(state)(map(_copied, state)) if type(state) in (list, tuple) else state
 
 
 def _as_here(here: Any, saved: Any) -> Any:
