@@ -10,7 +10,8 @@ import torch
 
 
 def bits(tensor: Any) -> bytes:
-    dense = tensor.detach().cpu().contiguous().reshape(-1)
+    # Not `contiguous`: a view with one element is, whatever its stride.
+    dense = tensor.detach().cpu().clone(memory_format=torch.contiguous_format).reshape(-1)
     return dense.view(torch.uint8).numpy().tobytes() if dense.numel() else b""
 
 

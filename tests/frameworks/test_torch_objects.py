@@ -86,7 +86,7 @@ class Loop:
         }
 
 
-@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=lambda one: str(one))
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
 def test_every_optimizer_goes_on_with_the_same_bits(name, options, tmp_path):
     whole = Loop(name, options, seed=0)
     whole.train(3)

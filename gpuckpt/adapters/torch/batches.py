@@ -98,11 +98,15 @@ def _set_draws(loader: DataLoader[Any], state: dict[str, Any]) -> None:
 
 
 def _generators(loader: DataLoader[Any]) -> Iterator[torch.Generator]:
-    """A loader's own generators: in itself, and in its samplers."""
-    for owner in (loader, loader.sampler, loader.batch_sampler):
+    """A loader's own generators: in itself, in its samplers, and in those within these."""
+    owners = [loader, loader.sampler, loader.batch_sampler]
+    while owners:
+        owner = owners.pop(0)
         found = getattr(owner, "generator", None)
         if isinstance(found, torch.Generator):
             yield found
+        if owner is not loader and hasattr(owner, "sampler"):
+            owners.append(owner.sampler)
 
 
 def _pass_over(batches: Any, loader: DataLoader[Any], count: int) -> None:
