@@ -13,9 +13,9 @@ from gpuckpt.stores.memory import MemoryStore
 
 torch: Any = pytest.importorskip("torch")
 
-import gpuckpt.torch as adapter  # noqa: E402 - only where there is a torch
+from torch.utils import data  # noqa: E402 - only where there is a torch
 
-data = torch.utils.data
+import gpuckpt.torch as adapter  # noqa: E402
 
 
 class Numbers(data.Dataset):
@@ -68,7 +68,7 @@ def state_of(batches: Any) -> dict[str, Any]:
 
 def draws() -> float:
     """As a training step draws, between two batches."""
-    return random.random() + float(np.random.rand()) + torch.rand(()).item()
+    return random.random() + float(np.random.rand()) + float(torch.rand(()))
 
 
 def seed(number: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,10 +13,11 @@ import gpuckpt
 
 torch: Any = pytest.importorskip("torch")
 
+from torch import nn  # noqa: E402
+
 import gpuckpt.torch as adapter  # noqa: E402 - only where there is a torch
 from tests.frameworks.same import bits, frozen  # noqa: E402
 
-nn = torch.nn
 DTYPES = [
     *("bool", "uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64"),
     *("float16", "bfloat16", "float32", "float64", "complex64", "complex128"),
@@ -155,14 +156,14 @@ def test_a_dict_of_devices_moves_those_it_names_and_keeps_what_is_one_tensor(tmp
 
 
 def test_what_is_not_possible_says_so(tmp_path):
-    state = {"w": torch.ones(2)}
+    state, file = {"w": torch.ones(2)}, cast("Any", io.BytesIO())
     adapter.save(state, tmp_path / "a")
     with pytest.raises(gpuckpt.InvalidError, match="map_location can't be a function"):
         adapter.load(tmp_path / "a", map_location=lambda storage, _: storage)
     with pytest.raises(gpuckpt.InvalidError, match="a BytesIO isn't the path of one"):
-        adapter.save(state, io.BytesIO())
+        adapter.save(state, file)
     with pytest.raises(gpuckpt.InvalidError, match="a BytesIO isn't the path of one"):
-        adapter.load(io.BytesIO())
+        adapter.load(file)
     with pytest.raises(gpuckpt.NotFoundError):
         adapter.load(tmp_path / "nothing")
     torch.save(state, tmp_path / "model.pt")

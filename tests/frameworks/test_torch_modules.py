@@ -11,10 +11,10 @@ import gpuckpt
 
 torch: Any = pytest.importorskip("torch")
 
+from torch import nn  # noqa: E402
+
 import gpuckpt.torch as adapter  # noqa: E402 - only where there is a torch
 from tests.frameworks.same import bits, frozen  # noqa: E402
-
-nn = torch.nn
 
 
 class Tied(nn.Module):

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
+from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 import gpuckpt
+from gpuckpt.manifest import pack_manifest, unpack_manifest
+from gpuckpt.stores.memory import MemoryStore
 
 torch: Any = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
 
 import gpuckpt.torch as adapter  # noqa: E402 - only where there is a torch
 from tests.frameworks.same import frozen  # noqa: E402
 
-nn, lr_scheduler = torch.nn, torch.optim.lr_scheduler
+lr_scheduler = torch.optim.lr_scheduler
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
-EVERY = {
+EVERY: dict[str, Any] = {
     name: kind
     for name, kind in vars(torch.optim).items()
-    if inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer)
-} | {"Optimizer": None}
-EVERY.pop("Optimizer")
+    if inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer) and name != "Optimizer"
+}
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in EVERY),
     *(("SGD", options) for options in ({"momentum": 0.9, "nesterov": True}, {"momentum": 0.9})),
@@ -54,12 +59,12 @@ class Loop:
     def __init__(self, name: str, options: dict[str, Any], seed: int) -> None:
         torch.manual_seed(seed)
         bias = name != "Muon"  # which takes matrices only
-        self.model = (
+        self.model: Any = (
             Sparse()
             if name == "SparseAdam"
             else nn.Sequential(nn.Linear(8, 12, bias=bias), nn.Tanh(), nn.Linear(12, 4, bias=bias))
         )
-        chosen = {"lr": 1e-2, **options}
+        chosen: dict[str, Any] = {"lr": 1e-2, **options}
         if chosen["lr"] == "tensor":
             chosen["lr"] = torch.tensor(1e-2)
         self.optimizer = EVERY[name](self.model.parameters(), **chosen)
@@ -129,6 +134,34 @@ def test_what_an_optimizer_has_is_filled_where_it_is(tmp_path):
     assert after == before
 
 
+def moved_to_a_gpu(store: MemoryStore) -> None:
+    """As if the tensors of its checkpoint had been a GPU's."""
+    (name,) = [one for one in store.names() if one.endswith("manifest.json")]
+    data = bytearray(store.size(name))
+    store.read_into(name, 0, memoryview(data))
+    manifest = unpack_manifest(bytes(data), name)
+    entries = tuple(
+        replace(one, spec=replace(one.spec, device="cuda:0")) for one in manifest.tensors
+    )
+    store.remove(name)
+    with closing(store.create(name)) as file:
+        file.append([pack_manifest(replace(manifest, tensors=entries))])
+
+
+def test_what_a_gpu_had_comes_back_where_there_is_none():
+    whole, store = Loop("AdamW", {}, seed=0), MemoryStore()
+    whole.train(3)
+    gpuckpt.save("", whole.state, store=store)
+    moved_to_a_gpu(store)
+    with pytest.raises(gpuckpt.NotFoundError):
+        gpuckpt.load("", store=store)
+
+    fresh = Loop("AdamW", {}, seed=1)
+    with gpuckpt.Checkpointer("", store=store) as ckpt:
+        ckpt.resume(fresh.state)
+    assert frozen(fresh.state) == frozen(whole.state)
+
+
 SCHEDULERS = {
     "StepLR": lambda o: lr_scheduler.StepLR(o, 2),
     "MultiStepLR": lambda o: lr_scheduler.MultiStepLR(o, [2, 7, 7]),
@@ -176,8 +209,8 @@ def test_every_scheduler_goes_on_where_it_was(name, lr, tmp_path):
         optimizer = torch.optim.SGD([nn.Parameter(torch.ones(3))], rate, momentum=0.9)
         return optimizer, SCHEDULERS[name](optimizer)
 
-    def advance(optimizer, scheduler, first, last):
-        rates = []
+    def advance(one, first, last):
+        (optimizer, scheduler), rates = one, []
         for step in range(first, last):
             optimizer.step()
             scheduler.step(*([1.0 + step % 3] if "Plateau" in name else []))
@@ -191,14 +224,14 @@ def test_every_scheduler_goes_on_where_it_was(name, lr, tmp_path):
         }
 
     whole, other = made(), made()
-    advance(*whole, 0, 5)
+    advance(whole, 0, 5)
     gpuckpt.save(tmp_path, state_of(*whole))
     then = frozen(state_of(*whole))
     with gpuckpt.Checkpointer(tmp_path) as ckpt:
         ckpt.resume(state_of(*other))
     assert frozen(state_of(*other)) == then
-    rates = advance(*whole, 5, 12)
-    assert advance(*other, 5, 12) == rates
+    rates = advance(whole, 5, 12)
+    assert advance(other, 5, 12) == rates
     assert len(set(rates)) > 1 or name in ("ConstantLR", "StepLR")
 
 

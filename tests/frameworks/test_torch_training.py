@@ -16,10 +16,11 @@ from gpuckpt.stores.memory import MemoryStore
 
 torch: Any = pytest.importorskip("torch")
 
+from torch import nn  # noqa: E402
+
 import gpuckpt.torch as adapter  # noqa: E402 - only where there is a torch
 from tests.frameworks.same import frozen  # noqa: E402
 
-nn = torch.nn
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # torch's of itself
 EACH = gpuckpt.Every(steps=1)
 WORLD = Path(__file__).parents[2]
@@ -166,7 +167,7 @@ def test_a_closure_is_called_after_the_wait():
 
 def test_several_models_and_optimizers_have_names_and_are_all_hooked():
     one, other = nn.Linear(2, 2), nn.Linear(3, 3)
-    parts = {
+    parts: dict[str, Any] = {
         "model": {"generator": one, "critic": other},
         "optimizer": {
             "generator": torch.optim.SGD(one.parameters(), 0.1, momentum=0.9),
