@@ -97,44 +97,67 @@ def test_a_run_goes_on_compiled_or_not():
     assert pieces == whole
 
 
-def check_held(change: Any) -> None:
-    """Save by `hold` more than buffers have room for, to a store that waits; then `change` it."""
-    store, model = SlowStore(), nn.Linear(2600, 2600)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    for one in model.parameters():
-        one.grad = torch.ones_like(one)
-    with adapter.training(
-        *("",),
-        model=model,
-        optimizer=optimizer,
-        store=store,
-        snapshot="hold",
-        memory="26 MiB",
-        every=EACH,
-    ) as run:
-        optimizer.step()
-        then = frozen(run.state)
-        run.step()
-        timer = threading.Timer(0.3, store.go.set)
-        timer.start()
-        change(run, optimizer)
-        timer.join()
-        run.checkpointer.wait()
-        run.checkpointer.restore(run.state)
-        assert frozen(run.state) == then
+class Held:
+    """A state of more than buffers have room for, held by a save to a store that waits."""
+
+    def __init__(self, *layers: Any, every: int = 1) -> None:
+        self.store, self.model = SlowStore(), nn.Sequential(nn.Linear(2600, 2600), *layers)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), 0.1, momentum=0.9)
+        for one in self.model.parameters():
+            one.grad = torch.ones_like(one)
+        self.run = adapter.training(
+            "",
+            model=self.model,
+            optimizer=self.optimizer,
+            store=self.store,
+            snapshot="hold",
+            memory="26 MiB",
+            every=gpuckpt.Every(steps=every),
+        )
+
+    def check(self, change: Any, *, waits: bool = True) -> None:
+        """Save it, `change` it meanwhile, and see what was saved.  `waits`: for the store, too."""
+        then = frozen(self.run.state)
+        timer = threading.Timer(0.3, self.store.go.set)
+        if waits:
+            timer.start()
+        with self.run:
+            self.run.step()
+            change()
+            self.store.go.set()
+            self.run.checkpointer.wait()
+            self.run.checkpointer.restore(self.run.state)
+            assert frozen(self.run.state) == then
 
 
 def test_a_step_of_the_optimizer_waits_until_what_is_held_has_been_read():
-    check_held(lambda _, optimizer: optimizer.step())
+    held = Held()
+    held.optimizer.step()
+    held.check(held.optimizer.step)
 
 
 def test_without_the_hooks_it_would_not_wait_and_the_save_would_say_so():
-    def change(run, optimizer):
-        run._hooks.remove()
-        optimizer.step()
-
+    held = Held()
+    held.optimizer.step()
+    held.run._hooks.seen = True
+    held.run._hooks.remove()
     with pytest.raises(gpuckpt.TornError):
-        check_held(change)
+        held.check(held.optimizer.step, waits=False)
+
+
+def test_buffers_that_a_forward_changes_are_waited_for_too():
+    held = Held(nn.BatchNorm1d(2600))
+    held.optimizer.step()
+    held.check(lambda: held.model(torch.randn(4, 2600)))
+
+
+def test_steps_without_hooks_are_waited_for_when_there_were_others_before():
+    held = Held(every=2)
+    held.optimizer.step()
+    held.run.step()
+    compiled = torch.compile(held.optimizer.step, backend="eager")
+    compiled()
+    held.check(compiled)
 
 
 def test_a_closure_is_called_after_the_wait():
