@@ -37,6 +37,35 @@ class Optimizer:
                         value.copy_(new)
                     group[key] = value
 
+    @property
+    def is_to_be_made(self) -> bool:
+        """Whether it has no state yet, and parameters are DTensors, of which that must be made."""
+        return not self.optimizer.state and any(map(_is_sharded, self._parameters()))
+
+    def make_state(self) -> None:
+        """Make the state that its first step makes, sharded as parameters are, to be restored.
+
+        By a step with gradients of zero at a learning rate of zero: parameters
+        stay as they are.  Without this, a rank would get whole tensors in the
+        place of its shards.  Every rank calls it.
+        """
+        groups = self.optimizer.param_groups
+        rates = [group["lr"] for group in groups]
+        for group in groups:
+            group["lr"] = torch.zeros_like(group["lr"]) if torch.is_tensor(group["lr"]) else 0.0
+        needing = [one for one in self._parameters() if one.requires_grad]
+        before = [one.grad for one in needing]
+        for one in needing:
+            one.grad = torch.zeros_like(one)
+        self.optimizer.step()
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate
+        for one, grad in zip(needing, before, strict=True):
+            one.grad = grad
+
+    def _parameters(self) -> list[torch.Tensor]:
+        return [one for group in self.optimizer.param_groups for one in group["params"]]
+
 
 class Scheduler:
     """A learning rate scheduler, or another object, whose containers keep their types.
@@ -75,6 +104,10 @@ class Generator:
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Let it go on where the other one was saved."""
         self.generator.set_state(state["state"].cpu())
+
+
+def _is_sharded(tensor: torch.Tensor) -> bool:
+    return hasattr(tensor, "device_mesh")
 
 
 def _alike(one: torch.Tensor, other: object) -> bool:

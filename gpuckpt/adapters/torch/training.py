@@ -130,11 +130,27 @@ def training(
         state[name] = Generator(value) if isinstance(value, torch.Generator) else value
     checkpointer = Checkpointer(root, **options)
     try:
-        done = checkpointer.resume(state, fallback=fallback) if resume else 0
+        done = _resume(checkpointer, state, optimizers, fallback=fallback) if resume else 0
         return Training(checkpointer, state, optimizers, models, done)
     except BaseException:
         checkpointer.close()
         raise
+
+
+def _resume(
+    checkpointer: Checkpointer,
+    state: dict[str, Any],
+    optimizers: Sequence[torch.optim.Optimizer],
+    *,
+    fallback: bool,
+) -> int:
+    made = [one for one in map(Optimizer, optimizers) if one.is_to_be_made]
+    for one in made:
+        one.make_state()
+    done = checkpointer.resume(state, fallback=fallback)
+    for one in made if done == 0 else ():
+        one.optimizer.state.clear()
+    return done
 
 
 def _state(**parts: Any) -> dict[str, Any]:
