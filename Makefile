@@ -14,7 +14,7 @@ CUDA_PACKAGES := cupy-cuda13x==14.2.0 "nvidia-cuda-nvrtc==13.5.*" "nvidia-cuda-r
 CUDA ?= 13
 GPU_PACKAGES := "cupy-cuda$(CUDA)x[ctk]"
 
-.PHONY: demo test test-cpu test-cuda test-ranks test-gpu bench bench-micro bench-gpu bench-peers bench-scaling bench-ranks bench-training plots check fmt clean
+.PHONY: demo test test-cpu test-cuda test-ranks test-frameworks test-gpu bench bench-micro bench-gpu bench-peers bench-scaling bench-ranks bench-training plots check fmt clean
 
 $(PY):
 	$(PYTHON) -m venv $(VENV)
@@ -42,10 +42,10 @@ $(VENV)/.gpu-$(CUDA): $(VENV)/.dev
 	$(PIP) $(GPU_PACKAGES)
 	touch $@
 
-test: test-cpu test-cuda test-ranks  ## every test that this machine can run
+test: test-cpu test-cuda test-ranks test-frameworks  ## every test that this machine can run
 
 test-cpu: $(VENV)/.dev
-	$(PY) -m pytest -n auto --dist worksteal --ignore tests/cuda --ignore tests/kernels --ignore tests/ranks --ignore tests/test_object_stores.py --ignore tests/test_dcp.py
+	$(PY) -m pytest -n auto --dist worksteal --ignore tests/cuda --ignore tests/kernels --ignore tests/ranks --ignore tests/frameworks --ignore tests/examples --ignore tests/convert --ignore tests/test_object_stores.py --ignore tests/test_dcp.py
 
 test-cuda: $(VENV)/.cuda  ## the CUDA tests with real CuPy over a stand-in for the driver
 	$(PY) -m pytest -n auto --dist worksteal tests/kernels tests/test_bench_gpu.py
@@ -62,6 +62,15 @@ $(VENV)/.ranks: $(VENV)/.dev tests/ranks-requirements.txt
 
 test-ranks: $(VENV)/.ranks  ## real processes as ranks, object stores, torch: what needs packages of others
 	$(PY) -m pytest -n auto --dist worksteal --durations=5 tests/ranks tests/test_object_stores.py tests/test_dcp.py
+
+# As above.  After .ranks, so that one installation doesn't change what another is in the middle of.
+$(VENV)/.frameworks: $(VENV)/.ranks tests/frameworks-requirements.txt
+	@grep -v '^#' tests/frameworks-requirements.txt | while read -r package; do \
+	  $(PIP) "$$package" || echo "can't install $$package: the tests that need it skip"; done
+	touch $@
+
+test-frameworks: $(VENV)/.frameworks  ## adapters, conversion, and the examples from an installed wheel
+	$(PY) -m pytest -n auto --dist worksteal --durations=5 $(wildcard tests/frameworks tests/examples tests/convert)
 
 test-gpu: $(VENV)/.gpu-$(CUDA)  ## the CUDA tests on this machine's GPU; exits with 3 without one
 	GPUCKPT_STANDIN= $(PY) -m tests.cuda.on_gpu

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -20,7 +21,7 @@ from gpuckpt.manifest import Manifest
 from gpuckpt.matching import Match, select
 from gpuckpt.names import names_of
 from gpuckpt.portions import jobs_of
-from gpuckpt.remaking import Fresh, Remade, fill_fresh, finish_fresh, make_fresh
+from gpuckpt.remaking import Fresh, Remade, fill_fresh, finish_fresh, make_fresh, reachable
 from gpuckpt.resources import Resources
 from gpuckpt.restore import Progress, restore_tensors
 from gpuckpt.shards import Shards
@@ -92,7 +93,8 @@ def fill_match(  # noqa: PLR0917
         return fresh
 
     wanted: list[Fresh | Remade] = []
-    leaves, objects = fill_fresh(found.leaves, one), fill_fresh(found.objects, one)
+    whole = fill_fresh(found.objects, partial(reachable, devices=resources.devices))
+    leaves, objects = fill_fresh(found.leaves, one), fill_fresh(whole, one)
     targets: dict[int, list[Tensor]] = {at: list(into) for at, into in found.filled.items()}
     for fresh, tensor in made.items():
         targets.setdefault(fresh.position, []).append(tensor)

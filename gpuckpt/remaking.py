@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gpuckpt.arrays import Tensor, assembled, finish, make
 from gpuckpt.boxes import Box
 from gpuckpt.devices import Devices
+from gpuckpt.errors import NotFoundError
 from gpuckpt.shards import Shards
 from gpuckpt.tree import is_object
 
@@ -46,6 +47,19 @@ def fill_fresh(tree: Any, made: Callable[[Fresh | Remade], Any]) -> Any:
     if isinstance(tree, list | tuple):
         return type(tree)([fill_fresh(child, made) for child in tree])
     return tree
+
+
+def reachable(fresh: Fresh | Remade, devices: Devices) -> Fresh | Remade:
+    """The same, but on the host if it is a torch tensor whose device isn't here.
+
+    For objects: what they are given they bring to where their own tensors are.
+    """
+    if isinstance(fresh, Fresh) and fresh.kind == "torch":
+        try:
+            devices[fresh.device]
+        except NotFoundError:
+            return replace(fresh, device="cpu")
+    return fresh
 
 
 def make_fresh(fresh: Fresh, shards: Shards, devices: Devices) -> Tensor:

@@ -17,7 +17,10 @@ class DType:
     """An element type: one object for each, compared by identity."""
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
-        self.is_complex = dtype.kind == "c"
+        self.is_complex, self._name = dtype.kind == "c", dtype.name
+
+    def __str__(self) -> str:
+        return f"torch.{self._name}"
 
 
 class Storage:
@@ -31,6 +34,7 @@ class Tensor:
     """A tensor, whose `data` may be set to another's at any time."""
 
     __module__ = "torch"
+    layout, is_nested, is_quantized, is_meta = "torch.strided", False, False, False
     _dtypes: dict[Any, DType] = {}  # noqa: RUF012 - torch has one object for each, too
 
     def __init__(self, array: Array) -> None:

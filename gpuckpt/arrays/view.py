@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuckpt.arrays import dlpack
+from gpuckpt.arrays.torched import detached, is_torch
 from gpuckpt.boxes import Box, Shape, whole_box
 from gpuckpt.dtypes import name_of, to_numpy
 from gpuckpt.errors import UnsupportedError
@@ -101,7 +102,7 @@ def look(leaf: Any, name: str) -> Tensor | None:
         return None  # a plain value, though it speaks the protocols of arrays
     kind = _kind(leaf)
     if kind == "torch":
-        leaf = _detached(leaf, name)
+        leaf = detached(leaf, name)
     if kind == "cupy":
         return _look_cupy(leaf, leaf, name, writable=True)
     if hasattr(leaf, "__dlpack_device__") and kind != "numba":
@@ -132,23 +133,9 @@ def shard(tensor: Tensor, box: Box, whole: Shape, within: Box | None = None) -> 
 
 def _kind(leaf: object) -> str:
     library = type(leaf).__module__.partition(".")[0]
-    return {"cupy": "cupy", "torch": "torch", "jax": "jax", "jaxlib": "jax", "numba": "numba"}.get(
-        library, "torch" if _is_torch(leaf) else "numpy"
+    return {"cupy": "cupy", "jax": "jax", "jaxlib": "jax", "numba": "numba"}.get(
+        library, "torch" if is_torch(leaf) else "numpy"
     )
-
-
-def _is_torch(leaf: object) -> bool:
-    """Subclasses of torch.Tensor live in modules of any name."""
-    return any(
-        base.__module__ == "torch" and base.__name__ == "Tensor" for base in type(leaf).__mro__
-    )
-
-
-def _detached(leaf: Any, name: str) -> Any:
-    """A tensor without its history; torch itself would hand out one to be negated as it lies."""
-    if leaf.is_neg():
-        raise UnsupportedError(name, "its elements are yet to be negated; save .resolve_neg()")
-    return leaf.detach()
 
 
 def _look_numpy(array: npt.NDArray[Any], owner: object, name: str, kind: str) -> Tensor:

@@ -1,0 +1,13 @@
+"""examples/torch_loop.py, killed in the middle of two epochs."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.examples.drive import check_kill_and_resume
+
+pytest.importorskip("torch")
+
+
+def test_the_loop_ends_with_the_same_bits_after_two_kills(wheel, tmp_path):
+    check_kill_and_resume("torch_loop", wheel, tmp_path, steps=36, kills=(9, 27))
