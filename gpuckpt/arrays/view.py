@@ -100,8 +100,8 @@ def look(leaf: Any, name: str) -> Tensor | None:
     if isinstance(leaf, np.generic):
         return None  # a plain value, though it speaks the protocols of arrays
     kind = _kind(leaf)
-    if kind == "torch":
-        leaf = _detached(leaf, name)
+    if kind in ("torch", "jax"):
+        leaf = _detached(leaf, name) if kind == "torch" else _checked(leaf, name)
     if kind == "cupy":
         return _look_cupy(leaf, leaf, name, writable=True)
     if hasattr(leaf, "__dlpack_device__") and kind != "numba":
@@ -149,6 +149,21 @@ def _detached(leaf: Any, name: str) -> Any:
     if leaf.is_neg():
         raise UnsupportedError(name, "its elements are yet to be negated; save .resolve_neg()")
     return leaf.detach()
+
+
+def _checked(leaf: Any, name: str) -> Any:
+    """An array of JAX's that has memory to look at; of one that is gone, JAX says no name."""
+    if callable(gone := getattr(leaf, "is_deleted", None)) and gone():
+        raise UnsupportedError(
+            name,
+            "its memory was donated to a function, or deleted; save what that function returned, "
+            "before it is donated in turn",
+        )
+    if type(leaf).__name__ == "PRNGKeyArray":
+        raise UnsupportedError(
+            name, "random keys have no bytes; use gpuckpt.jax, or save jax.random.key_data(key)"
+        )
+    return leaf
 
 
 def _look_numpy(array: npt.NDArray[Any], owner: object, name: str, kind: str) -> Tensor:
@@ -246,6 +261,13 @@ def host_view(address: int, spec: Spec, strides: tuple[int, ...]) -> npt.NDArray
     span = sum((n - 1) * abs(s) for n, s in zip(spec.shape, strides, strict=True))
     memory = _MEMORY(first, span + dtype.itemsize, _WRITABLE)
     return np.ndarray(spec.shape, dtype, memory, address - first, strides)
+
+
+def host_bytes(address: int, nbytes: int) -> npt.NDArray[np.uint8]:
+    """See host memory as bytes, to be read; it isn't owned, and must outlive the array."""
+    if not nbytes:
+        return np.empty(0, np.uint8)
+    return np.ndarray(nbytes, np.uint8, _MEMORY(address, nbytes, _READABLE))
 
 
 def host_words(address: int, count: int) -> npt.NDArray[np.uint64]:

@@ -234,6 +234,7 @@ EQUIVALENT = {
     f"{HOLD}._transfer: CudaTransfer keeps self._scratch.memory": ITS_OWN,
     f"{HOLD}._synchronize: with self._stream.turn": "two additions would have to collide",
     f"{CPU}.release: self._owners = ()": "snapshots live hardly longer",
+    "devices/cpu_freeze: CpuCopy.release: self._owners = ()": "snapshots live hardly longer",
     f"{DRIVER}: usable_semaphore: stream.synchronize()": (
         "to free the cell waits for the device; this only doesn't rely on that"
     ),
