@@ -226,7 +226,8 @@ def test_without_strict_what_is_missing_keeps_its_value():
 
 
 def test_a_plain_checkpoint_is_restored_and_a_trees_is_loaded_plainly():
-    store, plain = MemoryStore(), {"layers": [np.arange(3.0, dtype=np.float32)], "lr": 0.5}
+    store = MemoryStore()
+    plain: dict[str, Any] = {"layers": [np.arange(3.0, dtype=np.float32)], "lr": 0.5}
     gpuckpt.save("", plain, store=store)
     found = gpuckpt.jax.load("", {"layers": [jnp.zeros(3)], "lr": 0.0}, store=store)
     assert bits_of(found["layers"][0]) == plain["layers"][0].tobytes()
