@@ -169,7 +169,7 @@ def _checked(leaf: Any, name: str) -> Any:
 def _look_numpy(array: npt.NDArray[Any], owner: object, name: str, kind: str) -> Tensor:
     if isinstance(array, np.ma.MaskedArray):
         raise UnsupportedError(name, "a masked array; save its .data and its .mask")
-    writable = kind == "numpy" and array.flags.writeable
+    writable = kind in ("numpy", "numba") and array.flags.writeable
     if isinstance(array, np.memmap):
         owner = owner, _kept_open(array, name)
     return _tensor(array.view(np.ndarray), owner, name, kind, writable=writable)
