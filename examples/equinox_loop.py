@@ -15,7 +15,9 @@ import gpuckpt.jax
 OPTIMIZER = optax.adam(3e-3)
 
 
-class Echo(eqx.Module):  # says what it heard three steps ago
+class Echo(eqx.Module):
+    """Says what it heard three steps ago."""
+
     cell: eqx.nn.GRUCell
     last: eqx.nn.MLP
 
@@ -24,7 +26,7 @@ class Echo(eqx.Module):  # says what it heard three steps ago
         self.cell = eqx.nn.GRUCell(1, 24, key=one)
         self.last = eqx.nn.MLP(24, 1, 16, 1, activation=jax.nn.gelu, key=other)
 
-    def __call__(self, sequence):
+    def __call__(self, sequence):  # noqa: D102
         def step(hidden, x):
             hidden = self.cell(x, hidden)
             return hidden, self.last(hidden)

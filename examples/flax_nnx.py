@@ -14,13 +14,15 @@ import gpuckpt.jax
 
 
 class Classifier(nnx.Module):
+    """Says whether points lie in a ring."""
+
     def __init__(self, rngs):
         self.first = nnx.Linear(2, 32, rngs=rngs)
         self.norm = nnx.BatchNorm(32, rngs=rngs)
         self.dropout = nnx.Dropout(0.1, rngs=rngs)
         self.last = nnx.Linear(32, 2, rngs=rngs)
 
-    def __call__(self, x):
+    def __call__(self, x):  # noqa: D102
         return self.last(self.dropout(nnx.relu(self.norm(self.first(x)))))
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def step(weights, momentum, x):
 
 
 def test_arrays_that_compiled_functions_change_go_on_bit_for_bit():
-    state = {"weights": np.zeros(64), "momentum": np.zeros(64, np.float32)}
+    state: dict[str, Any] = {"weights": np.zeros(64), "momentum": np.zeros(64, np.float32)}
     other = {name: np.ones_like(array) for name, array in state.items()}
     store, x = MemoryStore(), np.linspace(0, 1, 64)
     with gpuckpt.Checkpointer("", store=store) as ckpt:
