@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import socket
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -392,3 +393,26 @@ def test_every_check_of_meshes_was_made(outcome):
 @pytest.mark.parametrize("check", MESHES)
 def test_sharded_arrays_are_restored_on_any_mesh(outcome, check):
     assert not outcome[check], outcome[check]
+
+
+RANKS = ["other_meshes", "a_manager"]
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> list[dict[str, str]]:
+    """What two processes with two devices each say, which hold arrays together."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    return run(
+        *("tests.frameworks.jax_ranks", 2),
+        XLA_FLAGS="--xla_force_host_platform_device_count=2",
+        JAX_PLATFORMS="cpu",
+        JAX_RANKS_ADDRESS=address,
+    )
+
+
+@pytest.mark.parametrize("check", RANKS)
+def test_processes_restore_together_what_each_needs(outcomes, check):
+    for rank, outcome in enumerate(outcomes):
+        assert list(outcome) == RANKS
+        assert not outcome[check], f"{rank}: {outcome[check]}"

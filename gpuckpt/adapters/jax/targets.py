@@ -48,7 +48,7 @@ class Target:
     def hollow(self) -> Hollow:
         """What a restore is to fill: on each device, or the host, what this process needs."""
         if self.sharding is None or is_key(self.leaf):
-            device = "cpu" if is_key(self.leaf) else _place(jax.devices()[0], None, self.dtype)
+            device = "cpu" if is_key(self.leaf) else _place(_default_device(), None, self.dtype)
             return Hollow(self.dtype, self.shape, ((whole_box(self.shape), device),))
         places: dict[Box, str] = {}
         for device, box in self._boxes():
@@ -107,6 +107,14 @@ def _sharding(leaf: Any, name: str) -> Any:
             name, f"its sharding is a {type(sharding).__name__}; give a jax.sharding.Sharding"
         )
     return sharding
+
+
+def _default_device() -> Any:
+    """Where JAX puts new arrays of this process."""
+    chosen = jax.config.jax_default_device
+    if chosen is None or isinstance(chosen, str):
+        return jax.local_devices(backend=chosen)[0]
+    return chosen
 
 
 def _place(device: Any, memory_kind: str | None, dtype: str) -> str:
