@@ -78,6 +78,7 @@ ROWS: list[set[str]] = [
     {"api", "repair"},
     {"adapters"},
     {"torch"},
+    {"jax"},
     {"__init__"},
     {"demo", "selftest"},
     {"cli"},

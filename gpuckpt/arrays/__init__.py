@@ -1,6 +1,7 @@
 """Arrays of any library, seen as numpy or cupy arrays over the same memory."""
 
 from gpuckpt.arrays.assemble import assembled
+from gpuckpt.arrays.hollow import Filled, Hollow
 from gpuckpt.arrays.make import KINDS, finish, make
 from gpuckpt.arrays.probe import (
     LIBRARIES,
@@ -11,7 +12,7 @@ from gpuckpt.arrays.probe import (
 )
 from gpuckpt.arrays.sharding import form_of, look, look_all
 from gpuckpt.arrays.strided import gather, scatter
-from gpuckpt.arrays.view import Array, Tensor, host_view
+from gpuckpt.arrays.view import Array, Tensor, host_bytes, host_view
 from gpuckpt.arrays.wrapped import WRAPPINGS, Wrapped, Wrapping, facts_of, locate_all, wrapping
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "Addresses",
     "Array",
     "Facts",
+    "Filled",
+    "Hollow",
     "Library",
     "Tensor",
     "Wrapped",
@@ -30,6 +33,7 @@ __all__ = [
     "finish",
     "form_of",
     "gather",
+    "host_bytes",
     "host_view",
     "locate_all",
     "look",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from gpuckpt.arrays.hollow import Filled
 from gpuckpt.arrays.make import finish
 from gpuckpt.arrays.sharding import form_of, parts
 from gpuckpt.arrays.view import Tensor
@@ -25,6 +26,8 @@ def assembled(leaf: Any, tensors: Sequence[Tensor], kind: str) -> Any:
     form = form_of(leaf)
     if form is None:
         return finish(tensors[0], kind)
+    if form == "Hollow":
+        return Filled({tensor.spec.box: tensor for tensor in tensors})
     if form == "Sharded":
         return Sharded(finish(tensors[0], kind), leaf.shape, leaf.offset)
     if form == "jax":

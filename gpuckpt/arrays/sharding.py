@@ -14,12 +14,13 @@ from typing import Any, Literal
 import numpy as np
 
 from gpuckpt.arrays import dtensor, view
+from gpuckpt.arrays.hollow import Filled, Hollow
 from gpuckpt.arrays.view import Tensor
 from gpuckpt.boxes import Box, Shape, whole_box
 from gpuckpt.errors import UnsupportedError
 from gpuckpt.sharded import Sharded
 
-Form = Literal["Sharded", "DTensor", "ShardedTensor", "jax"]
+Form = Literal["Sharded", "DTensor", "ShardedTensor", "jax", "Hollow"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,9 @@ def look_all(leaf: Any, name: str) -> tuple[Tensor, ...]:
         UnsupportedError: it is an array, but not one that can be saved.
     """
     form = form_of(leaf)
+    if form == "Hollow":
+        hollow: tuple[Tensor, ...] = leaf.tensors(name)
+        return hollow
     if form is None:
         found = view.look(leaf, name)
         return () if found is None else (found,)
@@ -75,11 +79,13 @@ def form_of(leaf: Any) -> Form | None:
         return None
     if isinstance(leaf, Sharded):
         return "Sharded"
+    if isinstance(leaf, Hollow | Filled):
+        return "Hollow"
     for base in type(leaf).__mro__:
         library = base.__module__.partition(".")[0]
         if library == "torch" and base.__name__ in ("DTensor", "ShardedTensor"):
             return base.__name__  # type: ignore[return-value]
-        if library in ("jax", "jaxlib") and hasattr(leaf, "addressable_shards"):
+        if library in ("jax", "jaxlib") and hasattr(type(leaf), "addressable_shards"):
             return "jax" if len(leaf.sharding.device_set) > 1 else None
     return None
 

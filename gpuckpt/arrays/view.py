@@ -103,6 +103,8 @@ def look(leaf: Any, name: str) -> Tensor | None:
     kind = _kind(leaf)
     if kind == "torch":
         leaf = detached(leaf, name)
+    elif kind == "jax":
+        leaf = _checked(leaf, name)
     if kind == "cupy":
         return _look_cupy(leaf, leaf, name, writable=True)
     if hasattr(leaf, "__dlpack_device__") and kind != "numba":
@@ -138,10 +140,25 @@ def _kind(leaf: object) -> str:
     )
 
 
+def _checked(leaf: Any, name: str) -> Any:
+    """An array of JAX's that has memory to look at; of one that is gone, JAX says no name."""
+    if callable(gone := getattr(leaf, "is_deleted", None)) and gone():
+        raise UnsupportedError(
+            name,
+            "its memory was donated to a function, or deleted; save what that function returned, "
+            "before it is donated in turn",
+        )
+    if type(leaf).__name__ == "PRNGKeyArray":
+        raise UnsupportedError(
+            name, "random keys have no bytes; use gpuckpt.jax, or save jax.random.key_data(key)"
+        )
+    return leaf
+
+
 def _look_numpy(array: npt.NDArray[Any], owner: object, name: str, kind: str) -> Tensor:
     if isinstance(array, np.ma.MaskedArray):
         raise UnsupportedError(name, "a masked array; save its .data and its .mask")
-    writable = kind == "numpy" and array.flags.writeable
+    writable = kind in ("numpy", "numba") and array.flags.writeable
     if isinstance(array, np.memmap):
         owner = owner, _kept_open(array, name)
     return _tensor(array.view(np.ndarray), owner, name, kind, writable=writable)
@@ -233,6 +250,13 @@ def host_view(address: int, spec: Spec, strides: tuple[int, ...]) -> npt.NDArray
     span = sum((n - 1) * abs(s) for n, s in zip(spec.shape, strides, strict=True))
     memory = _MEMORY(first, span + dtype.itemsize, _WRITABLE)
     return np.ndarray(spec.shape, dtype, memory, address - first, strides)
+
+
+def host_bytes(address: int, nbytes: int) -> npt.NDArray[np.uint8]:
+    """See host memory as bytes, to be read; it isn't owned, and must outlive the array."""
+    if not nbytes:
+        return np.empty(0, np.uint8)
+    return np.ndarray(nbytes, np.uint8, _MEMORY(address, nbytes, _READABLE))
 
 
 def host_words(address: int, count: int) -> npt.NDArray[np.uint64]:

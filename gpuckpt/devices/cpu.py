@@ -58,7 +58,7 @@ class CpuDevice:
             raise DeviceMemoryError(f"the host refuses memory: {error}") from error
 
     def copy_nbytes(self, plan: Plan) -> int:
-        """The tensors' bytes, each rounded up to a cache line."""
+        """The bytes of what has to be copied, each tensor's rounded up to a cache line."""
         return self._placed(plan).nbytes
 
     def has_room(self, nbytes: int) -> bool:  # noqa: ARG002
@@ -84,14 +84,18 @@ class CpuDevice:
         *,
         copy: bool,
     ) -> Frozen:
-        """Copy the tensors now, or hold them where they are."""
+        """Copy the tensors now, or hold them where they are; those that can't change, in any case.
+
+        If none can change, updates needn't wait though nothing was copied.
+        """
+        places = self._placed(plan)
         if not copy:
             self._shadow = np.empty(0, np.uint8)  # the budget may have no room for it any more
-            return CpuHold(plan, addresses, owners)
-        places = self._placed(plan)
+            if len(places.kept) < len(plan.tensors):
+                return CpuHold(plan, addresses, owners)
         self.reserve(places.nbytes)
         places.copy(addresses, self._shadow)
-        return CpuCopy(plan, places, self._shadow)
+        return CpuCopy(places, self._shadow, addresses, owners)
 
     def begin_uploads(self, chunk_nbytes: int) -> None:
         """Nothing: the caller's thread has done what it was given."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from gpuckpt.apart import Flag
 from gpuckpt.arena import Slot
-from gpuckpt.arrays import gather, host_view
+from gpuckpt.arrays import gather, host_bytes, host_view
 from gpuckpt.copying import copy_shares, share_out
 from gpuckpt.devices import Arrived, Bytes, Done, Transfer, Wants
 from gpuckpt.fingerprint import fingerprint
@@ -22,15 +22,22 @@ R = TypeVar("R")
 
 
 class Places:
-    """Where the copies of a plan's tensors belong, one after the other, on cache lines."""
+    """Where the copies of a plan's tensors belong, one after the other, on cache lines.
+
+    `kept` are those that need no copy, since JAX's arrays never change.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        sizes = [plan.specs[tensor].nbytes for tensor in plan.tensors]
+        self.kept = frozenset(
+            at for at in plan.tensors if plan.specs[at].kind == "jax" and at not in plan.strided
+        )
+        copied = [tensor for tensor in plan.tensors if tensor not in self.kept]
+        sizes = [plan.specs[tensor].nbytes for tensor in copied]
         starts = accumulate(map(aligned, sizes), initial=0)
-        self.offsets = dict(zip(plan.tensors, starts, strict=False))
+        self.offsets = dict(zip(copied, starts, strict=False))
         self.nbytes = sum(map(aligned, sizes))
-        dense = [tensor for tensor in plan.tensors if tensor not in plan.strided]
+        dense = [tensor for tensor in copied if tensor not in plan.strided]
         self._dense = np.array(dense, np.intp)
         self._offsets = np.array([self.offsets[tensor] for tensor in dense], np.uint64)
         self._shares = share_out([plan.specs[tensor].nbytes for tensor in dense])
@@ -51,12 +58,21 @@ class Places:
 
 
 class CpuCopy:
-    """Copies: the caller may change its arrays at once."""
+    """Copies, and what can't change as it is: the caller may go on at once."""
 
     live = False
 
-    def __init__(self, plan: Plan, places: Places, room: Bytes) -> None:
-        self._plan, self._places, self._room = plan, places, room
+    def __init__(
+        self,
+        places: Places,
+        room: Bytes,
+        addresses: npt.NDArray[np.uint64],
+        owners: Sequence[object],
+    ) -> None:
+        """`owners` keep what isn't copied alive."""
+        self._plan, self._places, self._room = places.plan, places, room
+        self._addresses = addresses.tolist() if places.kept else []
+        self._owners = tuple(owners) if places.kept else ()
 
     def download(
         self,
@@ -65,20 +81,19 @@ class CpuCopy:
         wants: Wants | None = None,  # noqa: ARG002
     ) -> Transfer[Sequence[Arrived]]:
         """They are where they belong."""
-        part, room = self._places.part, self._room
-        return Done([Arrived((part(chunk, room),)) for chunk in self._plan.batches[batch]])
+        return Done([Arrived((self._part(chunk),)) for chunk in self._plan.batches[batch]])
 
     def peek(self, chunks: Sequence[Chunk], slot: Slot) -> list[bytes]:  # noqa: ARG002
         """They are here already."""
-        return [self._places.part(chunk, self._room).tobytes() for chunk in chunks]
+        return [self._part(chunk).tobytes() for chunk in chunks]
 
     def reread(self, at: int, slot: Slot) -> Transfer[Sequence[str]]:  # noqa: ARG002
         """For completeness: nobody changes them."""
-        part, room, chunks = self._places.part, self._room, self._plan.rereads[at]
-        return _Later(lambda: [fingerprint(part(chunk, room).data) for chunk in chunks])
+        chunks = self._plan.rereads[at]
+        return _Later(lambda: [fingerprint(self._part(chunk).data) for chunk in chunks])
 
     def order_update(self) -> None:
-        """Nothing: no live memory is read."""
+        """Nothing: nothing is read that an update changes."""
 
     def settle(self) -> None:
         """Nothing: the copies were made at once."""
@@ -87,8 +102,14 @@ class CpuCopy:
         """Nothing: copies are read in place."""
 
     def release(self) -> None:
-        """Give the copies' memory back to the device, which keeps it."""
-        self._room = np.empty(0, np.uint8)
+        """Give the copies' memory back to the device, which keeps it, and let go of the rest."""
+        self._room, self._addresses = np.empty(0, np.uint8), []
+        self._owners = ()
+
+    def _part(self, chunk: Chunk) -> Bytes:
+        if chunk.tensor in self._places.kept:
+            return host_bytes(self._addresses[chunk.tensor] + chunk.start, chunk.nbytes)
+        return self._places.part(chunk, self._room)
 
 
 class CpuHold:

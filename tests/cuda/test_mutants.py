@@ -175,6 +175,7 @@ EQUIVALENT = {
     f"{HOLD}.reread: with stream.turn": ONE_DRAWS,
     f"{HOLD}._transfer: CudaTransfer keeps self._scratch.memory": ITS_OWN,
     f"{CPU}.release: self._owners = ()": "snapshots live hardly longer",
+    "devices/cpu_freeze: CpuCopy.release: self._owners = ()": "snapshots live hardly longer",
     "devices/stream: _give_back: stream.synchronize()": (
         "page-locked memory goes with it, and to free that waits for the device"
     ),
