@@ -1,0 +1,13 @@
+"""The examples of frameworks that have a loop of their own."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.examples.drive import check_kill_and_resume
+
+
+def test_lightnings_fit_goes_on_bit_for_bit_after_kills(wheel, tmp_path):
+    pytest.importorskip("lightning", reason="lightning isn't installed")
+    # Epochs are 16 steps long: in the first, at the end of one, and in the third.
+    check_kill_and_resume("lightning_loop", wheel, tmp_path, steps=60, kills=(7, 16, 41))
