@@ -36,30 +36,42 @@ def unpack(state: Mapping[str, Any], forms: Mapping[type, Form]) -> dict[str, An
 class Bridge:
     """What a `Checkpointer` saves and restores for a framework.
 
-    `dump` gives the framework's state as a dict; `own` what each rank has of its
-    own.  A restore fills the dump's tensors in place where they are alike, and
-    leaves all that was saved in `loaded` and `loaded_own`, for the framework to take.
+    `dump` gives the framework's state as a dict, and `own` what each rank has of
+    its own.  A restore fills the tensors of `live`, which are at the same names,
+    in place, and leaves all that was saved in `loaded` and `loaded_own`, for the
+    framework to take.
     """
 
     def __init__(
         self,
         dump: Callable[[], Mapping[str, Any]],
         own: Callable[[], Mapping[str, Any]],
+        live: Callable[[], Mapping[str, Any]],
         forms: Mapping[type, Form],
     ) -> None:
-        self._dump, self._own, self._forms = dump, own, forms
+        self._dump, self._own, self._live, self._forms = dump, own, live, forms
+        self._restoring = False
         self.loaded: dict[str, Any] = {}
         self.loaded_own: dict[str, Any] = {}
 
+    def restored_by(self, restore: Callable[[Bridge], int]) -> int:
+        """Restore it by a checkpointer's method; the step."""
+        self._restoring = True
+        try:
+            return restore(self)
+        finally:
+            self._restoring = False
+
     def state_dict(self) -> dict[str, Any]:
-        """The framework's state at this moment."""
+        """The framework's state at this moment; for a restore, what is to be filled in place."""
+        if self._restoring:
+            return dict(self._live())
         return {**pack(self._dump(), self._forms), OWN: PerRank(dict(self._own()))}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep what was saved until the framework takes it."""
         self.loaded = unpack(state, self._forms)
-        own = state.get(OWN, {})
-        self.loaded_own = dict(own.value if isinstance(own, PerRank) else own)
+        self.loaded_own = dict(state.get(OWN, {}))
 
     def forget(self) -> None:
         """Let go of what was restored, once the framework has taken it."""

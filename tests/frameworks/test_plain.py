@@ -168,13 +168,30 @@ def test_a_bridge_is_asked_only_when_it_is_saved():
         asked.append(1)
         return {"set": {1}}
 
-    bridge, store = Bridge(dump, lambda: {"mine": 2}, FORMS), MemoryStore()
+    bridge, store = Bridge(dump, lambda: {"mine": 2}, dict, FORMS), MemoryStore()
     with gpuckpt.Checkpointer("", store=store, every=gpuckpt.Every(steps=3)) as saver:
         for step in range(1, 5):
             saver.step(step, bridge)
         assert len(asked) == 1
         saver.wait()
-        assert saver.resume(bridge) == 3
+        assert bridge.restored_by(saver.resume) == 3
+        assert len(asked) == 1
     assert (bridge.loaded, bridge.loaded_own) == ({"set": {1}}, {"mine": 2})
     bridge.forget()
     assert bridge.loaded == {}
+
+
+def test_a_restore_fills_what_is_live_and_makes_the_rest_anew():
+    weights, other = np.zeros(3), np.zeros(2)
+    tree = {"model": {"w": weights}, "other": other}
+    bridge = Bridge(lambda: tree, dict, lambda: {"model": {"w": weights}}, FORMS)
+    store = MemoryStore()
+    gpuckpt.save("", bridge, 1, store=store)
+    weights += 5
+    tree["other"] = np.zeros(9)
+    with gpuckpt.Checkpointer("", store=store) as saver:
+        bridge.restored_by(saver.resume)
+
+    assert bridge.loaded["model"]["w"] is weights
+    assert list(weights) == [0, 0, 0]
+    assert bridge.loaded["other"].shape == (2,)

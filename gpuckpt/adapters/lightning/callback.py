@@ -74,12 +74,16 @@ class Checkpoint(BaseCheckpoint):
             LockedError: another run has the root.
             MismatchError: the checkpoint is of another model.
         """
+        del pl_module
         self._saver = Checkpointer(self.root, **self._options)
-        self._module = pl_module
+        self._ended = False
         self._position = Position(trainer)
-        self._bridge = Bridge(lambda: self._dump(trainer), self._own, self._forms)
-        self._moment = "start"
-        self._step = self._saver.resume(self._bridge)
+        self._bridge = Bridge(
+            *(lambda: self._dump(trainer), self._own),
+            live=lambda: {"state_dict": trainer.strategy.lightning_module_state_dict()},
+            forms=self._forms,
+        )
+        self._step = self._bridge.restored_by(self._saver.resume)
         if self._step:
             self._take(trainer)
         for optimizer in trainer.optimizers:
@@ -100,7 +104,7 @@ class Checkpoint(BaseCheckpoint):
         del pl_module
         assert self._saver is not None
         if not self._saver.should_stop and trainer.global_step != self._step:
-            self._moment, self._step = "end", trainer.global_step
+            self._ended, self._step = True, trainer.global_step
             numbers: Any = _Numbers(trainer)
             self._saver.save(self._step, self._bridge, numbers, trainer.current_epoch)
 
@@ -127,7 +131,7 @@ class Checkpoint(BaseCheckpoint):
 
     def _save(self, trainer: Trainer) -> None:
         assert self._saver is not None
-        self._moment, self._step = "between", trainer.global_step
+        self._step = trainer.global_step
         numbers: Any = _Numbers(trainer)
         self._saver.step(self._step, self._bridge, trainer.current_epoch, numbers)
         if self._saver.should_stop:
@@ -136,16 +140,12 @@ class Checkpoint(BaseCheckpoint):
     def _dump(self, trainer: Trainer) -> dict[str, Any]:
         found: dict[str, Any] = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)  # noqa: SLF001
         found[METRICS] = dict(trainer.callback_metrics)
-        if self._moment == "between":
-            self._position.correct(found["loops"]["fit_loop"])
-        elif self._moment == "end":
-            self._position.correct_end(found["loops"]["fit_loop"])
+        correct = self._position.correct_end if self._ended else self._position.correct
+        correct(found["loops"]["fit_loop"])
         return found
 
     def _own(self) -> dict[str, Any]:
-        if self._moment == "start":
-            return {}  # nothing is to be filled in place
-        return self._position.end_state() if self._moment == "end" else self._position.state()
+        return self._position.end_state() if self._ended else self._position.state()
 
     def _take(self, trainer: Trainer) -> None:
         """Hand what was restored to Lightning, which takes the rest of it in its own order."""
