@@ -101,10 +101,8 @@ def look(leaf: Any, name: str) -> Tensor | None:
     if isinstance(leaf, np.generic):
         return None  # a plain value, though it speaks the protocols of arrays
     kind = _kind(leaf)
-    if kind == "torch":
-        leaf = detached(leaf, name)
-    elif kind == "jax":
-        leaf = _checked(leaf, name)
+    if kind in ("torch", "jax"):
+        leaf = detached(leaf, name) if kind == "torch" else _checked(leaf, name)
     if kind == "cupy":
         return _look_cupy(leaf, leaf, name, writable=True)
     if hasattr(leaf, "__dlpack_device__") and kind != "numba":

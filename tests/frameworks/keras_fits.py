@@ -1,0 +1,116 @@
+"""Runs of Keras's, in a process whose environment says on which backend; prints what came of them.
+
+KERAS_BACKEND=jax python -m tests.frameworks.keras_fits DIRECTORY
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+import gpuckpt
+from gpuckpt.adapters.keras import Checkpoint
+from tests.frameworks.trainings import StopError
+
+INPUTS = np.random.default_rng(1).standard_normal((56, 8)).astype("float32")
+TARGETS = INPUTS.sum(1, keepdims=True)
+BATCHES = 7
+
+
+class Watch(keras.callbacks.Callback):  # type: ignore[misc]
+    """Notes how many batches were trained on, and fails after a step if it is to."""
+
+    def __init__(self, stop: int | None) -> None:
+        super().__init__()
+        self.stop, self.trained, self.begun = stop, 0, 0
+        self.losses: list[float] = []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.begun = epoch * BATCHES
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.trained += bool(logs)
+        if self.stop is not None and self.begun + batch + 1 >= self.stop:
+            raise StopError
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.losses.append(logs["loss"])
+
+
+def made(units: int = 4) -> Any:
+    keras.utils.set_random_seed(0)
+    inner = [keras.layers.Dense(units), keras.layers.BatchNormalization()]
+    outer = [keras.layers.Dropout(0.3), keras.layers.Dense(1)]
+    model = keras.Sequential([keras.layers.Input((8,)), *inner, *outer])
+    model.compile(keras.optimizers.Adam(0.01), "mse", metrics=["mae"])
+    return model
+
+
+def fit(root: Path, stop: int | None = None, **options: Any) -> dict[str, Any]:
+    """Train three epochs, or until `stop`."""
+    model, watch = made(options.pop("units", 4)), Watch(stop)
+    executed = options.pop("steps_per_execution", 1)
+    model.steps_per_execution = executed
+    preempt, every = options.pop("preempt", None), options.pop("every", gpuckpt.Every(steps=1))
+    saving = Checkpoint(root, every=every, keep=gpuckpt.Keep(last=2), preempt=preempt)
+    given = {"epochs": 3, "batch_size": 8, "verbose": 0} | options
+    try:
+        model.fit(INPUTS, TARGETS, callbacks=[watch, saving], **given)
+    except StopError:
+        saving.close()
+    weights = b"".join(np.asarray(one).tobytes() for one in model.get_weights())
+    found = {"digest": hashlib.sha256(weights).hexdigest(), "trained": watch.trained}
+    return {**found, "losses": watch.losses}
+
+
+def resumed(root: Path, stops: tuple[int, ...], **options: Any) -> dict[str, Any]:
+    """A run that was ended and went on."""
+    for stop in stops:
+        fit(root, stop, **options)
+    return fit(root, **options)
+
+
+def refused(root: Path) -> str:
+    """What a model of other shapes is told."""
+    try:
+        fit(root, units=5)
+    except gpuckpt.MismatchError as error:
+        return str(error)
+    return ""
+
+
+def main() -> None:
+    numbers = itertools.count()
+    base = Path(sys.argv[1])
+
+    def root() -> Path:
+        return base / str(next(numbers))
+
+    validated: dict[str, Any] = {"validation_data": (INPUTS[:9], TARGETS[:9])}
+    two = root()
+    fit(two, epochs=2)
+    plain, checked = fit(root()), fit(root(), **validated)
+    found: dict[str, Any] = {
+        "twice": [checked, resumed(root(), (3, 12), **validated)],
+        "boundary": [plain, resumed(root(), (7,))],
+        "epochs": [checked, resumed(root(), (11,), every=gpuckpt.Every(epochs=1), **validated)],
+        "longer": [plain, fit(two)],
+        "refused": refused(two),
+        "preempted": fit(root(), preempt=lambda: True)["trained"],
+        "names": sorted(gpuckpt.load(two, like="numpy")["model"]),
+    }
+    if keras.backend.backend() == "jax":  # on torch, Keras executes each step alone
+        both: dict[str, Any] = {"steps_per_execution": 2}
+        found["together"] = [fit(root(), **both), resumed(root(), (4, 9), **both)]
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
