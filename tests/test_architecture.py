@@ -77,6 +77,7 @@ ROWS: list[set[str]] = [
     {"checkpointer", "warm", "salvage"},
     {"api", "repair"},
     {"adapters"},
+    {"conversion"},
     {"__init__"},
     {"demo", "selftest"},
     {"cli"},
