@@ -77,7 +77,7 @@ ROWS: list[set[str]] = [
     {"checkpointer", "warm", "salvage"},
     {"api", "repair"},
     {"adapters"},
-    {"conversion"},
+    {"conversion", "opening"},
     {"__init__"},
     {"demo", "selftest"},
     {"cli"},

@@ -11,7 +11,7 @@ from gpuckpt import layout
 from gpuckpt.arena import Slot
 from gpuckpt.arrays import make
 from gpuckpt.commit import steps, sweep, writing
-from gpuckpt.conversion.port import PART_NBYTES, Bytes, Format, Options, Outline, Source
+from gpuckpt.conversion.port import PART_NBYTES, Bytes, Format, Options, Outline, Source, parts_of
 from gpuckpt.conversion.pouring import snapshot_of
 from gpuckpt.conversion.slabs import slabs
 from gpuckpt.dtypes import to_numpy
@@ -146,13 +146,6 @@ class CheckpointSource:
             jobs = jobs_of(self._shards, self._opened.store, {at: [tensor]}, self._opened.elsewhere)
             restore_tensors(list(jobs), self._resources)
             yield from parts_of(tensor.array.reshape(-1).view("u1"), item)
-
-
-def parts_of(raw: Bytes, item_nbytes: int) -> Iterator[memoryview]:
-    """Bytes in parts of whole elements, as long as a source may give them."""
-    step = max(PART_NBYTES // item_nbytes, 1) * item_nbytes
-    for first in range(0, raw.size, step):
-        yield raw[first : first + step].data
 
 
 def _resources(options: Options) -> Resources:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from gpuckpt.conversion.checkpoint import CHECKPOINT
+from gpuckpt.conversion.npz import NPZ
 from gpuckpt.conversion.port import Format
+from gpuckpt.conversion.safetensors import SAFETENSORS
+from gpuckpt.conversion.torch_file import TORCH
 from gpuckpt.errors import InvalidError
 
 # The first that recognises a source, or suits a target's name, is taken: a directory that is
 # of none of the others may be a new root.
-FORMATS: tuple[Format, ...] = (CHECKPOINT,)
+FORMATS: tuple[Format, ...] = (
+    SAFETENSORS,
+    NPZ,
+    TORCH,
+    CHECKPOINT,
+)
 
 
 def source_format(at: str) -> Format:

@@ -78,6 +78,19 @@ def new_file(path: Path, *, force: bool) -> Iterator[Appender]:
 
 
 @contextlib.contextmanager
+def scratch_file(path: Path) -> Iterator[tuple[Path, Appender]]:
+    """A file beside a target, to be appended to, that is gone at the end of the block."""
+    store, name = LocalStore(path.parent), _temporary(path)
+    file = store.create(name)
+    try:
+        yield path.parent / name, file
+    finally:
+        with contextlib.suppress(CheckpointError):
+            file.close()
+        store.remove(name)
+
+
+@contextlib.contextmanager
 def new_directory(path: Path, *, force: bool) -> Iterator[Path]:
     """An empty directory to be filled; at the end of the block all in it is durable, at `path`.
 

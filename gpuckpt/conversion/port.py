@@ -89,6 +89,10 @@ class Outline:
         every = enumerate(self.specs)
         return replace(self, specs=tuple(replace(one, name=first[at]) for at, one in every))
 
+    def with_left_out(self, more: Sequence[str]) -> Outline:
+        """The same, with further sentences of what isn't in here."""
+        return replace(self, left_out=(*self.left_out, *more))
+
     def picked(self, names: Sequence[str]) -> tuple[Outline, list[int]]:
         """Only some leaves, by names or globs, as a flat dict; and where its tensors are in this.
 
@@ -148,6 +152,13 @@ def read_whole(source: Source, position: int) -> npt.NDArray[Any]:
     if at != spec.nbytes:
         raise CorruptError(spec.label, f"{at} bytes came, {spec.nbytes} were expected")
     return array
+
+
+def parts_of(raw: Bytes, item_nbytes: int) -> Iterator[memoryview]:
+    """Bytes in parts of whole elements, as long as a source may give them."""
+    step = max(PART_NBYTES // item_nbytes, 1) * item_nbytes
+    for first in range(0, raw.size, step):
+        yield raw[first : first + step].data
 
 
 @dataclass(frozen=True)
