@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from gpuckpt.conversion.checkpoint import CHECKPOINT
+from gpuckpt.conversion.fluid import FLUID
 from gpuckpt.conversion.npz import NPZ
 from gpuckpt.conversion.port import Format
 from gpuckpt.conversion.safetensors import SAFETENSORS
+from gpuckpt.conversion.singa import SINGA
 from gpuckpt.conversion.torch_file import TORCH
 from gpuckpt.errors import InvalidError
 
@@ -14,6 +16,8 @@ from gpuckpt.errors import InvalidError
 FORMATS: tuple[Format, ...] = (
     SAFETENSORS,
     NPZ,
+    SINGA,
+    FLUID,
     TORCH,
     CHECKPOINT,
 )
