@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from gpuckpt.conversion.shapes import DIMENSIONS_MAX, is_shape
 from gpuckpt.conversion.window import Run, Window
 from gpuckpt.conversion.wire import (
     BYTES,
@@ -33,9 +34,6 @@ _SHAPE, _DATA = 1, 2
 _VERSION, _NAME, _BLOB = 3, 4, 5
 FLOAT_NBYTES = 4
 DIMENSION_MAX = (1 << 31) - 1
-_DIMENSIONS_MAX = 64
-# Of floats, an extent of 0 counted as 1: no array may have more, even one without any.
-_COUNT_MAX = 1 << 48
 NAME_NBYTES_MAX = 4 << 10
 # Of a file: what a parser keeps in memory for each takes more than the file may have for it.
 _PARAMS_MAX = 1 << 20
@@ -105,14 +103,14 @@ def _blob(window: Window, blob: Field, number: int) -> tuple[tuple[int, ...], tu
         if field.number == _SHAPE:
             for value in read_varints(window, field):
                 shape.append(signed(value, 32))
-                if len(shape) > _DIMENSIONS_MAX or shape[-1] < 0:
+                if len(shape) > DIMENSIONS_MAX:
                     raise _odd_shape(window, number, shape)
         elif field.number == _DATA and field.wire in (BYTES, FIXED32):
             _add_run(window, runs, field)
     count = sum(run.count for run in runs)
     if not shape and not count:
         shape = [0]  # SINGA's own for a blob that was never given a shape
-    if math.prod(max(extent, 1) for extent in shape) > _COUNT_MAX:
+    if not is_shape(shape):
         raise _odd_shape(window, number, shape)
     if math.prod(shape) != count:
         raise window.corrupt(f"blob {number} has {count} floats, and its shape is {tuple(shape)}")

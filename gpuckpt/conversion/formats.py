@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gpuckpt.conversion.checkpoint import CHECKPOINT
+from gpuckpt.conversion.dcp import DCP
 from gpuckpt.conversion.fluid import FLUID
 from gpuckpt.conversion.npz import NPZ
 from gpuckpt.conversion.port import Format
@@ -16,6 +17,7 @@ from gpuckpt.errors import InvalidError
 FORMATS: tuple[Format, ...] = (
     SAFETENSORS,
     NPZ,
+    DCP,
     SINGA,
     FLUID,
     TORCH,

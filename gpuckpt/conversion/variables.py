@@ -20,6 +20,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gpuckpt.conversion.shapes import is_shape
 from gpuckpt.conversion.window import Run, Window
 from gpuckpt.conversion.wire import (
     VARINT,
@@ -52,8 +53,6 @@ _NAMES = {number: name for name, number in TYPES.items()}
 _U32, _I32, _U64, _I64 = (struct.Struct(f"<{code}") for code in "IiQq")
 _LEVELS_MAX = 64
 _DESC_NBYTES_MAX = 4 << 10
-_DIMENSIONS_MAX = 64
-_COUNT_MAX = 1 << 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +156,7 @@ def _read_description(window: Window, begin: int, end: int) -> tuple[str, tuple[
             shape += [signed(value) for value in read_varints(window, field)]
     if number not in _NAMES:
         raise window.corrupt(f"elements of type {number} of VarType.Type at byte {begin}")
-    count = math.prod(max(extent, 1) for extent in shape)
-    if len(shape) > _DIMENSIONS_MAX or min(shape, default=0) < 0 or count > _COUNT_MAX:
+    if not is_shape(shape):
         raise window.corrupt(f"the shape {tuple(shape[:8])}… at byte {begin}")
     return _NAMES[number], tuple(shape)
 
