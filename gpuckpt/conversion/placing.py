@@ -49,7 +49,9 @@ def check_free(path: Path, *, force: bool) -> None:
     Raises:
         InvalidError: something is there, and isn't to be replaced.
     """
-    if not force and (path.exists() or path.is_symlink()):
+    with told(path, "read"):
+        there = not force and (path.exists() or path.is_symlink())
+    if there:
         raise InvalidError(f"{path} is there already; pass force=True (--force) to replace it")
 
 
@@ -111,14 +113,16 @@ def new_directory(path: Path, *, force: bool) -> Iterator[Path]:
             temporary.rename(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
-        if aside.exists() and not path.exists():
-            aside.rename(path)
+        with contextlib.suppress(OSError):
+            if aside.exists() and not path.exists():
+                aside.rename(path)
         raise
-    LocalStore(path.parent).sync_names()
-    if aside.is_dir():
+    try:
+        LocalStore(path.parent).sync_names()
+    finally:
         shutil.rmtree(aside, ignore_errors=True)
-    else:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)  # if it was a file
 
 
 class Writing(io.RawIOBase):
