@@ -112,7 +112,7 @@ def new_directory(path: Path, *, force: bool) -> Iterator[Path]:
                 path.rename(aside)
             temporary.rename(path)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _discard(temporary)
         with contextlib.suppress(OSError):
             if aside.exists() and not path.exists():
                 aside.rename(path)
@@ -120,9 +120,7 @@ def new_directory(path: Path, *, force: bool) -> Iterator[Path]:
     try:
         LocalStore(path.parent).sync_names()
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)  # if it was a file
+        _discard(aside)
 
 
 class Writing(io.RawIOBase):
@@ -179,6 +177,15 @@ class Reading(io.RawIOBase):
             self._store.read_into(self._name, self._at, view[:count])
             self._at += count
         return count
+
+
+def _discard(path: Path) -> None:
+    """Delete a directory or a file, as far as the storage lets us."""
+    with contextlib.suppress(OSError):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _temporary(path: Path) -> str:
