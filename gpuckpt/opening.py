@@ -157,7 +157,7 @@ class Reader:
     def _part(self, name: str, box: Box, within: tuple[int | slice, ...]) -> Any:
         """What `within` picks of a box of a tensor."""
         tensor = self._read(name, self._shards.spec(self._positions[name], box))
-        array = tensor.array[within]
+        array = tensor.array[(*within, ...)]  # an array, also if it has no axes
         if array.size < tensor.array.size or not array.flags.c_contiguous:
             array = array.copy(order="C")  # what isn't wanted goes
         spec = replace(tensor.spec, shape=array.shape, axes=None, offset=None, whole=None)

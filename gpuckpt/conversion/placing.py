@@ -49,7 +49,9 @@ def check_free(path: Path, *, force: bool) -> None:
     Raises:
         InvalidError: something is there, and isn't to be replaced.
     """
-    if not force and (path.exists() or path.is_symlink()):
+    with told(path, "read"):
+        there = not force and (path.exists() or path.is_symlink())
+    if there:
         raise InvalidError(f"{path} is there already; pass force=True (--force) to replace it")
 
 
@@ -110,15 +112,15 @@ def new_directory(path: Path, *, force: bool) -> Iterator[Path]:
                 path.rename(aside)
             temporary.rename(path)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if aside.exists() and not path.exists():
-            aside.rename(path)
+        _discard(temporary)
+        with contextlib.suppress(OSError):
+            if aside.exists() and not path.exists():
+                aside.rename(path)
         raise
-    LocalStore(path.parent).sync_names()
-    if aside.is_dir():
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        aside.unlink(missing_ok=True)
+    try:
+        LocalStore(path.parent).sync_names()
+    finally:
+        _discard(aside)
 
 
 class Writing(io.RawIOBase):
@@ -175,6 +177,15 @@ class Reading(io.RawIOBase):
             self._store.read_into(self._name, self._at, view[:count])
             self._at += count
         return count
+
+
+def _discard(path: Path) -> None:
+    """Delete a directory or a file, as far as the storage lets us."""
+    with contextlib.suppress(OSError):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _temporary(path: Path) -> str:

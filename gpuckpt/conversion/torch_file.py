@@ -9,6 +9,7 @@ first go to a file beside the target, which then takes their places in memory.
 from __future__ import annotations
 
 import contextlib
+import io
 import mmap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,6 +31,14 @@ from gpuckpt.structure import from_json
 from gpuckpt.values import decode_value
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+# Elements that torch has, and that its readers take.
+DTYPES = (
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("float16", "float32", "float64", "bfloat16", "complex64", "complex128"),
+    *("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"),
+)
+# Plain values that it is never asked about.
+_TRUSTED = (type(None), bool, float, str)
 # The beginning of a zip archive, of a pickle (files before torch 1.6).
 _MAGIC = (b"PK\x03\x04", b"\x80\x02")
 
@@ -80,20 +89,38 @@ def lost_in_torch(outline: Outline) -> Sequence[str]:
     Raises:
         UnsupportedError: torch has no such elements, or would unpickle a value with code.
     """
-    torch, lost = _torch(), []
+    torch = _torch()
     for spec in outline.specs:
-        if not isinstance(getattr(torch, spec.dtype, None), torch.dtype):
+        if spec.dtype not in DTYPES or not hasattr(torch, spec.dtype):
             raise UnsupportedError(spec.name, f"torch has no elements of type {spec.dtype}")
+    lost = []
     for name, node in outline.values.items():
         value = decode_value(node)
         if isinstance(value, np.generic):
-            _plain(value, name)
             lost.append(f"{name}: that it is a numpy.{value.dtype}; it becomes a Python number")
+            value = _plain(value, name)
+        if type(value) not in _TRUSTED and not _is_read(torch, value):
+            raise UnsupportedError(name, f"torch reads no {type(value).__name__} without code")
+    tree = filled(from_json(outline.structure), [None] * len(outline.specs))
+    if not _is_read(torch, _without_scalars(tree)):
+        raise UnsupportedError("", "torch reads some key of its dicts, or number, only with code")
     if outline.metadata:
         lost.append(f"metadata: {', '.join(outline.metadata)}")
     if outline.epoch is not None or outline.metrics:
         lost.append("epoch and metrics")
     return lost
+
+
+def _is_read(torch: Any, tree: Any) -> bool:
+    """Whether torch reads what it writes of plain values, trusting nothing more than it does."""
+    file = io.BytesIO()
+    torch.save(tree, file)
+    file.seek(0)
+    try:
+        torch.load(file, weights_only=True)
+    except Exception:
+        return False
+    return True
 
 
 def write_torch(at: str, source: Source, options: Options) -> None:
