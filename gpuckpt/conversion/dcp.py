@@ -18,6 +18,7 @@ import numpy as np
 from gpuckpt.boxes import Box
 from gpuckpt.conversion.archives import DTYPES, Archive, Laid
 from gpuckpt.conversion.dcp_metadata import Chunked, Contents, Slice, read_metadata
+from gpuckpt.conversion.flat import check_dotted, lost_but_leaves
 from gpuckpt.conversion.placing import new_directory, path_of
 from gpuckpt.conversion.plain import nested, plain_node
 from gpuckpt.conversion.port import PART_NBYTES, Format, Options, Outline, Source, parts_of
@@ -25,7 +26,6 @@ from gpuckpt.conversion.slabs import slabs
 from gpuckpt.conversion.window import Window
 from gpuckpt.dtypes import to_numpy
 from gpuckpt.errors import CorruptError, InvalidError, UnsupportedError
-from gpuckpt.names import plain_name
 from gpuckpt.spec import Spec
 from gpuckpt.stores import Bytes, read_all
 from gpuckpt.stores.local import LocalStore
@@ -179,19 +179,9 @@ def lost_in_dcp(outline: Outline) -> list[str]:
             raise UnsupportedError(spec.name, f"torch has no elements of type {spec.dtype}")
     if split_node(outline.structure, 0)[0] not in ("dict", "object"):
         raise UnsupportedError("the state", "DCP saves a dict; put it into one")
-    seen: dict[str, str] = {}
-    for (path, _), name in zip(walk_json(outline.structure), outline.leaves, strict=True):
-        flat = plain_name(path)
-        if flat in seen:
-            raise UnsupportedError(name, f"for DCP it is {flat}, and so is {seen[flat]}")
-        seen[flat] = name
+    check_dotted(outline, "DCP")
     lost = list(dict.fromkeys(_changed(outline.structure)))
-    if outline.aliases:
-        pairs = ", ".join(f"{name} and {first}" for name, first in outline.aliases.items())
-        lost.append(f"that names are of one array; each gets its own: {pairs}")
-    if outline.step is not None or outline.epoch is not None or outline.metrics:
-        lost.append("step, epoch and metrics")
-    return [*lost, *([f"metadata: {', '.join(outline.metadata)}"] if outline.metadata else [])]
+    return [*lost, *lost_but_leaves(outline)]
 
 
 def _changed(node: Json) -> Iterator[str]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Container
 
 from gpuckpt.conversion.port import Outline, flat_structure
+from gpuckpt.errors import UnsupportedError
+from gpuckpt.names import plain_name
+from gpuckpt.structure import walk_json
 
 
 def lost_but_arrays(
@@ -27,6 +30,31 @@ def lost_but_arrays(
         lost.append(f"metrics: {', '.join(outline.metrics)}")
     others = [key for key in outline.metadata if key not in text]
     return [*lost, *([f"metadata: {', '.join(others)}"] if others else [])]
+
+
+def lost_but_leaves(outline: Outline) -> list[str]:
+    """Sentences about what formats lose that hold a state's leaves, each by itself."""
+    lost = []
+    if outline.aliases:
+        pairs = ", ".join(f"{name} and {first}" for name, first in outline.aliases.items())
+        lost.append(f"that names are of one array; each gets its own: {pairs}")
+    if outline.step is not None or outline.epoch is not None or outline.metrics:
+        lost.append("step, epoch and metrics")
+    return [*lost, *([f"metadata: {', '.join(outline.metadata)}"] if outline.metadata else [])]
+
+
+def check_dotted(outline: Outline, who: str) -> None:
+    """See that no two leaves have one path once it is joined by dots, as `who` does.
+
+    Raises:
+        UnsupportedError: two have.
+    """
+    seen: dict[str, str] = {}
+    for (path, _), name in zip(walk_json(outline.structure), outline.leaves, strict=True):
+        flat = plain_name(path)
+        if flat in seen:
+            raise UnsupportedError(name, f"for {who} it is {flat}, and so is {seen[flat]}")
+        seen[flat] = name
 
 
 def is_text(name: str) -> bool:

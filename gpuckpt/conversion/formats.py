@@ -6,6 +6,7 @@ from gpuckpt.conversion.checkpoint import CHECKPOINT
 from gpuckpt.conversion.dcp import DCP
 from gpuckpt.conversion.fluid import FLUID
 from gpuckpt.conversion.npz import NPZ
+from gpuckpt.conversion.orbax import ORBAX
 from gpuckpt.conversion.port import Format
 from gpuckpt.conversion.safetensors import SAFETENSORS
 from gpuckpt.conversion.singa import SINGA
@@ -18,6 +19,7 @@ FORMATS: tuple[Format, ...] = (
     SAFETENSORS,
     NPZ,
     DCP,
+    ORBAX,
     SINGA,
     FLUID,
     TORCH,
