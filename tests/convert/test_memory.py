@@ -76,7 +76,7 @@ def peak(source: Path, target: Path) -> int:
     return int(found["peak"])
 
 
-@pytest.mark.parametrize("name", ["run", "x.npz", "x.pt"])
+@pytest.mark.parametrize("name", ["run", "x.npz", "x.pt", "checkpoint_1"])
 def test_1_gib_is_converted_there_and_back_within_256_mib(name, source):
     if name == "x.pt":
         pytest.importorskip("torch", reason="torch isn't installed")
