@@ -24,6 +24,8 @@ from gpuckpt.values import Json
 PART_NBYTES = 4 << 20
 # Of a shard of a format that has several files, as others have them.
 SHARD_NBYTES = 5 * 10**9
+# Text that libraries which check it ask for, and torch's writer of safetensors puts there.
+PLAIN_FORMAT = {"format": "pt"}
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -189,7 +191,8 @@ class Format:
     source.  `lost` lists in sentences what of an outline a target can't hold beside the
     tensors; a tensor that can't be held raises `UnsupportedError` with its name.
     `write` makes a target out of a source, all or nothing, durable on return
-    (see `placing`); it asks for each tensor once.  Either may be missing.
+    (see `placing`); it asks for each tensor once, and returns the step that it
+    wrote, if it numbers them.  Either may be missing.
     """
 
     name: str
