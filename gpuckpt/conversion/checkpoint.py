@@ -11,7 +11,16 @@ from gpuckpt import layout
 from gpuckpt.arena import Slot
 from gpuckpt.arrays import make
 from gpuckpt.commit import steps, sweep, writing
-from gpuckpt.conversion.port import PART_NBYTES, Bytes, Format, Options, Outline, Source, parts_of
+from gpuckpt.conversion.port import (
+    PART_NBYTES,
+    PLAIN_FORMAT,
+    Bytes,
+    Format,
+    Options,
+    Outline,
+    Source,
+    parts_of,
+)
 from gpuckpt.conversion.pouring import snapshot_of
 from gpuckpt.conversion.slabs import slabs
 from gpuckpt.dtypes import to_numpy
@@ -44,8 +53,8 @@ def open_checkpoint(at: str, options: Options) -> Iterator[Source]:
     yield CheckpointSource(opened, _resources(options))
 
 
-def write_checkpoint(at: str, source: Source, options: Options) -> None:
-    """Save what a source has as a step of a root, which may have others.
+def write_checkpoint(at: str, source: Source, options: Options) -> int:
+    """Save what a source has as a step of a root, which may have others; its number.
 
     Raises:
         InvalidError: the root has this step already.
@@ -69,11 +78,13 @@ def write_checkpoint(at: str, source: Source, options: Options) -> None:
             seal=options.target_seal,
         )
         sweep(store, committed=manifest)
+    return step
 
 
 def lost_in_checkpoint(outline: Outline) -> Sequence[str]:
-    """Text that belongs to no tensor."""
-    return [f"metadata: {', '.join(outline.metadata)}"] if outline.metadata else []
+    """Text that belongs to no tensor, but for the one that safetensors' writer puts back."""
+    text = [key for key, value in outline.metadata.items() if PLAIN_FORMAT.get(key) != value]
+    return [f"metadata: {', '.join(text)}"] if text else []
 
 
 class CheckpointSource:
@@ -193,8 +204,9 @@ def _is_checkpoint(at: str) -> bool:
 
 
 def _may_be_root(at: str) -> bool:
-    name = split(at)[1] if is_url(at) else Path(at).name
-    return "." not in name
+    if not is_url(at):
+        return "." not in Path(at).expanduser().absolute().name or _is_checkpoint(at)
+    return "." not in split(at)[1]
 
 
 CHECKPOINT = Format(

@@ -16,7 +16,7 @@ from gpuckpt.manifest import NOT_AS_EXPECTED
 from gpuckpt.spec import Spec
 from gpuckpt.structure import numbered
 from gpuckpt.tensors import as_number
-from gpuckpt.values import Json, parse_json
+from gpuckpt.values import Json, encode_value, parse_json
 
 KEY = "gpuckpt"
 _NOT_OURS = (
@@ -64,7 +64,8 @@ def unpack_kept(
 
 def _flat(positions: Mapping[str, int], aliases: Mapping[str, str]) -> Json:
     rows = flat_structure(list(positions))["dict"]
-    return {"dict": [*rows, *([name, {"tensor": positions[a]}] for name, a in aliases.items())]}
+    further = [[encode_value(name), {"tensor": positions[a]}] for name, a in aliases.items()]
+    return {"dict": [*rows, *further]}
 
 
 def _unpacked(body: Json, positions: Mapping[str, int], plain: Outline) -> Outline:

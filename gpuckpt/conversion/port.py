@@ -18,12 +18,14 @@ from gpuckpt.names import names_of
 from gpuckpt.seal import Seal
 from gpuckpt.spec import Spec
 from gpuckpt.structure import walk_json
-from gpuckpt.values import Json
+from gpuckpt.values import Json, encode_value
 
 # No part of a tensor that is read is longer, but for an element that is.
 PART_NBYTES = 4 << 20
 # Of a shard of a format that has several files, as others have them.
 SHARD_NBYTES = 5 * 10**9
+# Text that libraries which check it ask for, and torch's writer of safetensors puts there.
+PLAIN_FORMAT = {"format": "pt"}
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -107,16 +109,17 @@ class Outline:
         order = sorted(wanted)
         numbers = {at: number for number, at in enumerate(order)}
         specs = tuple(replace(self.specs[at], name=wanted[at]) for at in order)
-        rows = [
-            [name, {"tensor": numbers[node["tensor"]]} if "tensor" in node else node]
-            for name, node in nodes.items()
-        ]
+        rows = [[encode_value(name), _renumbered(node, numbers)] for name, node in nodes.items()]
         return replace(self, structure={"dict": rows}, specs=specs), order
 
 
 def flat_structure(names: Sequence[str]) -> Json:
     """The structure of a dict of arrays by name, the first of which is at position 0."""
-    return {"dict": [[name, {"tensor": at}] for at, name in enumerate(names)]}
+    return {"dict": [[encode_value(name), {"tensor": at}] for at, name in enumerate(names)]}
+
+
+def _renumbered(node: Json, numbers: Mapping[int, int]) -> Json:
+    return {"tensor": numbers[node["tensor"]]} if "tensor" in node else node
 
 
 class Source(Protocol):
@@ -189,7 +192,8 @@ class Format:
     source.  `lost` lists in sentences what of an outline a target can't hold beside the
     tensors; a tensor that can't be held raises `UnsupportedError` with its name.
     `write` makes a target out of a source, all or nothing, durable on return
-    (see `placing`); it asks for each tensor once.  Either may be missing.
+    (see `placing`); it asks for each tensor once, and returns the step that it
+    wrote, if it numbers them.  Either may be missing.
     """
 
     name: str

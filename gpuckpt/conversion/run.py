@@ -86,10 +86,11 @@ def convert(
         lost = [*feed.outline.left_out, *writes.lost(feed.outline)]
         if strict and lost:
             raise UnsupportedError(into, f"it would lose this: {'; '.join(lost)}")
-        _write(writes, into, feed, options)
+        written = _write(writes, into, feed, options)
     if verify:
-        _verify(writes, into, feed, options, lambda n: progress("verifying", n, total))
-    return _report((at, reads), (into, writes), feed, lost, verified=verify)
+        again = Options(step=written, memory=options.memory, seal=options.target_seal)
+        _verify(writes, into, feed, again, lambda n: progress("verifying", n, total))
+    return _report((at, reads), (into, writes), feed, lost, step=written, verified=verify)
 
 
 @contextmanager
@@ -100,25 +101,23 @@ def _opened(reads: Format, at: str, options: Options) -> Iterator[Source]:
         yield source
 
 
-def _write(writes: Format, into: str, feed: Feed, options: Options) -> None:
-    """In a thread of its own, so that no interrupt cuts anything in half."""
+def _write(writes: Format, into: str, feed: Feed, options: Options) -> int | None:
+    """In a thread of its own, so that no interrupt cuts anything in half; the step, if any."""
     write = writes.write
     if write is None:
         raise InvalidError(f"{into}: {writes.name} is only read, not written")
-    Apart(lambda: write(into, feed, options)).run(feed.stopped.set)
+    written = Apart(lambda: write(into, feed, options)).run(feed.stopped.set)
     feed.check_all_read()
+    if isinstance(written, int):
+        return written
+    return options.step if options.step is not None else feed.outline.step
 
 
 def _verify(
     writes: Format, into: str, feed: Feed, options: Options, progress: Callable[[int], object]
 ) -> None:
     """Read the target back, and see that each name has the bytes that went into it."""
-    again = Options(
-        step=feed.outline.step if feed.outline.step is not None else options.step,
-        memory=options.memory,
-        seal=options.target_seal,
-    )
-    with _opened(writes, into, again) as opened:
+    with _opened(writes, into, options) as opened:
         found = Feed(opened, None, progress)
 
         def read_all() -> None:
@@ -151,6 +150,7 @@ def _report(
     feed: Feed,
     lost: Sequence[str],
     *,
+    step: int | None,
     verified: bool,
 ) -> Conversion:
     further: dict[str, list[str]] = {}
@@ -164,7 +164,7 @@ def _report(
         for at, spec in enumerate(feed.outline.specs)
     )
     return Conversion(
-        *(source[0], source[1].name, target[0], target[1].name, feed.outline.step),
+        *(source[0], source[1].name, target[0], target[1].name, step),
         tensors=tensors,
         values=len(feed.outline.values),
         lost=tuple(lost),

@@ -14,6 +14,7 @@ from gpuckpt.conversion.keeping import KEY, pack_kept, unpack_kept
 from gpuckpt.conversion.placing import file_of, new_directory, new_file, path_of
 from gpuckpt.conversion.port import (
     PART_NBYTES,
+    PLAIN_FORMAT,
     SHARD_NBYTES,
     Format,
     Options,
@@ -39,8 +40,6 @@ from gpuckpt.values import Json, parse_json
 
 SUFFIX, INDEX_SUFFIX = ".safetensors", ".safetensors.index.json"
 INDEX = f"model{INDEX_SUFFIX}"
-# What libraries that check it ask for, and torch's writer puts there.
-_FORMAT = {"format": "pt"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +107,7 @@ def _source(header: Header, places: Sequence[_Place], further: Mapping[str, str]
     aliases = {
         key: value
         for key, value in metadata.items()
-        if value in names and key not in names and key not in _FORMAT
+        if value in names and key not in names and key not in PLAIN_FORMAT
     }
     rest = {key: value for key, value in metadata.items() if key not in aliases}
     outline = unpack_kept(kept, header.specs, rest, aliases)
@@ -187,7 +186,7 @@ def text_of(outline: Outline) -> dict[str, str]:
     if kept is None:
         return metadata
     aliases = {key: own for key, own in outline.aliases.items() if key not in metadata}
-    return _FORMAT | metadata | aliases | {KEY: kept}
+    return PLAIN_FORMAT | metadata | aliases | {KEY: kept}
 
 
 def _write_shards(

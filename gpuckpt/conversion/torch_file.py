@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from gpuckpt.arrays import Tensor, finish
 from gpuckpt.conversion.placing import Writing, new_file, path_of, scratch_file
-from gpuckpt.conversion.port import Format, Options, Outline, Source
+from gpuckpt.conversion.port import PLAIN_FORMAT, Format, Options, Outline, Source
 from gpuckpt.conversion.states import StateSource, filled
 from gpuckpt.dtypes import to_numpy
 from gpuckpt.errors import CheckpointError, CorruptError, InvalidError, UnsupportedError
@@ -104,8 +104,9 @@ def lost_in_torch(outline: Outline) -> Sequence[str]:
     tree = filled(from_json(outline.structure), [None] * len(outline.specs))
     if not _is_read(torch, _without_scalars(tree)):
         raise UnsupportedError("", "torch reads some key of its dicts, or number, only with code")
-    if outline.metadata:
-        lost.append(f"metadata: {', '.join(outline.metadata)}")
+    text = [key for key, value in outline.metadata.items() if PLAIN_FORMAT.get(key) != value]
+    if text:
+        lost.append(f"metadata: {', '.join(text)}")
     if outline.epoch is not None or outline.metrics:
         lost.append("epoch and metrics")
     return lost

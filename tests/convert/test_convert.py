@@ -139,9 +139,24 @@ def manifests(tmp_path: Any) -> list[Any]:
 def test_a_step_can_be_given_to_what_has_none(tmp_path):
     np.savez(tmp_path / "x.npz", w=np.arange(3))
 
-    gpuckpt.convert(tmp_path / "x.npz", tmp_path / "run", step=41)
+    done = gpuckpt.convert(tmp_path / "x.npz", tmp_path / "run", step=41)
+    assert open_step(open_store(tmp_path / "run")).step == done.step == 41
 
-    assert open_step(open_store(tmp_path / "run")).step == 41
+    done = gpuckpt.convert(tmp_path / "x.npz", tmp_path / "run", verify=True)  # not of step 41
+    assert done.step == 0
+
+
+def test_the_text_that_torchs_writer_puts_into_safetensors_is_no_loss(tmp_path):
+    written({"w": np.zeros(2)}, CHECKPOINT, tmp_path / "run")
+    gpuckpt.convert(tmp_path / "run", tmp_path / "x.safetensors")
+    gpuckpt.convert(tmp_path / "x.safetensors", tmp_path / "again", strict=True)
+
+
+def test_a_root_may_have_a_dot_in_its_name(root, tmp_path):
+    gpuckpt.save(tmp_path / "run.v2", {"w": np.zeros(2)}, 1)
+    gpuckpt.convert(root, tmp_path / "run.v2")
+    gpuckpt.convert(root, tmp_path / "run.v3", to="gpuckpt")
+    assert open_step(open_store(tmp_path / "run.v2")).step == 3
 
 
 def test_a_manifest_and_a_single_data_file_are_sources_too(root, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import contextlib
 import errno
 import time
 from pathlib import Path
@@ -111,6 +112,28 @@ def test_whatever_call_of_the_system_fails_no_half_target_stays(
             assert left
             break
     assert failed > 5
+
+
+def test_whatever_call_of_the_system_fails_torch_leaves_no_half_file(tmp_path, monkeypatch):
+    pytest.importorskip("torch", reason="torch isn't installed")
+    from gpuckpt.conversion.torch_file import TORCH
+
+    place, state = tmp_path / "place", {"w": np.arange(9.0), "n": 1}
+    system = System(place, monkeypatch)
+    for at in range(100):
+        place.mkdir()
+        system.fault = Fault(at, errno.ENOSPC)
+        with contextlib.suppress(gpuckpt.StorageError):
+            written(state, TORCH, place / "x.pt")
+        struck, system.fault = system.fault.struck, Fault(-1)
+        left = [path.name for path in place.iterdir()]
+        assert left in ([], ["x.pt"]) or struck == "unlink"
+        if "x.pt" in left:
+            assert same(read(place / "x.pt", TORCH), state)
+        clear(place)
+        if not struck:
+            break
+    assert at > 15
 
 
 def sharded(name: str) -> int | None:

@@ -85,6 +85,12 @@ def test_what_is_picked_by_name_is_a_flat_dict_of_arrays_and_values_tied_ones_to
     assert found["optimizer.3.1.2"] == 0.1
 
 
+def test_any_text_that_a_state_may_have_as_a_key_may_be_picked():
+    state = {"\ud800": np.zeros(1), "": {"\0": np.ones(2)}}
+    found = state_of(Feed(StateSource(state), ["*"]))
+    assert same(found, {"\ud800": np.zeros(1), ".\0": np.ones(2)})
+
+
 def test_a_name_that_picks_nothing_is_told_with_what_is_near():
     with pytest.raises(NotFoundError, match=r"model\.half"):
         Feed(StateSource(training_state()), ["model.halv"])
