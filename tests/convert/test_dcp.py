@@ -304,6 +304,24 @@ def test_flipped_bits_of_a_tensor_are_found_by_its_crc(tmp_path):
         read_all(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("found", "put", "reason"),
+    [
+        (b"QK\0K\2K\3\x86", b"QK\5K\2K\3\x86", "ends after its storage"),
+        (b"K\3K\1\x86", b"K\3K\2\x86", "ends after its storage"),
+        (b"\x18\0\0\0\x18\0\0\0", b"\xff\xff\xff\0" * 2, "ends after the archive"),
+        (b"little", b"bigger", "only little is read"),
+    ],
+)
+def test_a_tensor_that_does_not_lie_in_its_archive_is_refused(tmp_path, found, put, reason):
+    (tmp_path / ".metadata").write_bytes((GOLDEN / ".metadata").read_bytes())
+    data = (GOLDEN / "__0_0.distcp").read_bytes()
+    assert found in data
+    (tmp_path / "__0_0.distcp").write_bytes(data.replace(found, put))
+    with pytest.raises(CorruptError, match=reason):
+        read_all(tmp_path)
+
+
 @pytest.mark.parametrize("file", [".metadata", "__0_0.distcp"])
 @settings(deadline=None, max_examples=150)
 @given(st.integers(0, 3), st.floats(0, 1), st.integers(0, 255))

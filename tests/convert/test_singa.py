@@ -105,6 +105,12 @@ def test_floats_and_shapes_that_come_packed_or_one_by_one_are_the_same(tmp_path)
     assert_same(read_all(tmp_path), arrays())
 
 
+def test_many_floats_that_come_one_by_one_are_read_as_one_run(tmp_path):
+    state = {"w": np.arange(5000, dtype="f4"), "b": np.ones(2, "f4")}
+    (tmp_path / "step1-worker0.bin").write_bytes(by_protobuf(state, kind="UnpackedBlobProtos"))
+    assert_same(read_all(tmp_path), state)
+
+
 def test_slices_of_several_workers_are_joined_and_what_one_has_stays_whole(tmp_path):
     state = arrays()
     for worker in range(4):
