@@ -162,7 +162,7 @@ def _member(
         except (ValueError, TypeError) as error:
             raise CorruptError(where, f"{info.filename} isn't an array's ({error})") from error
         offset = file.tell()
-    kind = None if dtype.hasobject else name_of(dtype)
+    kind = name_of(dtype)
     if kind is None:
         raise UnsupportedError(
             name, f"elements of type {dtype} can't be converted: objects, and arrays of records"

@@ -227,7 +227,8 @@ def test_verify_finds_a_target_that_isnt_what_was_written(root, tmp_path, monkey
 
 def test_strict_refuses_what_would_be_lost_before_anything_is_written(root, tmp_path):
     def work(group: Group) -> None:
-        state = {"w": np.zeros(2), "own": gpuckpt.PerRank({"n": group.rank})}
+        own = {"n": group.rank, "seed": np.array([group.rank])}
+        state = {"w": np.zeros(2), "own": gpuckpt.PerRank(own)}
         with gpuckpt.Checkpointer(tmp_path / "ranks", group=group, group_timeout=20) as ckpt:
             ckpt.save(1, state).result(20)
 
@@ -238,7 +239,9 @@ def test_strict_refuses_what_would_be_lost_before_anything_is_written(root, tmp_
 
     done = gpuckpt.convert(tmp_path / "ranks", tmp_path / "one")
     assert "ranks 1 have of their own" in done.lost[0]
-    assert same(gpuckpt.load(tmp_path / "one"), {"w": np.zeros(2), "own": {"n": 0}})
+    assert [one.name for one in done.tensors] == ["w", "own.seed"]
+    own = {"n": 0, "seed": np.array([0])}
+    assert same(gpuckpt.load(tmp_path / "one"), {"w": np.zeros(2), "own": own})
 
 
 def test_what_ranks_saved_in_shards_is_converted_whole(tmp_path):

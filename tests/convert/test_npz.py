@@ -119,6 +119,10 @@ def test_damaged_archives_are_refused(tmp_path):
     at = good.index(np.arange(1000).tobytes()[:64])
     flipped = bytearray(good)
     flipped[at + 100] ^= 1
+    small, large = b"False, 'shape': (1000,), }      ", b"True, 'shape': (9999999, 99999)}"
+    huge = data.replace(small, large)
+    assert len(huge) == len(data)
+    assert huge != data
     cases: dict[str, bytes | Path] = {
         "empty": b"",
         "no archive": b"nothing of the kind",
@@ -132,6 +136,10 @@ def test_damaged_archives_are_refused(tmp_path):
             ("w.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", 20) + b"__import__('os')    "),
         ),
         "a version to come": archive(tmp_path / "e.npz", ("w.npy", b"\x93NUMPY\x09\x00" + data)),
+        "a huge array in Fortran order": archive(
+            tmp_path / "h.npz",
+            ("w.npy", huge),
+        ),
         "no structure": archive(tmp_path / "f.npz", (name, data), ("gpuckpt.json", b"{")),
         "another type": archive(
             *(tmp_path / "g.npz", (name, data)),
@@ -142,6 +150,18 @@ def test_damaged_archives_are_refused(tmp_path):
         path = tmp_path / "x.npz"
         path.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
         assert is_refused(path), what
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_bytes_that_dont_fit_the_archives_check_value_are_refused(packing, tmp_path):
+    name, data = member(np.arange(1000))
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", packing) as file:
+        file.writestr(name, data)
+        crc = file.getinfo(name).CRC
+    content = (tmp_path / "x.npz").read_bytes()
+    assert content.count(struct.pack("<L", crc)) == 2
+    (tmp_path / "x.npz").write_bytes(content.replace(struct.pack("<L", crc), b"wxyz"))
+    assert is_refused(tmp_path / "x.npz")
 
 
 def is_refused(path: Path) -> bool:

@@ -18,7 +18,7 @@ from gpuckpt.conversion.npz import NPZ
 from gpuckpt.conversion.placing import Reading, new_directory, new_file, path_of
 from gpuckpt.conversion.safetensors import SAFETENSORS
 from gpuckpt.errors import InvalidError, NotFoundError
-from gpuckpt.stores.local import LocalStore
+from gpuckpt.stores.local import LocalAppender, LocalStore
 from tests.convert.states import read, training_state, written
 from tests.crash_store import CrashStore, losses, syncs
 from tests.failing_disks import Fault, System
@@ -134,6 +134,47 @@ def test_whatever_call_of_the_system_fails_torch_leaves_no_half_file(tmp_path, m
         if not struck:
             break
     assert at > 15
+
+
+def test_a_write_that_fails_once_under_torchs_writer_is_told(tmp_path):
+    pytest.importorskip("torch", reason="torch isn't installed")
+    from gpuckpt.conversion.torch_file import TORCH
+
+    append, calls = LocalAppender.append, []
+
+    def fails_once(file: LocalAppender, parts: Any) -> None:
+        calls.append(sum(map(len, parts)))
+        if len(calls) == 6:
+            raise gpuckpt.StorageError("can't write: a moment's trouble")
+        append(file, parts)
+
+    with (
+        mock.patch.object(LocalAppender, "append", fails_once),
+        pytest.raises(gpuckpt.StorageError, match="a moment's trouble"),
+    ):
+        written({"w": np.arange(9.0), "n": 1}, TORCH, tmp_path / "x.pt")
+    assert len(calls) == 6
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_directory_that_cant_get_its_name_leaves_the_one_before(tmp_path, monkeypatch):
+    rename = Path.rename
+
+    def refused(path: Path, target: Path) -> Path:
+        if path.name.endswith(".partial") and (path / "new").exists():
+            raise OSError(errno.EIO, "the disk reports an error")
+        return rename(path, target)
+
+    def replace() -> None:
+        with new_directory(tmp_path / "dir", force=True) as folder:
+            (folder / "new").touch()
+
+    (tmp_path / "dir").mkdir()
+    (tmp_path / "dir" / "old").touch()
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(gpuckpt.StorageError, match="rename"):
+        replace()
+    assert [path.name for path in tmp_path.rglob("*")] == ["dir", "old"]
 
 
 def sharded(name: str) -> int | None:

@@ -40,6 +40,12 @@ def test_slabs_follow_each_other_in_c_order_and_are_the_whole_tensor(shape, item
     assert all(box.count * item <= max(most, item) for box in found)
 
 
+def test_slabs_are_as_large_as_they_may_be():
+    assert [box.shape for box in slabs((4, 4), 1, 4)] == [(1, 4)] * 4
+    assert [box.shape for box in slabs((5, 4), 1, 8)] == [(2, 4), (2, 4), (1, 4)]
+    assert [box.shape for box in slabs((2, 4), 1, 3)] == [(1, 3), (1, 1)] * 2
+
+
 def test_a_tensor_of_no_axes_is_one_slab():
     assert list(slabs((), 8, 4)) == [Box((), ())]
 
