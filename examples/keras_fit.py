@@ -12,11 +12,11 @@ import os
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
-import keras  # noqa: E402
-import numpy as np  # noqa: E402
+import keras
+import numpy as np
 
-import gpuckpt  # noqa: E402
-from gpuckpt.adapters.keras import Checkpoint  # noqa: E402
+import gpuckpt
+from gpuckpt.adapters.keras import Checkpoint
 
 BATCHES = 16
 

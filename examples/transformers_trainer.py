@@ -62,7 +62,10 @@ def main() -> None:
             max_steps=options.steps,
             per_device_train_batch_size=8,
             gradient_accumulation_steps=2,
-            **{"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True},
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
         )
         trainer = Trainer(model, arguments, train_dataset=Bytes(), callbacks=[checkpoint, Tell()])
         trainer.train(resume_from_checkpoint=checkpoint.resume(trainer))

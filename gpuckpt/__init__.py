@@ -3,6 +3,7 @@
 from gpuckpt._version import __version__
 from gpuckpt.api import load, save
 from gpuckpt.checkpointer import Checkpointer
+from gpuckpt.conversion import Conversion, convert
 from gpuckpt.errors import (
     AuthenticationError,
     BusyError,
@@ -23,6 +24,7 @@ from gpuckpt.errors import (
     UnsupportedError,
 )
 from gpuckpt.groups import Alone, Group
+from gpuckpt.opening import open  # noqa: A004 - `gpuckpt.open`
 from gpuckpt.pending import Checkpoint, Pending
 from gpuckpt.perrank import PerRank
 from gpuckpt.preemption import PREEMPTED, Preemption
@@ -45,6 +47,7 @@ __all__ = [
     "CheckpointError",
     "Checkpointer",
     "ClosedError",
+    "Conversion",
     "CorruptError",
     "DeviceError",
     "DeviceMemoryError",
@@ -70,7 +73,9 @@ __all__ = [
     "TornError",
     "UnsupportedError",
     "__version__",
+    "convert",
     "load",
+    "open",
     "save",
     "warm_start",
 ]

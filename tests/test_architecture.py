@@ -79,6 +79,7 @@ ROWS: list[set[str]] = [
     {"adapters"},
     {"torch"},
     {"jax"},
+    {"conversion", "opening"},
     {"__init__"},
     {"demo", "selftest"},
     {"cli"},

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from gpuckpt.cli.converting import convert_checkpoint
 from gpuckpt.cli.listing import list_steps, printable, show_step
 from gpuckpt.cli.merging import merge_roots
 from gpuckpt.cli.repairing import repair_step
@@ -112,6 +113,54 @@ def merge(
     """Put ranks' own directories together into one checkpoint, checked; they aren't changed."""
     done = merge_roots(roots, to, step, Console(), as_json=as_json, key=key_file)
     raise typer.Exit(done)
+
+
+@app.command()
+def convert(  # noqa: PLR0917 (its options)
+    source: Annotated[str, typer.Argument(help="A root, or a file or directory of any format.")],
+    target: Annotated[str, typer.Argument(help="A new file, directory or root, or its URL.")],
+    to: Annotated[
+        str | None, typer.Option(help="The target's format, unless its name tells it.")
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option(help="The step of a root to read (else the newest), or to write.")
+    ] = None,
+    names: Annotated[
+        list[str] | None, typer.Option(help="Only these names or globs; may be repeated.")
+    ] = None,
+    shard_size: Annotated[
+        str | None, typer.Option(help="Of a directory of safetensors: at most so much in a file.")
+    ] = None,
+    codec: Annotated[str, typer.Option(help="Of a root: auto, zstd or raw.")] = "auto",
+    memory: Annotated[str, typer.Option(help="Host memory for tensors' bytes.")] = "128 MiB",
+    strict: Annotated[bool, typer.Option("--strict", help="Lose nothing; rather fail.")] = False,  # noqa: FBT002
+    verify: Annotated[  # noqa: FBT002
+        bool, typer.Option("--verify", help="Read the target back, and compare.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a target that is there.")] = False,  # noqa: FBT002
+    key_file: KeyOption = None,
+    target_key_file: Annotated[
+        Path | None, typer.Option(help="Seal the root that is written with the key in this file.")
+    ] = None,
+    as_json: JsonOption = False,  # noqa: FBT002
+) -> None:
+    """Convert a checkpoint between gpuckpt's and other libraries' formats, bit for bit."""
+    code = convert_checkpoint(
+        *(source, target, Console()),
+        as_json=as_json,
+        to=to,
+        step=step,
+        names=names,
+        shard_size=shard_size,
+        codec=codec,
+        memory=memory,
+        strict=strict,
+        verify=verify,
+        force=force,
+        key=key_file,
+        target_key=target_key_file,
+    )
+    raise typer.Exit(code)
 
 
 @app.command()

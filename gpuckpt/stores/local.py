@@ -148,6 +148,25 @@ class LocalStore:
                     raise
 
 
+def sync_tree(top: Path) -> None:
+    """Make a directory durable with all that is in it; its own name isn't yet.
+
+    Raises:
+        StorageError: the storage refused.
+    """
+    for folder, _, names in os.walk(top, topdown=False):
+        for name in names:
+            path = Path(folder, name)
+            with told(path, "sync"):
+                descriptor = open_file(path, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+        with told(Path(folder), "sync"):
+            _sync_directory(Path(folder))
+
+
 class LocalFile:
     """A file of a `LocalStore` that is open for reading."""
 

@@ -24,7 +24,7 @@ TARGETS = INPUTS.sum(1, keepdims=True)
 BATCHES = 7
 
 
-class Watch(keras.callbacks.Callback):  # type: ignore[misc]
+class Watch(keras.callbacks.Callback):
     """Notes how many batches were trained on, and fails after a step if it is to."""
 
     def __init__(self, stop: int | None) -> None:

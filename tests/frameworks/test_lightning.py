@@ -44,7 +44,7 @@ def quiet(tmp_path, monkeypatch):
     torch.set_num_threads(threads)
 
 
-class Net(pl.LightningModule):  # type: ignore[misc]
+class Net(pl.LightningModule):
     """Has buffers, draws from the generator, and notes which batches it saw."""
 
     def __init__(self, plateau: bool = False) -> None:
@@ -75,7 +75,7 @@ class Net(pl.LightningModule):  # type: ignore[misc]
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.9)]
 
 
-class Stop(pl.Callback):  # type: ignore[misc]
+class Stop(pl.Callback):
     """Fails after a step, before anything of that step was saved."""
 
     def __init__(self, step: int) -> None:
@@ -86,7 +86,7 @@ class Stop(pl.Callback):  # type: ignore[misc]
             raise StopError
 
 
-class Unsized(IterableDataset):  # type: ignore[misc]
+class Unsized(IterableDataset):
     """Has another order each time, and no length."""
 
     def __iter__(self):

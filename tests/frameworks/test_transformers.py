@@ -47,7 +47,7 @@ def alone(tmp_path, monkeypatch):
     Singleton._reset_state(reset_partial_state=True)
 
 
-class Net(Module):  # type: ignore[misc]
+class Net(Module):
     """Has buffers, draws from the generator, and notes which batches it was trained on."""
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class Net(Module):  # type: ignore[misc]
         return {"loss": torch.nn.functional.mse_loss(outputs, labels), "logits": outputs}
 
 
-class Stop(TrainerCallback):  # type: ignore[misc]
+class Stop(TrainerCallback):
     """Fails after a step, before anything of that step was saved."""
 
     def __init__(self, step: int) -> None:

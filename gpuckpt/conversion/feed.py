@@ -1,0 +1,88 @@
+"""A source as the writer of a target sees it: what was picked of it, and every byte noted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from gpuckpt.apart import Flag
+from gpuckpt.conversion.port import Outline, Source
+from gpuckpt.errors import CheckpointError, CorruptError
+from gpuckpt.fingerprint import leaf_digests, root
+from gpuckpt.layout import LEAF_NBYTES
+
+
+class StoppedError(CheckpointError):
+    """An interrupt asked for the end; nobody but the conversion sees this."""
+
+
+class Digest:
+    """The fingerprint of bytes that come part by part, of any lengths."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+        self._digests: list[bytes] = []
+        self.nbytes = 0
+
+    def update(self, part: memoryview) -> None:
+        """Take the next bytes."""
+        self.nbytes += part.nbytes
+        if self._rest:
+            wanted = LEAF_NBYTES - len(self._rest)
+            self._rest += part[:wanted]
+            part = part[wanted:]
+            if len(self._rest) < LEAF_NBYTES:
+                return
+            self._digests.append(leaf_digests(memoryview(self._rest)))
+            self._rest = bytearray()
+        whole = part.nbytes - part.nbytes % LEAF_NBYTES
+        self._digests.append(leaf_digests(part[:whole]))
+        self._rest += part[whole:]
+
+    def fingerprint(self) -> str:
+        """Of all that came."""
+        last = leaf_digests(memoryview(self._rest))
+        return root(b"".join([*self._digests, last]), self.nbytes)
+
+
+class Feed:
+    """A source that knows what was read of it; a `Source` itself."""
+
+    def __init__(
+        self,
+        source: Source,
+        names: Sequence[str] | None = None,
+        progress: Callable[[int], object] = lambda _: None,
+    ) -> None:
+        """With `names`, of some leaves only; `progress` is told of bytes as they are read."""
+        self._source, self._progress = source, progress
+        self.outline: Outline = source.outline
+        self._positions = list(range(len(self.outline.specs)))
+        if names is not None:
+            self.outline, self._positions = self.outline.picked(names)
+        self.digests: dict[int, str] = {}
+        self.stopped = Flag()
+
+    def read(self, position: int) -> Iterator[memoryview]:
+        """The bytes of a tensor, counted, and noted once all have come.
+
+        Raises:
+            CorruptError: they are more or fewer than the tensor's type and shape say.
+        """
+        digest, spec = Digest(), self.outline.specs[position]
+        for part in self._source.read(self._positions[position]):
+            if self.stopped.is_set():
+                raise StoppedError("stopped by an interrupt")
+            digest.update(part)
+            if position not in self.digests:
+                self._progress(part.nbytes)
+            yield part
+        if digest.nbytes != spec.nbytes:
+            raise CorruptError(spec.label, f"{digest.nbytes} bytes, and not {spec.nbytes}")
+        self.digests[position] = digest.fingerprint()
+
+    def check_all_read(self) -> None:
+        """See that whoever wrote the target has asked for each tensor."""
+        for at, spec in enumerate(self.outline.specs):
+            if not spec.nbytes:
+                self.digests.setdefault(at, Digest().fingerprint())
+            assert at in self.digests, f"{spec.name} isn't in the target"

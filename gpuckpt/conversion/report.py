@@ -1,0 +1,54 @@
+"""What came of a conversion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A tensor that was converted.
+
+    `digest` is the fingerprint (docs/FORMAT.md) of all of its bytes in C
+    order, as they went from the source into the target; `aliases` are its further names.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    digest: str
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What a conversion did: from where to where, what is in the target, and what isn't.
+
+    `step` is the one that was written or, if the target numbers none, read.
+    `lost` says in sentences what the target's format can't hold, and what of the
+    source its reader leaves out.  `verified` says whether the target was read
+    back and compared.
+    """
+
+    source: str
+    source_format: str
+    target: str
+    target_format: str
+    step: int | None
+    tensors: tuple[Moved, ...]
+    values: int
+    lost: tuple[str, ...]
+    verified: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(one.nbytes for one in self.tensors)
+
+    def __str__(self) -> str:
+        count = len(self.tensors)
+        head = f"{count} tensor{'' if count == 1 else 's'}, {self.nbytes} bytes"
+        lines = [f"{self.source} ({self.source_format}) to {self.target} ({self.target_format})"]
+        lines.append(head + (", read back and compared" if self.verified else ""))
+        return "\n".join([*lines, *(f"  lost: {one}" for one in self.lost)])

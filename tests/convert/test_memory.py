@@ -1,0 +1,94 @@
+"""A conversion's memory doesn't depend on the size of what is converted.
+
+Measured in processes of their own: the peak resident set (VmHWM) over that with
+everything imported.  Of torch's files, which are mapped, pages of the file don't count:
+the system takes them back when it wants; so what is anonymous is sampled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpuckpt.conversion.safetensors import SAFETENSORS
+from tests.convert.states import written
+
+MIB = 1 << 20
+PROGRAM = """
+    import json, sys, threading, time
+    import gpuckpt
+
+    def resident(field):
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
+
+    field = "VmHWM"
+    if any(name.endswith(".pt") for name in sys.argv):
+        import torch
+        field = "RssAnon"
+    before = resident(field)
+    most, ended = [before], threading.Event()
+
+    def look():
+        while not ended.wait(0.005):
+            most[0] = max(most[0], resident("RssAnon"))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    done = gpuckpt.convert(sys.argv[1], sys.argv[2], memory="128 MiB")
+    ended.set()
+    thread.join()
+    after = resident(field) if field == "VmHWM" else most[0]
+    print(json.dumps({"before": before, "peak": after - before, "nbytes": done.nbytes}))
+"""
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A state of 1 GiB: a tensor of 768 MiB, and 32 of 8."""
+    folder = tmp_path_factory.mktemp("large")
+    if shutil.disk_usage(folder).free < 8 << 30:
+        pytest.skip("there isn't room for four states of 1 GiB")
+    block = np.random.default_rng(0).standard_normal(MIB // 4).astype(np.float32)
+    large = np.broadcast_to(block, (768, block.size))
+    small = {f"w{at}": np.broadcast_to(block + at, (8, block.size)) for at in range(32)}
+    path = written({"large": large, **small}, SAFETENSORS, folder / "x.safetensors")
+    yield path
+    shutil.rmtree(folder)
+
+
+def peak(source: Path, target: Path) -> int:
+    """Bytes that a conversion took at most."""
+    command = [sys.executable, "-c", textwrap.dedent(PROGRAM), str(source), str(target)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    found = json.loads(finished.stdout)
+    assert found["nbytes"] == 1 << 30
+    print(f"{source.name} to {target.name}: {found['peak'] / MIB:.0f} MiB")
+    return int(found["peak"])
+
+
+@pytest.mark.parametrize("name", ["run", "x.npz", "x.pt", "checkpoint_1"])
+def test_1_gib_is_converted_there_and_back_within_256_mib(name, source):
+    if name == "x.pt":
+        pytest.importorskip("torch", reason="torch isn't installed")
+    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if pages < 2 << 30:
+        pytest.skip("there is too little memory to tell")
+    target, back = source.parent / name, source.parent / "back.safetensors"
+    try:
+        assert peak(source, target) < 256 * MIB
+        assert peak(target, back) < 256 * MIB
+        assert back.stat().st_size - source.stat().st_size < MIB
+    finally:
+        shutil.rmtree(target, ignore_errors=True)
+        for path in (target, back):
+            path.unlink(missing_ok=True) if not path.is_dir() else None
