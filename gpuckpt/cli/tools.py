@@ -1,0 +1,61 @@
+"""The commands `diff` and `prune`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gpuckpt.cli import pages
+from gpuckpt.cli.arguments import JsonOption, KeyOption, RootArgument
+from gpuckpt.cli.differing import Wanted, diff_steps
+from gpuckpt.cli.output import make_console
+from gpuckpt.cli.pruning import prune_steps
+
+
+def add_tools(app: typer.Typer) -> None:
+    """Add them to the command line."""
+    app.command("diff", help=pages.DIFF)(_diff)
+    app.command("prune", help=pages.PRUNE)(_prune)
+
+
+def _diff(  # noqa: PLR0917 (its options)
+    a: Annotated[str, typer.Argument(metavar="A", help="A root, or ROOT@STEP.")],
+    b: Annotated[
+        str | None, typer.Argument(metavar="[B]", help="Another [default: the step before A's].")
+    ] = None,
+    steps: Annotated[
+        tuple[int, int] | None, typer.Option(metavar="X Y", help="Two steps of A.")
+    ] = None,
+    names: Annotated[
+        list[str] | None, typer.Option(help="Only these names or globs; may be repeated.")
+    ] = None,
+    every: Annotated[  # noqa: FBT002
+        bool, typer.Option("--all", help="Every tensor that moved, not only the first 40.")
+    ] = False,
+    equal: Annotated[  # noqa: FBT002
+        bool, typer.Option("--equal", help="Those that are equal, too.")
+    ] = False,
+    exit_code: Annotated[  # noqa: FBT002
+        bool, typer.Option("--exit-code", help="Exit with 1 if they differ, as git diff does.")
+    ] = False,
+    key_file: KeyOption = None,
+    as_json: JsonOption = False,  # noqa: FBT002
+) -> None:
+    wanted = Wanted(names or (), steps, every, equal, exit_code)
+    raise typer.Exit(diff_steps(a, b, wanted, make_console(), as_json=as_json, key=key_file))
+
+
+def _prune(
+    root: RootArgument,
+    keep: Annotated[
+        str, typer.Option(help="What stays: last=2,every=1000,best=loss:min:3,newer_than=2h.")
+    ],
+    dry_run: Annotated[  # noqa: FBT002
+        bool, typer.Option("--dry-run", help="Only say what would be deleted.")
+    ] = False,
+    key_file: KeyOption = None,
+    as_json: JsonOption = False,  # noqa: FBT002
+) -> None:
+    done = prune_steps(root, keep, make_console(), dry_run=dry_run, as_json=as_json, key=key_file)
+    raise typer.Exit(done)
