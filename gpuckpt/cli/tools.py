@@ -1,7 +1,8 @@
-"""The commands `diff` and `prune`."""
+"""The commands `diff`, `prune` and `watch`."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,12 +12,14 @@ from gpuckpt.cli.arguments import JsonOption, KeyOption, RootArgument
 from gpuckpt.cli.differing import Wanted, diff_steps
 from gpuckpt.cli.output import make_console
 from gpuckpt.cli.pruning import prune_steps
+from gpuckpt.cli.watching import Watched, watch_root
 
 
 def add_tools(app: typer.Typer) -> None:
     """Add them to the command line."""
     app.command("diff", help=pages.DIFF)(_diff)
     app.command("prune", help=pages.PRUNE)(_prune)
+    app.command("watch", help=pages.WATCH)(_watch)
 
 
 def _diff(  # noqa: PLR0917 (its options)
@@ -59,3 +62,20 @@ def _prune(
 ) -> None:
     done = prune_steps(root, keep, make_console(), dry_run=dry_run, as_json=as_json, key=key_file)
     raise typer.Exit(done)
+
+
+def _watch(  # noqa: PLR0917 (its options)
+    root: RootArgument,
+    log: Annotated[
+        Path | None, typer.Option(help="The log of its saves [default: those in the root].")
+    ] = None,
+    last: Annotated[int, typer.Option(help="So many of the last saves.")] = 15,
+    every: Annotated[str, typer.Option(help="How often to look.")] = "2 s",
+    once: Annotated[  # noqa: FBT002
+        bool, typer.Option("--once", help="One look; so it is where no terminal watches.")
+    ] = False,
+    key_file: KeyOption = None,
+    as_json: JsonOption = False,  # noqa: FBT002
+) -> None:
+    watched = Watched(log, last, every, once)
+    raise typer.Exit(watch_root(root, watched, make_console(), as_json=as_json, key=key_file))

@@ -35,8 +35,8 @@ def why_slow(where: Path, last: int, console: Console, *, as_json: bool) -> int:
         print_json({"saves": rows})
         return 0
     console.print(found[-1].sentence, markup=False, soft_wrap=True)
-    rows = [[*_cells(record), told.bottleneck] for record, told in zip(records, found, strict=True)]
-    print_table(console, _COLUMNS, rows)
+    cells = [[*_cells(one), told.bottleneck] for one, told in zip(records, found, strict=True)]
+    print_table(console, _COLUMNS, cells)
     return 0
 
 
