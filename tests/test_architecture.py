@@ -91,7 +91,7 @@ ROWS: list[set[str]] = [
     {"api", "repair"},
     {"adapters"},
     {"__init__"},
-    {"demo", "selftest"},
+    {"demo", "limits", "selftest"},
     {"cli"},
 ]
 

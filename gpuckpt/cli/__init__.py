@@ -38,6 +38,7 @@ app = typer.Typer(
     help="Checkpoints of GPU training state: look at them, check them, see them work.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 
 

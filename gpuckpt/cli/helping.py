@@ -18,7 +18,7 @@ def page(  # noqa: PLR0917 (its sections, in order)
     exits: Mapping[int, str],
     examples: Sequence[str],
 ) -> str:
-    """A command's help: `summary` is one sentence, of which lists show the first words.
+    """A command's help: `summary` is a sentence short enough for a list of commands.
 
     Exit code 2, that it couldn't be carried out, is every command's.
     """

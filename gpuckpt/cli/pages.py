@@ -21,7 +21,7 @@ LS = page(
 )
 
 SHOW = page(
-    "Show what is in a checkpoint: names, dtypes, shapes, sizes, norms, NaNs, plain values.",
+    "Show a checkpoint's tensors and values: shapes, sizes, norms, NaNs.",
     """
     `version` is the step at which a tensor's bytes last changed. Norms and the numbers of NaNs
     and infinities are those that the save counted; --compute reads the tensors and counts anew,
@@ -39,7 +39,7 @@ SHOW = page(
 )
 
 DIFF = page(
-    "Say what two checkpoints differ by: which tensors moved, how far, and which of their bits.",
+    "Say which tensors moved between two checkpoints, and how far.",
     """
     A and B are roots, of which the newest step is meant, or ROOT@STEP. With A alone, the step is
     compared with the one before it; --steps names two steps of A.
@@ -62,7 +62,7 @@ DIFF = page(
 )
 
 PRUNE = page(
-    "Delete the steps that a rule doesn't keep, or say first what that would free.",
+    "Delete the steps that a rule doesn't keep, or say what that frees.",
     """
     --keep is what a Checkpointer's `keep` is: last=2 the two newest, every=1000 the steps that
     1000 divides, best=loss:min:3 the three with the smallest metric, newer_than=2h; steps that
@@ -82,7 +82,7 @@ PRUNE = page(
 )
 
 VERIFY = page(
-    "Read and check every byte, and name tensor, file and offset of what is damaged.",
+    "Read and check every byte, and name what is damaged, and where.",
     "With --key-file, what isn't sealed with that key is damage, too.",
     "every byte of the steps' files",
     "nothing",
@@ -100,7 +100,7 @@ REPAIR = page(
 )
 
 MERGE = page(
-    "Put ranks' own directories together into one checkpoint, checked.",
+    "Put ranks' own directories together into one checkpoint.",
     "For ranks that shared no file system: each has its own files of a step in its own root.",
     "the files of one step in each of ROOTS, checking every byte",
     "writes a checkpoint to the directory --to; ROOTS aren't changed",
@@ -109,7 +109,7 @@ MERGE = page(
 )
 
 TRACE = page(
-    "Write when each stage of the saves ran, as a trace for Perfetto or Chrome.",
+    "Write the stages of saves as a trace for Perfetto or Chrome.",
     "A Checkpointer keeps that with log=True, or a path, and trace=True.",
     "a log of saves: a file, or that of a root",
     "writes the file --out",
@@ -118,7 +118,7 @@ TRACE = page(
 )
 
 WHY_SLOW = page(
-    "Name the bottleneck of the last save in a sentence, and show the last ones' figures.",
+    "Name the bottleneck of the last save, and show its figures.",
     """
     Figures are seconds. `stall`: the loop was blocked; `slower`: its steps beside the save took
     longer; `work`: of all workers; `off-cpu`: of that they had no CPU; `disk`: writing and
@@ -141,7 +141,7 @@ SELFTEST = page(
 )
 
 BENCH = page(
-    "Measure this machine's limits, and which save interval they allow.",
+    "Measure this machine's limits, and the save interval they allow.",
     """
     First the limits: copying memory, writing to this disk past the page cache and syncing,
     reading that back, coding on one core, and, where there is a GPU, its bus. Then saves of a
@@ -170,7 +170,7 @@ WATCH = page(
 )
 
 DEMO = page(
-    "Train a small language model, kill it in mid-save, resume, and compare bit for bit.",
+    "Train a small model, kill it in mid-save, resume, and compare.",
     "",
     "nothing of yours",
     "writes checkpoints to DIRECTORY, or to a temporary one that goes away",

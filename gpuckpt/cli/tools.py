@@ -1,4 +1,4 @@
-"""The commands `diff`, `prune` and `watch`."""
+"""The commands `diff`, `prune`, `watch` and `bench`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from gpuckpt.cli import pages
 from gpuckpt.cli.arguments import JsonOption, KeyOption, RootArgument
+from gpuckpt.cli.benching import bench_directory
 from gpuckpt.cli.differing import Wanted, diff_steps
 from gpuckpt.cli.output import make_console
 from gpuckpt.cli.pruning import prune_steps
@@ -20,12 +21,13 @@ def add_tools(app: typer.Typer) -> None:
     app.command("diff", help=pages.DIFF)(_diff)
     app.command("prune", help=pages.PRUNE)(_prune)
     app.command("watch", help=pages.WATCH)(_watch)
+    app.command("bench", help=pages.BENCH)(_bench)
 
 
 def _diff(  # noqa: PLR0917 (its options)
     a: Annotated[str, typer.Argument(metavar="A", help="A root, or ROOT@STEP.")],
     b: Annotated[
-        str | None, typer.Argument(metavar="[B]", help="Another [default: the step before A's].")
+        str | None, typer.Argument(metavar="B", help="Another [default: the step before A's].")
     ] = None,
     steps: Annotated[
         tuple[int, int] | None, typer.Option(metavar="X Y", help="Two steps of A.")
@@ -79,3 +81,15 @@ def _watch(  # noqa: PLR0917 (its options)
 ) -> None:
     watched = Watched(log, last, every, once)
     raise typer.Exit(watch_root(root, watched, make_console(), as_json=as_json, key=key_file))
+
+
+def _bench(
+    directory: Annotated[Path, typer.Argument(help="A directory on the disk to measure.")],
+    size: Annotated[str, typer.Option(help="Of the state that is saved.")] = "256 MiB",
+    overhead: Annotated[
+        float, typer.Option(help="The share of the time that saves may cost.")
+    ] = 0.01,
+    as_json: JsonOption = False,  # noqa: FBT002
+) -> None:
+    done = bench_directory(directory, size, overhead, make_console(), as_json=as_json)
+    raise typer.Exit(done)
