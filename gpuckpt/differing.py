@@ -106,7 +106,7 @@ def _first_look(name: str, comparison: Comparison) -> Change:
 def _kind_of_tensors(name: str, comparison: Comparison, one: Any, other: Any) -> Kind:
     if not isinstance(one, TensorEntry) or not isinstance(other, TensorEntry):
         return "retyped"
-    if one.spec.shape != other.spec.shape:
+    if one.spec.full_shape != other.spec.full_shape:
         return "reshaped"
     if one.spec.dtype != other.spec.dtype:
         return "retyped"
@@ -118,7 +118,7 @@ def _fit(before: Any, after: Any) -> bool:
     if not isinstance(before, TensorEntry) or not isinstance(after, TensorEntry):
         return False
     one, other = before.spec, after.spec
-    if one.shape != other.shape:
+    if one.full_shape != other.full_shape:
         return False
     if one.dtype == other.dtype:
         return True

@@ -21,7 +21,7 @@ LS = page(
 )
 
 SHOW = page(
-    "Show a checkpoint's tensors and values: shapes, sizes, norms, NaNs.",
+    "Show a checkpoint's tensors and values, norms and NaNs.",
     """
     `version` is the step at which a tensor's bytes last changed. Norms and the numbers of NaNs
     and infinities are those that the save counted; --compute reads the tensors and counts anew,
@@ -62,7 +62,7 @@ DIFF = page(
 )
 
 PRUNE = page(
-    "Delete the steps that a rule doesn't keep, or say what that frees.",
+    "Delete the steps that a rule doesn't keep; --dry-run only looks.",
     """
     --keep is what a Checkpointer's `keep` is: last=2 the two newest, every=1000 the steps that
     1000 divides, best=loss:min:3 the three with the smallest metric, newer_than=2h; steps that
