@@ -68,6 +68,7 @@ ROWS: list[set[str]] = [
     },
     {
         "comparing",
+        "overview",
         "counting",
         "pruning",
         "space",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 import gpuckpt
 from gpuckpt.boxes import Box
@@ -21,21 +23,21 @@ from gpuckpt.stores.local import LocalStore
 from tests.resharding import divided, save_pieces, split
 
 
-def run(*arguments):
+def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["diff", *map(str, arguments)])
 
 
-def facts(*arguments):
+def facts(*arguments: object) -> dict[str, Any]:
     found = run(*arguments, "--json")
     assert found.exit_code == 0, found.exception
-    return json.loads(found.stdout)
+    return dict(json.loads(found.stdout))
 
 
-def normal(*shape, seed=0, dtype=np.float32):
-    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+def normal(*shape: int, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def sides(root, one, other):
+def sides(root: Path, one: int, other: int) -> tuple[Side, Side]:
     store = LocalStore(root)
     return Side(store, open_step(store, one)), Side(store, open_step(store, other))
 
@@ -135,9 +137,10 @@ def test_equal_tensors_are_not_read_and_of_others_only_what_differs(tmp_path):
         with ckpt.update():
             state["w"][0, 0] += 1
         ckpt.save(2, state).result(60)
-    done = []
+    done: list[int] = []
     (change, _) = diff(*sides(tmp_path, 1, 2), progress=done.append)
     assert sum(done) == 1 << 20
+    assert change.by is not None
     assert change.by.changed == 1
     assert change.by.count == 1 << 20
     whole = normal(1024, 1024).astype(np.float64)
@@ -200,7 +203,7 @@ def test_a_tied_tensor_is_compared_once_and_told_by_both_names(tmp_path):
     for step in (1, 2):
         one = normal(200, 200, seed=step)
         gpuckpt.save(tmp_path, {"a": one, "b": one}, step)
-    done = []
+    done: list[int] = []
     a, b = diff(*sides(tmp_path, 1, 2), progress=done.append)
     assert a.by == b.by
     assert sum(done) == 200 * 200 * 4

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 import gpuckpt
 from gpuckpt import Keep
@@ -24,17 +26,17 @@ from gpuckpt.pruning import parse_keep, plan_prune, prune_root
 from gpuckpt.stores.local import LocalStore
 
 
-def run(*arguments):
+def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, [*map(str, arguments)])
 
 
-def facts(*arguments):
+def facts(*arguments: object) -> dict[str, Any]:
     found = run(*arguments, "--json")
     assert found.exit_code == 0, found.exception
-    return json.loads(found.stdout)
+    return dict(json.loads(found.stdout))
 
 
-def state_of(step):
+def state_of(step: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     frozen, w = (rng.standard_normal((64, 64)).astype(np.float32) for _ in range(2))
     return {"frozen": frozen, "w": w + np.float32(step)}
@@ -50,7 +52,7 @@ def root(tmp_path):
     return place
 
 
-def sizes(root):
+def sizes(root: Path) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in root.iterdir() if path.name != "lock"}
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 import gpuckpt
 from gpuckpt.boxes import Box
@@ -19,14 +20,14 @@ from gpuckpt.stores.local import LocalStore
 from tests.resharding import save_pieces, split
 
 
-def run(*arguments):
+def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["show", *map(str, arguments)])
 
 
-def facts(*arguments):
+def facts(*arguments: object) -> dict[str, Any]:
     found = run(*arguments, "--json")
     assert found.exit_code == 0, found.exception
-    return json.loads(found.stdout)
+    return dict(json.loads(found.stdout))
 
 
 @pytest.fixture
@@ -101,6 +102,7 @@ def test_what_is_counted_is_what_a_save_counts(dtype):
     name = {">f8": ">float64"}.get(dtype, dtype)
     raw = numbers.view(np.uint8)
     found, saved = summarize(raw, name), statistics_of(raw, name)
+    assert saved is not None
     assert (found.statistics.nans, found.statistics.infs) == (saved.nans, saved.infs)
     assert found.statistics.squares == pytest.approx(saved.squares)
 

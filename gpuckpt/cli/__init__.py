@@ -185,7 +185,8 @@ def main() -> None:
     try:
         app()
     except CheckpointError as error:
-        print(f"gpuckpt: {printable(str(error))}", file=sys.stderr)  # noqa: T201
+        told = " ".join(printable(str(error)).splitlines())
+        print(f"gpuckpt: {told}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
     except BrokenPipeError:
         leave()

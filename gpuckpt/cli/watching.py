@@ -30,8 +30,6 @@ _COLUMNS = Columns(
     expendable=("in memory", "slower", "ranks"),
     flexible=("state",),
 )
-# Lines of a frame that aren't rows.
-_HEAD_LINES = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +58,8 @@ def watch_root(
         if as_json:
             print_json(found.as_dict())
         else:
-            console.print(_text(found, console.width), soft_wrap=True)
+            for line in _lines(found, console.width):
+                console.print(line, soft_wrap=True)
         return 0
     _watch(lookout, console, pause)
     return 0
@@ -68,7 +67,7 @@ def watch_root(
 
 def _watch(lookout: Lookout, console: Console, pause: float) -> None:
     try:
-        with Live(console=console, auto_refresh=False) as live:
+        with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
             while True:
                 live.update(_frame(lookout, console), refresh=True)
                 time.sleep(pause)
@@ -82,32 +81,39 @@ def _frame(lookout: Lookout, console: Console) -> Text:
         found = lookout.look()
     except CheckpointError as error:
         return Text(shown(str(error), 500), "red")
-    rows = max(console.height - _HEAD_LINES, 1)
-    return _text(found, console.width, rows)
-
-
-def _text(found: Overview, width: int, most: int | None = None) -> Text:
-    """A frame: the run, its last saves, what comes next; with the newest at the bottom."""
-    text = Text("\n").join(_head(found, width))
-    saves = found.saves if most is None else found.saves[-most:]
-    if saves:
-        title, *lines = lines_of(_COLUMNS, [_cells(one, found.now) for one in saves], width)
-        text.append("\n")
-        text.append(title, "bold")
-        text.append("".join(f"\n{line}" for line in lines))
-    failed = [one for one in saves if one.error]
-    if failed:
-        text.append(f"\nstep {failed[-1].step} failed: {shown(failed[-1].error, 300)}", "red")
-    if found.problem:
-        text.append(f"\n{shown(found.problem, 300)}", "red")
+    text = Text("\n", no_wrap=True, overflow="ellipsis").join(
+        _lines(found, console.width, console.height)
+    )
+    text.no_wrap, text.overflow = True, "ellipsis"
     return text
+
+
+def _lines(found: Overview, width: int, height: int | None = None) -> list[Text]:
+    """A frame: the run, what comes next, and its last saves, with the newest at the bottom.
+
+    Of saves, as many as so many lines have room for.
+    """
+    head, tail = list(_head(found, width)), list(_tail(found))
+    room = len(found.saves) if height is None else max(height - len(head) - len(tail) - 2, 1)
+    saves = found.saves[-room:]
+    title, *rows = lines_of(_COLUMNS, [_cells(one, found.now) for one in saves], width)
+    table = [Text(title, "bold"), *map(Text, rows)] if saves else []
+    return [*head, *table, *tail]
+
+
+def _tail(found: Overview) -> Iterator[Text]:
+    failed = [one for one in found.saves if one.error]
+    if failed:
+        yield Text(f"step {failed[-1].step} failed: {shown(failed[-1].error, 300)}", "red")
+    if found.problem:
+        yield Text(shown(found.problem, 300), "red")
 
 
 def _head(found: Overview, width: int) -> Iterator[Text]:
     what = f"{found.committed} committed"
     if found.newest is not None:
         what += f", the newest is step {found.newest}"
-    yield Text(f"{shown(found.root, max(width, 40))}: {what}")
+    yield Text(f"{_end_of(found.root, width - len(what) - 2)}: {what}")
     for step, nbytes in found.writing.items():
         yield Text(f"step {step} isn't committed yet: {format_nbytes(nbytes)} of it are written")
     parts = [*_pace(found), *_room(found)]
@@ -115,6 +121,12 @@ def _head(found: Overview, width: int) -> Iterator[Text]:
         yield Text("; ".join(parts))
     if not found.logs and found.saves:
         yield Text("no log: what saves cost is known with Checkpointer(log=True)", "dim")
+
+
+def _end_of(root: str, most: int) -> str:
+    """A root's last part, which tells it from others, if there is no room for all."""
+    text = shown(root, 1000)
+    return text if len(text) <= max(most, 8) else f"…{text[1 - max(most, 8) :]}"
 
 
 def _pace(found: Overview) -> Iterator[str]:
