@@ -169,7 +169,7 @@ def _of_block(numbers: npt.NDArray[np.float64]) -> Summary:
     nans = int(np.count_nonzero(np.isnan(numbers))) if others else 0
     return Summary(
         numbers.size,
-        Statistics(nans, others - nans, float(finite @ finite)),
+        Statistics(nans, others - nans, float(np.einsum("i,i->", finite, finite))),
         numbers.size - int(np.count_nonzero(numbers)),
         float(finite.min(initial=math.inf)),
         float(finite.max(initial=-math.inf)),

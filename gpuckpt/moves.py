@@ -144,23 +144,33 @@ def _compare_block(one: _Array, other: _Array, dtype: str) -> Moved:
     unsigned = np.dtype(f"u{one.dtype.itemsize}").newbyteorder(one.dtype.byteorder)
     bits = one.view(unsigned) ^ other.view(unsigned)
     bits = bits.astype(bits.dtype.newbyteorder("="), copy=False)
-    planes = bits.view(np.uint8).reshape(-1, bits.itemsize)
-    sign, exponent, mantissa = _fields(dtype)
+    planes = tuple(_count(bits, 0xFF << 8 * at) for at in range(bits.itemsize))
+    sign, exponent, mantissa = (_count(bits, mask) for mask in _fields(dtype))
     bare = Moved(
         count=one.size,
         changed=int(np.count_nonzero(bits)),
-        bytes_changed=tuple(int(np.count_nonzero(planes[:, at])) for at in range(bits.itemsize)),
-        signs=int(np.count_nonzero(bits & sign)) if sign else 0,
-        exponents=int(np.count_nonzero(bits & exponent)) if exponent else 0,
-        mantissas=int(np.count_nonzero(bits & mantissa)) if mantissa else 0,
+        bytes_changed=planes,
+        signs=sign,
+        exponents=exponent,
+        mantissas=mantissa,
     )
     return _differences(one.astype(np.float64), other.astype(np.float64), bare)
+
+
+def _count(bits: _Array, mask: int) -> int:
+    """Of how many some of these bits are set."""
+    return int(np.count_nonzero(bits & bits.dtype.type(mask))) if mask else 0
+
+
+def _squares(numbers: _Array) -> float:
+    """Their sum, by this thread alone: BLAS would start others, which wait for each other."""
+    return float(np.einsum("i,i->", numbers, numbers))
 
 
 def _differences(one: _Array, other: _Array, bare: Moved) -> Moved:
     """What is known of bits, with how far the numbers are apart."""
     apart = other - one
-    squares, broken, mended = float(apart @ apart), 0, 0
+    squares, broken, mended = _squares(apart), 0, 0
     if not math.isfinite(squares):
         finite = np.isfinite(one), np.isfinite(other)
         broken = int(np.count_nonzero(finite[0] & ~finite[1]))
@@ -168,15 +178,15 @@ def _differences(one: _Array, other: _Array, bare: Moved) -> Moved:
         both = finite[0] & finite[1]
         one, other = one[both], other[both]
         apart = other - one
-        squares = float(apart @ apart)
+        squares = _squares(apart)
     largest = float(np.abs(apart).max()) if apart.size else 0.0
     return Moved(
         *(bare.count, bare.changed, bare.bytes_changed),
         *(bare.signs, bare.exponents, bare.mantissas),
         largest=largest,
         squares=squares,
-        before=float(one @ one),
-        after=float(other @ other),
+        before=_squares(one),
+        after=_squares(other),
         broken=broken,
         mended=mended,
     )

@@ -18,7 +18,7 @@ from gpuckpt.cli.differing import parse_place
 from gpuckpt.commit import open_step
 from gpuckpt.comparing import Side
 from gpuckpt.differing import diff
-from gpuckpt.errors import CorruptError, InvalidError, NotFoundError
+from gpuckpt.errors import AuthenticationError, CorruptError, InvalidError, NotFoundError
 from gpuckpt.stores.local import LocalStore
 from tests.resharding import divided, save_pieces, split
 
@@ -97,6 +97,22 @@ def test_steps_are_named_in_several_ways(root):
         assert (found["before"]["step"], found["after"]["step"]) == (100, 200)
     assert facts(f"{root}@100", f"{root}@300")["after"]["step"] == 300
     assert facts(f"{root}@100", root)["after"]["step"] == 300
+
+
+def test_roots_may_be_urls(root):
+    found = facts(f"{root.as_uri()}@100", f"{root.as_uri()}@200", "--names", "w")
+    assert [row["name"] for row in found["changes"]] == ["w"]
+
+
+def test_a_sealed_root_is_read_with_its_key_alone(tmp_path):
+    key, other = tmp_path / "key", tmp_path / "other"
+    key.write_bytes(b"k" * 32)
+    other.write_bytes(b"o" * 32)
+    for step in (1, 2):
+        gpuckpt.save(tmp_path / "run", {"w": normal(9) * step}, step, key=key)
+    assert facts(tmp_path / "run", "--key-file", key)["different"]
+    found = run(tmp_path / "run", "--key-file", other)
+    assert isinstance(found.exception, AuthenticationError)
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,10 @@ from gpuckpt.errors import (
     LockedError,
     NotFoundError,
 )
+from gpuckpt.groups import Group
 from gpuckpt.pruning import parse_keep, plan_prune, prune_root
 from gpuckpt.stores.local import LocalStore
+from tests.ranks import run_ranks
 
 
 def run(*arguments: object) -> Result:
@@ -167,6 +169,30 @@ def test_a_sealed_root_is_pruned_with_its_key(tmp_path):
     arguments = ("prune", tmp_path / "run", "--keep", "best=loss:min:1", "--key-file", key)
     assert facts(*arguments)["kept"] == [1, 3]
     assert run("verify", tmp_path / "run", "--key-file", key).exit_code == 0
+
+
+def test_a_root_of_several_ranks_loses_every_ranks_files(tmp_path):
+    def work(group: Group) -> None:
+        part = np.full((10, 4), group.rank, np.float32)
+        state = {"w": gpuckpt.Sharded(part, (20, 4), (10 * group.rank, 0)), "same": np.ones(9)}
+        with gpuckpt.Checkpointer(tmp_path, group=group, memory="64 MiB") as ckpt:
+            for step in (1, 2, 3):
+                with ckpt.update():
+                    part += 1
+                ckpt.save(step, state).result(60)
+
+    run_ranks(2, work)
+    told = facts("prune", tmp_path, "--keep", "last=1", "--dry-run")
+    before = set(sizes(tmp_path))
+    done = facts("prune", tmp_path, "--keep", "last=1")
+    assert set(done["files"]) == set(told["files"]) == before - set(sizes(tmp_path))
+    assert sum(name.endswith(".part.json") for name in done["files"]) == 4
+    assert run("verify", tmp_path).exit_code == 0
+    assert facts("ls", tmp_path)["checkpoints"][0]["ranks"] == 2
+
+
+def test_a_root_may_be_a_url(root):
+    assert facts("prune", root.as_uri(), "--keep", "last=2")["deleted"] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
