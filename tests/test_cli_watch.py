@@ -161,6 +161,14 @@ def test_what_was_read_is_not_read_again():
     assert set(store.reads) == {"step-000000000003.manifest.json"}
 
 
+def test_a_log_that_has_grown_is_read_again(tmp_path):
+    lookout = Lookout(LocalStore(tmp_path))
+    log_saves(tmp_path / "saves.jsonl", (1, 0.1, None))
+    assert [one.step for one in lookout.look().saves] == [1]
+    log_saves(tmp_path / "saves.jsonl", (2, 0.1, None))
+    assert [one.step for one in lookout.look().saves] == [1, 2]
+
+
 def test_the_pace_leaves_out_a_restart(tmp_path):
     state, store = {"w": np.zeros(10, np.float32)}, LocalStore(tmp_path)
     for step in (100, 10):

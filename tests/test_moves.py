@@ -97,12 +97,12 @@ def test_big_endian_numbers_are_read_as_what_they_are():
 
 
 def test_what_is_not_finite_is_counted_and_in_no_norm():
-    before = np.array([1, np.nan, np.inf, 4, np.nan], np.float32)
-    after = np.array([1, 2, np.inf, np.inf, np.nan], np.float32)
+    before = np.array([1, np.nan, np.inf, 4, np.nan, 5], np.float32)
+    after = np.array([1, 2, np.inf, np.inf, np.nan, np.nan], np.float32)
     found = compare_bytes(bits_of(before), bits_of(after), "float32")
-    assert (found.broken, found.mended) == (1, 1)
+    assert (found.broken, found.mended) == (2, 1)
     assert (found.squares, found.largest) == (0, 0)
-    assert found.changed == 2
+    assert found.changed == 3
 
 
 def test_zeros_of_both_signs_differ_in_bits_alone():

@@ -29,7 +29,7 @@ State = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class SaveCost:
-    """Medians of some saves of one state: seconds, and bytes in memory for each on disk.
+    """Medians of some saves of one state: seconds, bytes, and those in memory for each on disk.
 
     `busy`: beside a loop that takes every core, else one that waits, as for a GPU.
     `interval` is the shortest between saves that keeps their cost under the share
@@ -42,6 +42,7 @@ class SaveCost:
     slower: float
     background: float
     ratio: float
+    written_nbytes: int
     interval: float
     encode: float | None
 
@@ -126,6 +127,7 @@ def _cost(found: list[Stats], codec: str, *, busy: bool, overhead: float) -> Sav
         slower=statistics.median(one.slowdown_seconds for one in found),
         background=statistics.median(one.background_seconds for one in found),
         ratio=statistics.median(one.ratio for one in found),
+        written_nbytes=round(statistics.median(one.written_nbytes for one in found)),
         interval=efforts.interval(Effort(1, codec)),
         encode=statistics.median(encodes) if encodes else None,
     )
