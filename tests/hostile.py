@@ -22,7 +22,8 @@ from rich.console import Console
 
 import gpuckpt
 from gpuckpt import layout
-from gpuckpt.cli.listing import list_steps, show_step
+from gpuckpt.cli.listing import list_steps
+from gpuckpt.cli.showing import show_step
 from gpuckpt.commit import steps, sweep
 from gpuckpt.fingerprint import checksum, checksum128
 from gpuckpt.resources import Resources

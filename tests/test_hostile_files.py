@@ -21,7 +21,7 @@ from rich.console import Console
 import gpuckpt
 from gpuckpt import hostmemory, layout, loading
 from gpuckpt.cli import main
-from gpuckpt.cli.listing import show_step
+from gpuckpt.cli.showing import show_step
 from gpuckpt.commit import open_step
 from gpuckpt.errors import CheckpointError, CorruptError, DeviceMemoryError, UnsupportedError
 from gpuckpt.fingerprint import checksum, checksum128

@@ -19,7 +19,7 @@ from rich.console import Console
 
 import gpuckpt
 from gpuckpt import layout
-from gpuckpt.cli.listing import show_step
+from gpuckpt.cli.showing import show_step
 from gpuckpt.commit import open_step
 from gpuckpt.dtypes import to_numpy
 from gpuckpt.errors import CorruptError

@@ -11,13 +11,24 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from gpuckpt.cli import pages
+from gpuckpt.cli.arguments import (
+    JsonOption,
+    KeepOption,
+    KeyOption,
+    LogArgument,
+    RootArgument,
+    StepOption,
+)
 from gpuckpt.cli.converting import convert_checkpoint
-from gpuckpt.cli.listing import list_steps, printable, show_step
+from gpuckpt.cli.listing import list_steps
 from gpuckpt.cli.merging import merge_roots
+from gpuckpt.cli.output import leave, make_console, printable
 from gpuckpt.cli.repairing import repair_step
 from gpuckpt.cli.selftesting import selftest_directory
+from gpuckpt.cli.showing import View, show_step
+from gpuckpt.cli.tools import add_tools
 from gpuckpt.cli.tracing import write_trace
 from gpuckpt.cli.verifying import verify_root
 from gpuckpt.cli.why import why_slow as tell_why_slow
@@ -28,60 +39,58 @@ app = typer.Typer(
     help="Checkpoints of GPU training state: look at them, check them, see them work.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 
-RootArgument = Annotated[
-    str, typer.Argument(help="The directory of one run's checkpoints, or their URL.")
-]
-LogArgument = Annotated[Path, typer.Argument(help="A root with a log of its saves, or a log.")]
-StepOption = Annotated[int | None, typer.Option(help="A committed step [default: the newest].")]
-KeyOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--key-file",
-        envvar="GPUCKPT_KEY_FILE",
-        help="Take nothing that isn't sealed with the key in this file.",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print facts as JSON, for scripts.")]
 
-
-@app.command()
+@app.command(help=pages.LS)
 def ls(
     root: RootArgument,
+    keep: KeepOption = None,
     key_file: KeyOption = None,
     as_json: JsonOption = False,  # noqa: FBT002
 ) -> None:
-    """List a root's committed steps: age, size, ratio, epoch, metrics."""
-    raise typer.Exit(list_steps(root, Console(), as_json=as_json, key=key_file))
+    """See `listing`."""
+    raise typer.Exit(list_steps(root, make_console(), as_json=as_json, key=key_file, keep=keep))
 
 
-@app.command()
-def show(
+@app.command(help=pages.SHOW)
+def show(  # noqa: PLR0917 (its options)
     root: RootArgument,
     step: StepOption = None,
     names: Annotated[
         list[str] | None, typer.Option(help="Only these names or globs; may be repeated.")
     ] = None,
+    tree: Annotated[  # noqa: FBT002
+        bool, typer.Option("--tree", help="Sum up what is below each name.")
+    ] = False,
+    depth: Annotated[
+        int | None, typer.Option(min=1, help="Of the tree, only so many levels.")
+    ] = None,
+    compute: Annotated[  # noqa: FBT002
+        bool, typer.Option("--compute", help="Read the tensors, and count what their numbers are.")
+    ] = False,
     key_file: KeyOption = None,
     as_json: JsonOption = False,  # noqa: FBT002
 ) -> None:
-    """Show what is in a checkpoint: names, dtypes, shapes, sizes, versions, plain values."""
-    raise typer.Exit(show_step(root, step, names, Console(), as_json=as_json, key=key_file))
+    """See `showing`."""
+    view = View(tree or depth is not None, depth, compute)
+    done = show_step(root, step, names, make_console(), as_json=as_json, key=key_file, view=view)
+    raise typer.Exit(done)
 
 
-@app.command()
+@app.command(help=pages.VERIFY)
 def verify(
     root: RootArgument,
     step: Annotated[int | None, typer.Option(help="Only this step [default: all].")] = None,
     key_file: KeyOption = None,
     as_json: JsonOption = False,  # noqa: FBT002
 ) -> None:
-    """Read and check every byte; exit with 1 on damage, naming tensor, file and offset."""
-    raise typer.Exit(verify_root(root, step, Console(), as_json=as_json, key=key_file))
+    """See `verifying`."""
+    raise typer.Exit(verify_root(root, step, make_console(), as_json=as_json, key=key_file))
 
 
-@app.command()
+@app.command(help=pages.REPAIR)
 def repair(  # noqa: PLR0917 (its options)
     root: RootArgument,
     to: Annotated[str, typer.Option(help="A directory, or a URL, for what is intact.")],
@@ -92,15 +101,12 @@ def repair(  # noqa: PLR0917 (its options)
     ] = False,
     as_json: JsonOption = False,  # noqa: FBT002
 ) -> None:
-    """Salvage what is intact of a damaged checkpoint; exit with 1 if anything is lost.
-
-    ROOT isn't changed: what is intact becomes a checkpoint of another directory.
-    """
-    done = repair_step(root, step, to, Console(), fill=fill, as_json=as_json, key=key_file)
+    """See `repairing`."""
+    done = repair_step(root, step, to, make_console(), fill=fill, as_json=as_json, key=key_file)
     raise typer.Exit(done)
 
 
-@app.command()
+@app.command(help=pages.MERGE)
 def merge(
     roots: Annotated[list[str], typer.Argument(help="Directories of ranks that share none.")],
     to: Annotated[str, typer.Option(help="A directory, or a URL, for the whole checkpoint.")],
@@ -110,12 +116,12 @@ def merge(
     key_file: KeyOption = None,
     as_json: JsonOption = False,  # noqa: FBT002
 ) -> None:
-    """Put ranks' own directories together into one checkpoint, checked; they aren't changed."""
-    done = merge_roots(roots, to, step, Console(), as_json=as_json, key=key_file)
+    """See `merging`."""
+    done = merge_roots(roots, to, step, make_console(), as_json=as_json, key=key_file)
     raise typer.Exit(done)
 
 
-@app.command()
+@app.command(help=pages.CONVERT)
 def convert(  # noqa: PLR0917 (its options)
     source: Annotated[str, typer.Argument(help="A root, or a file or directory of any format.")],
     target: Annotated[str, typer.Argument(help="A new file, directory or root, or its URL.")],
@@ -144,9 +150,9 @@ def convert(  # noqa: PLR0917 (its options)
     ] = None,
     as_json: JsonOption = False,  # noqa: FBT002
 ) -> None:
-    """Convert a checkpoint between gpuckpt's and other libraries' formats, bit for bit."""
+    """See `converting`."""
     code = convert_checkpoint(
-        *(source, target, Console()),
+        *(source, target, make_console()),
         as_json=as_json,
         to=to,
         step=step,
@@ -163,38 +169,38 @@ def convert(  # noqa: PLR0917 (its options)
     raise typer.Exit(code)
 
 
-@app.command()
+@app.command(help=pages.TRACE)
 def trace(
     log: LogArgument,
     out: Annotated[Path, typer.Option(help="The file to write.")],
     step: Annotated[int | None, typer.Option(help="Only this step's saves.")] = None,
     as_json: JsonOption = False,  # noqa: FBT002
 ) -> None:
-    """Write when each stage of the saves ran, as a trace for Perfetto or Chrome."""
-    raise typer.Exit(write_trace(log, step, out, Console(), as_json=as_json))
+    """See `tracing`."""
+    raise typer.Exit(write_trace(log, step, out, make_console(), as_json=as_json))
 
 
-@app.command()
+@app.command(help=pages.WHY_SLOW)
 def why_slow(
     log: LogArgument,
     last: Annotated[int, typer.Option(help="So many of the last saves.")] = 10,
     as_json: JsonOption = False,  # noqa: FBT002
 ) -> None:
-    """Name the bottleneck of the last save in a sentence, and show the last ones' figures."""
-    raise typer.Exit(tell_why_slow(log, last, Console(), as_json=as_json))
+    """See `why`."""
+    raise typer.Exit(tell_why_slow(log, last, make_console(), as_json=as_json))
 
 
-@app.command()
+@app.command(help=pages.SELFTEST)
 def selftest(
     directory: Annotated[Path, typer.Argument(help="A directory on the file system to test.")],
     size: Annotated[str, typer.Option(help="Of the state whose speed is measured.")] = "256 MiB",
     as_json: JsonOption = False,  # noqa: FBT002
 ) -> None:
-    """See whether a file system keeps what checkpoints rely on; exit with 1 if it doesn't."""
-    raise typer.Exit(selftest_directory(directory, size, Console(), as_json=as_json))
+    """See `selftesting`."""
+    raise typer.Exit(selftest_directory(directory, size, make_console(), as_json=as_json))
 
 
-@app.command()
+@app.command(help=pages.DEMO)
 def demo(
     directory: Annotated[
         Path | None, typer.Argument(help="Keep the checkpoints here [default: a temporary one].")
@@ -206,7 +212,7 @@ def demo(
     ),
     as_json: JsonOption = False,  # noqa: FBT002
 ) -> None:
-    """Train a small language model, kill it in mid-save, resume, and compare bit for bit."""
+    """See `demo.drive`."""
     from gpuckpt.demo.drive import run_demo
     from gpuckpt.demo.settings import Settings
 
@@ -215,9 +221,12 @@ def demo(
         settings = Settings(**{name: value for name, value in chosen.items() if value is not None})
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    console = Console()
+    console = make_console()
     code = run_demo(directory, console, as_json=as_json, settings=settings, arrays=arrays)
     raise typer.Exit(code)
+
+
+add_tools(app)
 
 
 def main() -> None:
@@ -225,8 +234,8 @@ def main() -> None:
     try:
         app()
     except CheckpointError as error:
-        print(f"gpuckpt: {printable(str(error))}", file=sys.stderr)  # noqa: T201
+        told = " ".join(printable(str(error)).splitlines())
+        print(f"gpuckpt: {told}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone, and wants no more
-        sys.exit(0)
+        leave()

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from gpuckpt.cli.listing import print_json, printable
+from gpuckpt.cli.output import print_json, printable
 from gpuckpt.conversion import Conversion, convert
 from gpuckpt.sizes import format_nbytes
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from gpuckpt.cli.listing import print_json
+from gpuckpt.cli.output import print_json
 from gpuckpt.merging import merge
 from gpuckpt.sizes import format_nbytes
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from gpuckpt.cli.listing import print_json
+from gpuckpt.cli.output import print_json
 from gpuckpt.rebuilding import step_of
 from gpuckpt.repair import Repaired, check_apart, repair
 from gpuckpt.salvage import Loss

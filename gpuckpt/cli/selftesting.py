@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from gpuckpt.cli.listing import print_json
+from gpuckpt.cli.output import print_json
 from gpuckpt.selftest.run import run_checks
 from gpuckpt.selftest.verdicts import Verdict, recommendation
 from gpuckpt.sizes import parse_nbytes

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from gpuckpt.cli.listing import print_json
+from gpuckpt.cli.output import print_json
 from gpuckpt.errors import NotFoundError, StorageError
 from gpuckpt.journal import Record, read_journal
 

@@ -6,16 +6,21 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from gpuckpt.cli.listing import print_json
+from gpuckpt.cli.output import print_json, print_table
+from gpuckpt.cli.tables import Columns
 from gpuckpt.diagnosis import diagnose
 from gpuckpt.errors import InvalidError
 from gpuckpt.journal import Record, read_journal
 from gpuckpt.sizes import format_nbytes
 
-_COLUMNS = ("step", "stall", "slower", "background", "work", "off-cpu", "disk")
+_COLUMNS = Columns(
+    (
+        *("step", "stall", "slower", "background", "work", "off-cpu", "disk"),
+        *("written", "ratio", "bottleneck"),
+    ),
+    left=("bottleneck",),
+)
 
 
 def why_slow(where: Path, last: int, console: Console, *, as_json: bool) -> int:
@@ -30,13 +35,8 @@ def why_slow(where: Path, last: int, console: Console, *, as_json: bool) -> int:
         print_json({"saves": rows})
         return 0
     console.print(found[-1].sentence, markup=False, soft_wrap=True)
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for title in (*_COLUMNS, "written", "ratio", "bottleneck"):
-        left = title == "bottleneck"
-        table.add_column(title, justify="left" if left else "right", overflow="fold")
-    for record, told in zip(records, found, strict=True):
-        table.add_row(*_cells(record), escape(told.bottleneck))
-    console.print(table)
+    cells = [[*_cells(one), told.bottleneck] for one, told in zip(records, found, strict=True)]
+    print_table(console, _COLUMNS, cells)
     return 0
 
 

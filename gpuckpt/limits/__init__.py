@@ -1,0 +1,1 @@
+"""What this machine can do at best, and which interval between saves that allows."""
