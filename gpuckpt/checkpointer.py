@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any, Literal, Self
 
 from gpuckpt import layout
-from gpuckpt.commit import open_step, steps
 from gpuckpt.crew import Crew
 from gpuckpt.cutting import Reshard, check_reshard
 from gpuckpt.errors import CheckpointError
@@ -20,7 +19,7 @@ from gpuckpt.lifetime import Lifetime, TimeLeft
 from gpuckpt.matching import Rename
 from gpuckpt.notice import Preempt
 from gpuckpt.options import FULL_EVERY, Options, make_header
-from gpuckpt.pending import Checkpoint, Pending, checkpoint_of
+from gpuckpt.pending import Checkpoint, Pending
 from gpuckpt.preemption import PREEMPTED, LastSave, Preemption
 from gpuckpt.resources import Resources
 from gpuckpt.restoring import Restores
@@ -292,16 +291,11 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """All committed steps, ascending."""
-        save = self._saves.save
-        if save is not None and save.pending.committed.is_set():
-            save.join()  # it may still delete some
-        return steps(self._store)
+        return self._saves.steps()
 
     def latest(self) -> Checkpoint | None:
         """The newest committed checkpoint."""
-        if not self.steps():
-            return None
-        return checkpoint_of(open_step(self._store, seal=self._seal), self._store.root)
+        return self._saves.latest()
 
     def wait(
         self,

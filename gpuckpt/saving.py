@@ -9,7 +9,7 @@ from typing import Any
 
 from gpuckpt.background import BackgroundSave
 from gpuckpt.census import Census
-from gpuckpt.commit import open_step
+from gpuckpt.commit import open_step, steps
 from gpuckpt.deadline import REMEMBERED, Taken, Way
 from gpuckpt.effort import Effort
 from gpuckpt.errors import BusyError, CheckpointError, PreemptedError
@@ -19,7 +19,7 @@ from gpuckpt.joint import Joint
 from gpuckpt.journal import Journal, read_journal
 from gpuckpt.manifest import Manifest
 from gpuckpt.options import Options
-from gpuckpt.pending import Pending
+from gpuckpt.pending import Checkpoint, Pending, checkpoint_of
 from gpuckpt.plan import Plan, largest_nbytes
 from gpuckpt.remarks import conclude, remarks_on
 from gpuckpt.resources import Resources
@@ -116,6 +116,18 @@ class Saves:
         stats.add(lap)
         self._governor.saved()
         return pending
+
+    def steps(self) -> list[int]:
+        """All committed steps, ascending."""
+        if self.save is not None and self.save.pending.committed.is_set():
+            self.save.join()  # it may still delete some
+        return steps(self._store)
+
+    def latest(self) -> Checkpoint | None:
+        """The newest committed checkpoint."""
+        if not self.steps():
+            return None
+        return checkpoint_of(open_step(self._store, seal=self._seal), self._store.root)
 
     def go_on_from(self, manifest: Manifest | None, *, anew: bool = False) -> None:
         """The state is that of a committed step now, or of none.
