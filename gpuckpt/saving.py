@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from gpuckpt.inventory import Inventory, Snapshot
 from gpuckpt.joint import Joint
 from gpuckpt.journal import Journal, read_journal
 from gpuckpt.manifest import Manifest
+from gpuckpt.observers import Observer, Observers
 from gpuckpt.options import Options
 from gpuckpt.pending import Checkpoint, Pending, checkpoint_of
 from gpuckpt.plan import Plan, largest_nbytes
@@ -51,8 +52,9 @@ class Saves:
         tiers: Tiers | None = None,
         joint: Joint | None = None,
         spares: Spares | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
-        self._spares = spares
+        self._spares, self.observers = spares, Observers(observers)
         self.tiers, self._joint = tiers or Tiers(store), joint
         self._store, self._resources, self._options = store, resources, options
         self._governor, self._keep, self._journal = governor, keep, journal
@@ -104,6 +106,7 @@ class Saves:
             after=partial(self._committed, pending),
             beside=True,
             journal=self._journal,
+            observers=self.observers,
         )
         lap = Lap()
         if snapshot.mode == "hold" and not self._updates_seen:

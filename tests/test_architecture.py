@@ -45,7 +45,7 @@ ROWS: list[set[str]] = [
     {"manifest"},
     {"parts"},
     {"inventory", "pending", "journal", "derived", "filled", "watch", "deadline", "shards"},
-    {"holdings"},
+    {"holdings", "observers"},
     {"sharing", "census", "snapshot", "staging", "coding", "segments", "commit", "remaking"},
     {"bases", "deltacoding", "matching", "rows", "increments"},
     {"resources", "encoder", "reading"},
