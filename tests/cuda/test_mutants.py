@@ -204,8 +204,9 @@ ONE_DRAWS = "one thread at a time gives reads to a device"
 LISTED = "a checkpoint that is about to be deleted is listed: no bytes depend on it"
 # Nothing can notice these; each with the reason.
 EQUIVALENT = {
-    "checkpointer: Checkpointer.steps: save.join()": LISTED,
-    "checkpointer: Checkpointer.latest: self.steps()": LISTED,
+    "checkpointer: Checkpointer.steps: self._saves.steps()": LISTED,
+    "saving: Saves.steps: self.save.join()": LISTED,
+    "saving: Saves.latest: self.steps()": LISTED,
     "saving: Saves.settle: self.save.join()": "of ranks that meet in one thread alone",
     f"{HOLD}.end_downloads: self._semaphore.open_after(self._stream.stream)": RELEASED,
     f"{DRIVER}: Semaphore.open_after: "
