@@ -78,7 +78,7 @@ ROWS: list[set[str]] = [
     {"api", "repair"},
     {"adapters"},
     {"__init__"},
-    {"demo", "selftest"},
+    {"demo", "selftest", "metrics", "report"},
     {"cli"},
 ]
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from gpuckpt.cli.listing import list_steps, printable, show_step
 from gpuckpt.cli.merging import merge_roots
 from gpuckpt.cli.repairing import repair_step
+from gpuckpt.cli.reporting import write_report
 from gpuckpt.cli.selftesting import selftest_directory
 from gpuckpt.cli.tracing import write_trace
 from gpuckpt.cli.verifying import verify_root
@@ -123,6 +124,36 @@ def trace(
 ) -> None:
     """Write when each stage of the saves ran, as a trace for Perfetto or Chrome."""
     raise typer.Exit(write_trace(log, step, out, Console(), as_json=as_json))
+
+
+@app.command()
+def report(  # noqa: PLR0917 (its options)
+    root: RootArgument,
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write [default: report.html].")
+    ] = None,
+    log: Annotated[
+        Path | None, typer.Option(help="The log of saves [default: the one in ROOT].")
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(help="Say what Keep would keep: last=3,every=1000,best=loss:min:2."),
+    ] = None,
+    tier: Annotated[
+        list[str] | None, typer.Option(help="A further root of the run; may be repeated.")
+    ] = None,
+    key_file: KeyOption = None,
+    as_json: JsonOption = False,  # noqa: FBT002
+) -> None:
+    """Write one HTML page about a run's saves: times, bytes, norms, what is kept and why.
+
+    With --json its data are printed, and the page is written only with --out.
+    """
+    roots = tuple(tier or ())
+    done = write_report(
+        *(root, out, Console()), as_json=as_json, log=log, keep=keep, tiers=roots, key=key_file
+    )
+    raise typer.Exit(done)
 
 
 @app.command()
