@@ -48,14 +48,20 @@ def shorten(name: str, most: int = 80) -> str:
 
 
 def table(caption: str, titles: Sequence[str], rows: Iterable[Sequence[str | int]]) -> Html:
-    """A table that scrolls by itself if it is too wide; its first column names the row."""
+    """A table, whose first column names the row."""
     head = el("tr", *(el("th", title, scope="col") for title in titles))
     body = join(
         el("tr", el("th", row[0], scope="row"), *(el("td", cell) for cell in row[1:]))
         for row in rows
     )
-    inside = el("table", el("caption", caption), el("thead", head), el("tbody", body))
-    return el("div", inside, class_="scroll", tabindex="0", role="region", aria_label=caption)
+    return scrolled(caption, join([el("thead", head), el("tbody", body)]))
+
+
+def scrolled(caption: str, inside: Html, class_: str = "scroll") -> Html:
+    """A table that scrolls by itself if it is too wide, below its caption, which doesn't."""
+    drawn = el("table", inside, aria_label=caption)
+    box = el("div", drawn, class_=class_, tabindex="0", role="region", aria_label=caption)
+    return join([el("p", caption, class_="about", aria_hidden="true"), box])
 
 
 def details(summary: str, *inside: str) -> Html:

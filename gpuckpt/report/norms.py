@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from gpuckpt.report.checkpoints import Checkpoints, spread
-from gpuckpt.report.markup import Html, details, el, shorten
+from gpuckpt.report.markup import Html, details, el, join, scrolled, shorten
 from gpuckpt.report.scale import write_count
 
 _WIDTH, _HEIGHT = 160, 34
@@ -52,10 +52,8 @@ def _table(
         _row(name, points, found.counts.get(name, 0), found.not_finite.get(name, ""))
         for name, points in rows
     ]
-    inside = el("table", el("caption", caption), el("thead", head), el("tbody", *body))
-    return el(
-        "div", inside, class_="scroll sparks", tabindex="0", role="region", aria_label=caption
-    )
+    inside = join([el("thead", head), el("tbody", *body)])
+    return scrolled(caption, inside, "scroll sparks")
 
 
 def _row(name: str, points: Mapping[int, float], count: int, bad: str) -> Html:
