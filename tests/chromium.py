@@ -103,18 +103,11 @@ def opened(profile: Path) -> Iterator[Browser]:
     assert program is not None
     (its_in, ours_out), (ours_in, its_out) = os.pipe(), os.pipe()
 
-    def as_3_and_4() -> None:
-        # Copies above both first, so that neither is lost where they are 3 or 4 already.
-        first, second = os.dup(its_in), os.dup(its_out)
-        high = [os.dup2(first, 60, inheritable=True), os.dup2(second, 61, inheritable=True)]
-        os.dup2(high[0], 3, inheritable=True)
-        os.dup2(high[1], 4, inheritable=True)
-
     command = [program, *OPTIONS, f"--user-data-dir={profile}", "about:blank"]
+    as_3_and_4 = f'exec "$@" 3<&{its_in} 4>&{its_out}'  # the protocol's two numbers
     process = subprocess.Popen(
-        *(command,),
-        close_fds=False,
-        preexec_fn=as_3_and_4,
+        ["bash", "-c", as_3_and_4, "bash", *command],
+        pass_fds=(its_in, its_out),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
