@@ -112,7 +112,7 @@ def _tiles(facts: Facts) -> Iterator[Html]:
         yield _tile("committed steps", write_count(len(found.steps)), f"newest {newest.step}")
         sizes = f"{format_nbytes(newest.raw_nbytes)} as {format_nbytes(newest.encoded_nbytes)}"
         yield _tile("ratio of the newest", f"{newest.ratio:.3f}", sizes)
-    files = f"{len(facts.disk.segments)} steps' data"
+    files = f"data files of {len(facts.disk.segments)} steps"
     yield _tile("on disk", format_nbytes(facts.disk.nbytes), files)
 
 
