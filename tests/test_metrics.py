@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -213,3 +215,16 @@ def test_a_run_gets_rows_over_a_step_of_their_own_and_its_rows_are_not_ended():
 def test_what_is_no_writer_and_no_run_is_refused(made):
     with pytest.raises(gpuckpt.InvalidError, match="takes a"):
         made(3)
+
+
+@pytest.mark.parametrize("guide", ["metrics.md", "report.md"])
+def test_the_guides_code_runs_from_top_to_bottom(tmp_path, guide):
+    text = (Path(__file__).parents[1] / "docs" / "guides" / guide).read_text()
+    blocks = re.findall(r"(?<!library -->\n)```python\n(.*?)```", text, re.DOTALL)
+    assert blocks
+    command = [sys.executable, "-W", "error", "-c", "\n".join(blocks)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(gpuckpt.__file__).parents[1])}
+    finished = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
+    )
+    assert finished.returncode == 0, finished.stderr

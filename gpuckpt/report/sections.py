@@ -23,7 +23,7 @@ def kept_html(facts: Facts) -> Html:
     rows = {row.step: row for row in found.rows}
     shown = [step for step in sorted(facts.kept, reverse=True) if step in rows][:ROWS_MAX]
     told = [el("p", _count_steps(facts, len(shown)))]
-    titles = ["step", "age", "in memory", "on disk", "ratio", "needs of older steps", "kept as"]
+    titles = ["step", "kept as", "age", "in memory", "on disk", "ratio", "needs of older steps"]
     body = [_kept_row(rows[step], facts) for step in shown]
     return join([*told, table("Committed steps, the newest first", titles, body)])
 
@@ -52,12 +52,12 @@ def _kept_row(row: Step, facts: Facts) -> Sequence[str]:
     why = "; ".join(facts.kept[row.step])
     return (
         str(row.step),
+        why or el("strong", "would be deleted"),
         _age(facts.made - row.created),
         format_nbytes(row.raw_nbytes),
         format_nbytes(row.encoded_nbytes),
         write_count(round(row.ratio, 3)),
         needs,
-        why or el("strong", "would be deleted"),
     )
 
 
