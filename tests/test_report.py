@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import gpuckpt
@@ -112,8 +112,9 @@ def test_each_chart_has_a_title_a_description_axes_with_units_and_its_numbers(tm
     for chart in charts:
         assert '<svg viewBox="0 0 420 230" role="img" aria-labelledby=' in chart
         assert "<desc" in chart
-        assert "<table>" in chart
+        assert "<table aria-label=" in chart
         assert re.search(r'class="end">[0-9.]+( ?(s|ms|µs|B|KiB|MiB))?<', chart)
+    assert re.search(r"<title>step 3\nstall: [0-9.]+ m?s\nslow-down: 0 s</title>", told)
 
 
 def test_a_root_without_a_log_has_a_report_that_says_so(tmp_path):
@@ -371,6 +372,7 @@ def test_ticks_begin_at_zero_are_few_and_reach_the_largest_value(unit, most):
 
 
 @given(st.lists(st.floats(min_value=0, max_value=1e9), min_size=1, max_size=1000))
+@example([float(at % 7) for at in range(1000)])
 def test_thinning_leaves_out_no_extreme_and_counts_every_save(values):
     points = thin(range(len(values)), values, [str(at) for at in range(len(values))])
     assert len(points) <= POINTS_MAX
@@ -397,3 +399,34 @@ def test_every_tensor_has_a_layer_and_layers_are_few(names):
     assert all(name.startswith(layers.of(name)) for name in names) or len(found) > GROUPS_MAX
     if len(names) <= FEW:
         assert found == set(names)
+
+
+NUMBERS = st.one_of(
+    st.floats(), st.integers(), st.sampled_from([0, -1, 1e300, 2**70, float("nan"), 1e-300])
+)
+
+DRAWN = ("step", "stall_seconds", "background_seconds", "write_seconds", "raw_nbytes")
+
+
+@given(st.data())
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_numbers_in_a_log_leave_a_page_that_can_be_drawn(line_of_a_log, data):
+    line = json.loads(line_of_a_log.read_text())
+    for _ in range(data.draw(st.integers(1, 3))):
+        name = data.draw(st.sampled_from(DRAWN))
+        line["stats"][name] = data.draw(NUMBERS)
+    line["ended"] = data.draw(st.one_of(st.just(line["ended"]), NUMBERS))
+    root = line_of_a_log.parent / "made"
+    root.mkdir(exist_ok=True)
+    (root / LOG).write_text((json.dumps(line) + "\n") * 2 + line_of_a_log.read_text())
+    told = page(gather(root))
+    Outline(told)
+    assert not re.search(r'["ML ]-?(?:nan|inf)(?![a-z])', told)
+
+
+@pytest.fixture(scope="module")
+def line_of_a_log(tmp_path_factory) -> Path:
+    root = made(tmp_path_factory.mktemp("log"), 1)
+    line = root / "line"
+    line.write_text((root / LOG).read_text())
+    return line

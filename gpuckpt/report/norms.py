@@ -101,7 +101,8 @@ def _spark(points: Mapping[int, float], name: str) -> str:
 
 
 def _place(value: float, low: float, high: float, size: float) -> float:
-    return size / 2 if high <= low else (value - low) / (high - low) * size
+    width = high - low
+    return (value - low) / width * size if 0 < width < math.inf else size / 2
 
 
 def _moved(points: Mapping[int, float]) -> float:

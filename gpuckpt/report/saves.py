@@ -14,6 +14,8 @@ from gpuckpt.layout import log_rank
 
 # Each save is compared with all others, so of long logs with the last ones only.
 DIAGNOSED_MAX = 500
+# More bytes, or seconds, than any save has had.
+NUMBER_LIMIT = 2.0**63
 
 
 @dataclass(slots=True)
@@ -81,10 +83,14 @@ def read_saves(where: Path) -> Saves:
     found, reader = Saves(), JournalReader(where)
     try:
         for record in reader:
-            _take(record, found)
+            if _can_be(record):
+                _take(record, found)
+            else:
+                found.skipped += 1
     except NotFoundError:
         return found
-    found.path, found.skipped, found.newer = str(reader.path), reader.skipped, reader.newer
+    found.path, found.newer = str(reader.path), reader.newer
+    found.skipped += reader.skipped
     told = diagnose(found.records[-DIAGNOSED_MAX:])
     found.bottlenecks = dict(Counter(one.bottleneck for one in told).most_common())
     found.sentence = told[-1].sentence if told else ""
@@ -105,6 +111,15 @@ def read_ranks(root: Path, known: Saves) -> dict[int, Saves]:
 def whole_seconds(record: Record) -> float:
     """From the call until the save was durable, or had failed."""
     return record.stats.stall_seconds + record.stats.background_seconds
+
+
+def _can_be(record: Record) -> bool:
+    """Whether its numbers can be a save's, and so be drawn: a log may be a stranger's."""
+    stats = record.stats
+    numbers = [record.ended, *stats.shares.values()]
+    numbers += [one for one in stats.as_dict().values() if isinstance(one, int | float)]
+    numbers += [at for span in record.spans for at in (span.start, span.end)]
+    return all(0 <= one < NUMBER_LIMIT for one in numbers)
 
 
 def _take(record: Record, found: Saves) -> None:
