@@ -25,6 +25,7 @@ from gpuckpt.report.layers import FEW, GROUPS_MAX, Layers
 from gpuckpt.report.markup import Html, el, text
 from gpuckpt.report.page import page
 from gpuckpt.report.scale import NBYTES, POINTS_MAX, RATIO, SECONDS, thin
+from gpuckpt.report.timeline import BARS_MAX
 from gpuckpt.stats import Stats
 from tests.test_cli import run
 
@@ -430,3 +431,18 @@ def line_of_a_log(tmp_path_factory) -> Path:
     line = root / "line"
     line.write_text((root / LOG).read_text())
     return line
+
+
+def test_a_timeline_of_many_threads_and_laps_is_drawn_as_far_as_it_can_be_seen(tmp_path):
+    facts = gather(made(tmp_path, 1))
+    assert facts.saves.last is not None
+    (first, *_) = facts.saves.last.spans
+    spans = [
+        first._replace(stage=stage, thread=f"t{lane}", start=1e9 + at, end=1e9 + at + 0.5)
+        for lane in range(600)
+        for at, stage in enumerate(("filter", "encode") * 5)
+    ]
+    facts.saves.last = facts.saves.slowest = replace(facts.saves.last, spans=spans)
+    told = page(facts)
+    assert "in 600 threads, of which 40 are drawn" in outline(facts).words
+    assert told.count('class="f-') < 2 * (BARS_MAX + 40)

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from gpuckpt.journal import Record
-from gpuckpt.report.markup import Html, details, el, table
+from gpuckpt.report.markup import Html, details, el, shorten, table
 from gpuckpt.report.scale import SECONDS, write_seconds
 from gpuckpt.sizes import format_nbytes
-from gpuckpt.spans import Span
+from gpuckpt.spans import LAPS_MAX, Span
 
 # What stages are about: each family has a colour, and a letter for those who don't tell it.
 FAMILIES = {
@@ -24,6 +24,8 @@ FAMILIES = {
 _FAMILY = {stage: family for family, (_, stages) in FAMILIES.items() for stage in stages}
 # Bars at most: the closest ones of a stage are drawn as one until there are no more.
 BARS_MAX = 500
+# Threads that are drawn at most: those that began first.
+LANES_MAX = 40
 _LANE, _LABEL, _AXIS = 16, 17, 26
 
 
@@ -61,10 +63,12 @@ def timeline_html(which: str, record: Record, number: int) -> Html:
     if not spans:
         return Html()
     begin, end = min(span.start for span in spans), max(span.end for span in spans)
-    every = "" if len(record.spans) < 512 else " Of stages that repeat, some laps may be left out."
+    threads = len({span.thread for span in spans})
     about = (
-        f"Step {step}, {which} save with spans: {write_seconds(end - begin)} in "
-        f"{len({span.thread for span in spans})} threads.{every}"
+        f"Step {step}, {which} save with spans: {write_seconds(end - begin)} in {threads} threads"
+        + (f", of which {LANES_MAX} are drawn" if threads > LANES_MAX else "")
+        + ". Laps of a stage that are close to each other are drawn as one"
+        + (", and not all were kept." if len(record.spans) >= LAPS_MAX else ".")
     )
     pictures = [
         _svg(spans, width, f"Timeline of step {step}", ident=f"t{number}{name}", class_=name)
@@ -110,7 +114,7 @@ def _svg(spans: Sequence[Span], width: int, title: str, *, ident: str, class_: s
         bars = {thread: _merged(own, gap) for thread, own in lanes.items()}
     for at, (thread, own) in enumerate(bars.items()):
         top = at * (_LANE + _LABEL)
-        found.append(el("text", thread, x=2, y=top + _LABEL - 3))
+        found.append(el("text", shorten(thread, 40), x=2, y=top + _LABEL - 3))
         found += [_bar(bar, begin, scale, top + _LABEL) for bar in own]
     return el(
         "svg",
@@ -128,7 +132,7 @@ def _lanes(spans: Sequence[Span]) -> dict[str, list[Span]]:
     by_thread: dict[str, list[Span]] = {}
     for span in sorted(spans, key=lambda one: one.start):
         by_thread.setdefault(span.thread, []).append(span)
-    return by_thread
+    return dict(list(by_thread.items())[:LANES_MAX])
 
 
 def _merged(spans: Sequence[Span], gap: float) -> list[tuple[Span, int]]:
