@@ -12,6 +12,7 @@ from gpuckpt.errors import PreemptedError
 from gpuckpt.inventory import Snapshot
 from gpuckpt.journal import Journal
 from gpuckpt.manifest import Manifest
+from gpuckpt.observers import Observers
 from gpuckpt.pending import Checkpoint, Pending, checkpoint_of
 from gpuckpt.spans import Lap
 from gpuckpt.switching import switching_often
@@ -33,17 +34,18 @@ class BackgroundSave:
         after: Callable[[Manifest], object] = lambda _: None,
         beside: bool = False,
         journal: Journal | None = None,
+        observers: Observers | None = None,
     ) -> None:
         """Keep this where you'll find it, then `start` it.
 
         `after` is called, in the same thread, once a save is durable and all
         who wait for that go on.  `beside` says that the caller goes on
         meanwhile, perhaps with the GIL in its hands nearly all the time.
-        `journal` gets a line when the save has ended.
+        `journal` gets a line when the save has ended, and `observers` are told.
         """
         self.snapshot, self.pending = snapshot, pending
         self._write, self._root, self._beside, self._journal = write, root, beside, journal
-        self._after = after
+        self._after, self._observers = after, observers or Observers()
         self._given_up = Flag()
         self._begun = time.perf_counter()
         self._watch = Watch(pending.stats)
@@ -146,3 +148,4 @@ class BackgroundSave:
                 self._journal.append(self.pending.stats, failure)
         finally:
             self.pending.finish(result, failure)
+            self._observers.tell(self.pending.stats, failure)

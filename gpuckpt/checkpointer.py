@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any, Literal, Self
 
 from gpuckpt import layout
-from gpuckpt.commit import open_step, steps
 from gpuckpt.crew import Crew
 from gpuckpt.cutting import Reshard, check_reshard
 from gpuckpt.errors import CheckpointError
@@ -19,8 +18,9 @@ from gpuckpt.journal import Log, open_journal
 from gpuckpt.lifetime import Lifetime, TimeLeft
 from gpuckpt.matching import Rename
 from gpuckpt.notice import Preempt
+from gpuckpt.observers import Observer
 from gpuckpt.options import FULL_EVERY, Options, make_header
-from gpuckpt.pending import Checkpoint, Pending, checkpoint_of
+from gpuckpt.pending import Checkpoint, Pending
 from gpuckpt.preemption import PREEMPTED, LastSave, Preemption
 from gpuckpt.resources import Resources
 from gpuckpt.restoring import Restores
@@ -55,7 +55,8 @@ class Checkpointer:
     changed since the save before aren't written again, and their segments
     stay; with `full_every=1` each checkpoint has files of its own alone.  `log` is a
     file, or True for one in the root, that gets a line for each save; with
-    `trace`, its stages' beginnings and ends as well.  With a `key` (32 bytes or
+    `trace`, its stages' beginnings and ends as well; `observers` are told of each
+    save (see `gpuckpt.metrics`), in a thread of their own.  With a `key` (32 bytes or
     more, or the path of a file that holds them) checkpoints are sealed, and none
     is read that isn't sealed with it.
 
@@ -98,6 +99,7 @@ class Checkpointer:
         full_every: int = FULL_EVERY,
         log: Log = None,
         trace: bool = False,
+        observers: Sequence[Observer] = (),
         preempt: Preempt = None,
         grace: float | str | timedelta = "30 s",
         store: Store | None = None,
@@ -130,6 +132,7 @@ class Checkpointer:
             seal=self._seal,
             tiers=self._tiers,
             spares=crew.spare(self._store, replicas),
+            observers=observers,
             joint=crew.joint(
                 *(self._store, nearest.keep, self._seal, self._tiers), check_reshard(reshard)
             ),
@@ -292,16 +295,11 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """All committed steps, ascending."""
-        save = self._saves.save
-        if save is not None and save.pending.committed.is_set():
-            save.join()  # it may still delete some
-        return steps(self._store)
+        return self._saves.steps()
 
     def latest(self) -> Checkpoint | None:
         """The newest committed checkpoint."""
-        if not self.steps():
-            return None
-        return checkpoint_of(open_step(self._store, seal=self._seal), self._store.root)
+        return self._saves.latest()
 
     def wait(
         self,

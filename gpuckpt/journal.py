@@ -11,7 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpuckpt.errors import FormatError, InvalidError, NotFoundError, StorageError
+from gpuckpt.errors import (
+    CheckpointError,
+    FormatError,
+    InvalidError,
+    NotFoundError,
+    StorageError,
+)
 from gpuckpt.layout import LOG, LOG_OF_RANK, log_rank
 from gpuckpt.spans import Span, pack_spans, unpack_spans
 from gpuckpt.stats import Stats
@@ -113,29 +119,69 @@ def read_journal(where: Path) -> list[Record]:
         StorageError: it can't be read.
         FormatError: its lines are those of a newer gpuckpt.
     """
-    path, opener = (_log_in(where), open_file) if where.is_dir() else (where, None)
-    try:
-        with open(path, "rb", opener=opener) as file:
-            lines = file.read().splitlines()
-    except StorageError:
-        raise
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{path}: there is no log; Checkpointer(log=True) keeps one") from error
-    except OSError as error:
-        raise StorageError(f"can't read {path}: {error.strerror}") from error
-    records: list[Record] = []
-    newer = 0
-    for facts in _objects(lines):
-        newer += _is_newer(facts)
-        try:
-            _take(facts, records)
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-            log.debug("%s: a line was left out: %s", path, error)
+    reader = JournalReader(where)
+    records = list(reader)
     if records:
         return records
-    if newer:
-        raise FormatError(f"{path}: a log of a newer gpuckpt, this one reads {VERSION}; upgrade it")
-    raise NotFoundError(f"{path}: there is no save in it")
+    raise reader.nothing()
+
+
+class JournalReader:
+    """A log's saves, line by line, so that a long one needn't be in memory as a whole.
+
+    `skipped` lines were no saves: those that a crash or a full disk cut short,
+    and those that a `newer` gpuckpt wrote.  Iterate once; raises as `read_journal`
+    does if there is no log, but not for one without a save.
+    """
+
+    def __init__(self, where: Path) -> None:
+        """`where` is the log, or the root that has it; nothing is read yet."""
+        self._own = where.is_dir()
+        self.path = _log_in(where) if self._own else where
+        self.skipped = self.newer = 0
+
+    def __iter__(self) -> Iterator[Record]:
+        """Each save; how much it slowed the loop down is filled in with the next."""
+        before: Record | None = None
+        for line in self._lines():
+            try:
+                before = _record(self._facts(line), before)
+            except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+                log.debug("%s: a line was left out: %s", self.path, error)
+                self.skipped += bool(line.strip())
+                continue
+            yield before
+
+    def nothing(self) -> CheckpointError:
+        """Why there was no save in it."""
+        if self.newer:
+            told = f"a log of a newer gpuckpt, this one reads {VERSION}; upgrade it"
+            return FormatError(f"{self.path}: {told}")
+        return NotFoundError(f"{self.path}: there is no save in it")
+
+    def _lines(self) -> Iterator[bytes]:
+        path = self.path
+        try:
+            with open(path, "rb", opener=open_file if self._own else None) as file:
+                yield from file
+        except StorageError:
+            raise
+        except FileNotFoundError as error:
+            hint = "Checkpointer(log=True) keeps one"
+            raise NotFoundError(f"{path}: there is no log; {hint}") from error
+        except OSError as error:
+            raise StorageError(f"can't read {path}: {error.strerror}") from error
+
+    def _facts(self, line: bytes) -> dict[str, Any]:
+        try:
+            facts = json.loads(line)
+        except RecursionError as error:
+            raise ValueError("it is too deep") from error
+        version = facts.get("gpuckpt_log")
+        self.newer += isinstance(version, int) and version > VERSION
+        if version != VERSION:
+            raise ValueError("it is of another version")
+        return dict(facts)
 
 
 def _log_in(root: Path) -> Path:
@@ -144,25 +190,8 @@ def _log_in(root: Path) -> Path:
     return root / (LOG_OF_RANK % ranks[0] if ranks and ranks[0] else LOG)
 
 
-def _objects(lines: list[bytes]) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        try:
-            facts = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(facts, dict):
-            yield facts
-
-
-def _is_newer(facts: dict[str, Any]) -> bool:
-    version = facts.get("gpuckpt_log")
-    return isinstance(version, int) and version > VERSION
-
-
-def _take(facts: dict[str, Any], records: list[Record]) -> None:
-    """A line's save; and what it tells of the one before."""
-    if facts["gpuckpt_log"] != VERSION:
-        raise ValueError("it is of another version")
+def _record(facts: dict[str, Any], before: Record | None) -> Record:
+    """A line's save; what it tells of the one `before` is filled in there."""
     stats = Stats.from_dict(facts["stats"])
     error = facts["error"]
     spans = []
@@ -173,8 +202,7 @@ def _take(facts: dict[str, Any], records: list[Record]) -> None:
             for span in unpack_spans(facts["spans"])
         ]
     step, slowdown = facts.get("before", (None, 0.0))
-    if records and records[-1].stats.step == step:
-        records[-1].stats.slowdown_seconds = float(slowdown)
-    records.append(
-        Record(float(facts["ended"]), stats, None if error is None else str(error), spans)
-    )
+    ended = float(facts["ended"])
+    if before is not None and before.stats.step == step:
+        before.stats.slowdown_seconds = float(slowdown)
+    return Record(ended, stats, None if error is None else str(error), spans)

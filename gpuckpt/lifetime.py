@@ -12,6 +12,7 @@ from datetime import timedelta
 
 from gpuckpt.apart import Apart
 from gpuckpt.errors import ClosedError
+from gpuckpt.observers import SETTLE_SECONDS
 from gpuckpt.preemption import LastSave
 from gpuckpt.saving import Saves
 from gpuckpt.sizes import parse_seconds
@@ -83,6 +84,7 @@ class Lifetime:
     def end(self, seconds: float | None) -> None:
         """Give the root back, with no save in flight; uploads are waited for, at most so long."""
         self._saves.tiers.close(self._last.most_seconds(seconds))
+        self._settle(seconds)
         self._give_back()
         self._process = -1
         atexit.unregister(self._at_exit)
@@ -99,3 +101,9 @@ class Lifetime:
             if save is not None:
                 save.join()
             self._saves.tiers.close(self._last.most_seconds(None))
+            self._settle(None)
+
+    def _settle(self, seconds: float | None) -> None:
+        """Let observers hear of the last saves, if there is time for that."""
+        left = self._last.most_seconds(seconds)
+        self._saves.observers.settle(SETTLE_SECONDS if left is None else min(left, SETTLE_SECONDS))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from gpuckpt.background import BackgroundSave
 from gpuckpt.census import Census
-from gpuckpt.commit import open_step
+from gpuckpt.commit import open_step, steps
 from gpuckpt.deadline import REMEMBERED, Taken, Way
 from gpuckpt.effort import Effort
 from gpuckpt.errors import BusyError, CheckpointError, PreemptedError
@@ -18,8 +18,9 @@ from gpuckpt.inventory import Inventory, Snapshot
 from gpuckpt.joint import Joint
 from gpuckpt.journal import Journal, read_journal
 from gpuckpt.manifest import Manifest
+from gpuckpt.observers import Observer, Observers
 from gpuckpt.options import Options
-from gpuckpt.pending import Pending
+from gpuckpt.pending import Checkpoint, Pending, checkpoint_of
 from gpuckpt.plan import Plan, largest_nbytes
 from gpuckpt.remarks import conclude, remarks_on
 from gpuckpt.resources import Resources
@@ -51,8 +52,9 @@ class Saves:
         tiers: Tiers | None = None,
         joint: Joint | None = None,
         spares: Spares | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
-        self._spares = spares
+        self._spares, self.observers = spares, Observers(observers)
         self.tiers, self._joint = tiers or Tiers(store), joint
         self._store, self._resources, self._options = store, resources, options
         self._governor, self._keep, self._journal = governor, keep, journal
@@ -104,6 +106,7 @@ class Saves:
             after=partial(self._committed, pending),
             beside=True,
             journal=self._journal,
+            observers=self.observers,
         )
         lap = Lap()
         if snapshot.mode == "hold" and not self._updates_seen:
@@ -116,6 +119,18 @@ class Saves:
         stats.add(lap)
         self._governor.saved()
         return pending
+
+    def steps(self) -> list[int]:
+        """All committed steps, ascending."""
+        if self.save is not None and self.save.pending.committed.is_set():
+            self.save.join()  # it may still delete some
+        return steps(self._store)
+
+    def latest(self) -> Checkpoint | None:
+        """The newest committed checkpoint."""
+        if not self.steps():
+            return None
+        return checkpoint_of(open_step(self._store, seal=self._seal), self._store.root)
 
     def go_on_from(self, manifest: Manifest | None, *, anew: bool = False) -> None:
         """The state is that of a committed step now, or of none.

@@ -46,7 +46,7 @@ ROWS: list[set[str]] = [
     {"manifest", "outlining"},
     {"parts"},
     {"inventory", "pending", "journal", "derived", "filled", "watch", "deadline", "shards"},
-    {"holdings"},
+    {"holdings", "observers"},
     {"sharing", "census", "snapshot", "staging", "coding", "segments", "commit", "remaking"},
     {"bases", "deltacoding", "matching", "rows", "increments"},
     {"resources", "encoder", "reading", "contents"},
@@ -95,7 +95,7 @@ ROWS: list[set[str]] = [
     {"jax"},
     {"conversion", "opening"},
     {"__init__"},
-    {"demo", "limits", "selftest"},
+    {"demo", "limits", "metrics", "report", "selftest"},
     {"cli"},
 ]
 

@@ -26,6 +26,7 @@ from gpuckpt.cli.listing import list_steps
 from gpuckpt.cli.merging import merge_roots
 from gpuckpt.cli.output import leave, make_console, printable
 from gpuckpt.cli.repairing import repair_step
+from gpuckpt.cli.reporting import write_report
 from gpuckpt.cli.selftesting import selftest_directory
 from gpuckpt.cli.showing import View, show_step
 from gpuckpt.cli.tools import add_tools
@@ -178,6 +179,30 @@ def trace(
 ) -> None:
     """See `tracing`."""
     raise typer.Exit(write_trace(log, step, out, make_console(), as_json=as_json))
+
+
+@app.command(help=pages.REPORT)
+def report(  # noqa: PLR0917 (its options)
+    root: RootArgument,
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write [default: report.html].")
+    ] = None,
+    log: Annotated[
+        Path | None, typer.Option(help="The log of saves [default: the one in ROOT].")
+    ] = None,
+    keep: KeepOption = None,
+    tier: Annotated[
+        list[str] | None, typer.Option(help="A further root of the run; may be repeated.")
+    ] = None,
+    key_file: KeyOption = None,
+    as_json: JsonOption = False,  # noqa: FBT002
+) -> None:
+    """See `reporting`."""
+    roots = tuple(tier or ())
+    done = write_report(
+        *(root, out, make_console()), as_json=as_json, log=log, keep=keep, tiers=roots, key=key_file
+    )
+    raise typer.Exit(done)
 
 
 @app.command(help=pages.WHY_SLOW)

@@ -135,6 +135,19 @@ TRACE = page(
     ["gpuckpt trace runs/c --out trace.json"],
 )
 
+REPORT = page(
+    "Write one HTML page about a run's saves.",
+    """
+    Times, bytes, the timeline of a save (of a Checkpointer with trace=True), norms by layer, what
+    is kept and why. The page has no scripts and asks no network. With --json its data are
+    printed, and the page is written only with --out.
+    """,
+    "the root's manifests and its log of saves, and no tensor's bytes",
+    "writes the file --out (report.html)",
+    {0: "all is well"},
+    ["gpuckpt report runs/a", "gpuckpt report runs/a --keep last=3,every=1000 --out a.html"],
+)
+
 WHY_SLOW = page(
     "Name the bottleneck of the last save, and show its figures.",
     """

@@ -139,7 +139,7 @@ def test_tied_weights_are_noted_as_the_library_does_for_models(tmp_path):
     torch = pytest.importorskip("torch", reason="torch isn't installed")
     from safetensors.torch import load_model, save_model
 
-    class Tied(torch.nn.Module):  # type: ignore[misc,name-defined]
+    class Tied(torch.nn.Module):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.a = torch.nn.Linear(3, 3, bias=False)

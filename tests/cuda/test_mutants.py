@@ -154,8 +154,9 @@ ONE_DRAWS = "one thread at a time gives reads to a device"
 LISTED = "a checkpoint that is about to be deleted is listed: no bytes depend on it"
 # Nothing can notice these; each with the reason.
 EQUIVALENT = {
-    "checkpointer: Checkpointer.steps: save.join()": LISTED,
-    "checkpointer: Checkpointer.latest: self.steps()": LISTED,
+    "checkpointer: Checkpointer.steps: self._saves.steps()": LISTED,
+    "saving: Saves.steps: self.save.join()": LISTED,
+    "saving: Saves.latest: self.steps()": LISTED,
     "saving: Saves.settle: self.save.join()": "of ranks that meet in one thread alone",
     f"{TRANSFER}.wait: self._keep = None": "transfers live hardly longer",
     f"{COPY}.begin: stream.steps('take a snapshot')": DROPPED,
