@@ -10,4 +10,4 @@ pytest.importorskip("torch")
 
 
 def test_two_processes_end_with_the_same_bits_after_a_kill(wheel, tmp_path):
-    check_kill_and_resume("torch_ddp", wheel, tmp_path, steps=30, kills=(13,))
+    check_kill_and_resume("torch_ddp", wheel, tmp_path, steps=30, kills=(13,), timeout=240)

@@ -10,4 +10,4 @@ pytest.importorskip("torch")
 
 
 def test_the_loop_ends_with_the_same_bits_after_two_kills(wheel, tmp_path):
-    check_kill_and_resume("torch_loop", wheel, tmp_path, steps=36, kills=(9, 27))
+    check_kill_and_resume("torch_loop", wheel, tmp_path, steps=36, kills=(9, 27), timeout=240)

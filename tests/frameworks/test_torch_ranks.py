@@ -13,7 +13,7 @@ TRAIN = "tests.frameworks.torch_workers:train"
 
 def digests(directory, root, *, kind, stop, seed=0):
     arguments = {"kind": kind, "root": str(root), "stop": stop, "seed": seed}
-    found = launch("torch", TRAIN, 2, directory, arguments)
+    found = launch("torch", TRAIN, 2, directory, arguments, timeout=150)
     assert [one.error for one in found] == [None, None], found[0].output + found[1].output
     return [one.value for one in found]
 
