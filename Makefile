@@ -14,7 +14,7 @@ CUDA_PACKAGES := cupy-cuda13x==14.2.0 "nvidia-cuda-nvrtc==13.5.*" "nvidia-cuda-r
 CUDA ?= 13
 GPU_PACKAGES := "cupy-cuda$(CUDA)x[ctk]"
 
-.PHONY: demo test test-cpu test-cuda test-ranks test-gpu bench bench-micro bench-gpu bench-peers bench-scaling bench-ranks bench-training plots check fmt clean
+.PHONY: demo docs test test-cpu test-cuda test-ranks test-gpu bench bench-micro bench-gpu bench-peers bench-scaling bench-ranks bench-training plots check fmt clean
 
 $(PY):
 	$(PYTHON) -m venv $(VENV)
@@ -99,6 +99,14 @@ $(VENV)/.plots: $(VENV)/.dev
 
 plots: $(VENV)/.plots  ## docs/plots/ from what bench-scaling measured last
 	$(PY) -m bench.scaling.plots $$(ls -t bench/results/scaling-*.json | head -1) --out docs/plots
+
+$(VENV)/.docs: $(VENV)/.dev
+	$(PIP) -e '.[docs]'
+	touch $@
+
+docs: $(VENV)/.docs  ## the documentation's site in build/site, and its tests
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+	$(PY) -m pytest -q tests/test_site.py
 
 check: $(VENV)/.dev  ## format, lint, types
 	$(PY) -m ruff format --check .

@@ -1,0 +1,44 @@
+"""The documentation's pages: what they show runs, and what they link to is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import gpuckpt
+from tests import pages
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted([*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
+RUN = ("python", "sh")
+
+
+def test_the_quickstart_runs_and_the_killed_run_ends_as_the_other(tmp_path):
+    shown = [block for block in pages.blocks(DOCS / "quickstart.md") if block.language in RUN]
+    printed = pages.run(shown, tmp_path)
+    digests = re.findall(r"^digest (\w+)$", printed, re.MULTILINE)
+    assert len(digests) == 2
+    assert len(set(digests)) == 1
+
+
+def test_the_front_pages_loop_runs(tmp_path):
+    pages.run(pages.blocks(DOCS / "index.md"), tmp_path)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_what_a_page_links_to_is_there(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        path = link.partition("#")[0]
+        if path and "://" not in link:
+            assert (page.parent / path).exists() or path == "../adr/index.md", link
+
+
+def test_the_reference_names_what_there_is_and_nothing_twice():
+    text = "\n".join(page.read_text() for page in (DOCS / "reference").glob("*.md"))
+    named = re.findall(r"^::: gpuckpt\.(\w+)$", text, re.MULTILINE)
+    assert len(named) == len(set(named))
+    assert set(named) <= set(gpuckpt.__all__)
