@@ -14,7 +14,10 @@ CUDA_PACKAGES := cupy-cuda13x==14.2.0 "nvidia-cuda-nvrtc==13.5.*" "nvidia-cuda-r
 CUDA ?= 13
 GPU_PACKAGES := "cupy-cuda$(CUDA)x[ctk]"
 
-.PHONY: demo docs test test-cpu test-cuda test-ranks test-gpu bench bench-micro bench-gpu bench-peers bench-scaling bench-ranks bench-training plots check fmt clean
+# One worker more than there are cores: many tests wait for a while.
+WORKERS := -n $(shell echo $$(( $$(nproc) + 1 ))) --dist worksteal
+
+.PHONY: demo docs test test-cpu test-cuda test-ranks test-long test-gpu bench bench-micro bench-gpu bench-peers bench-scaling bench-ranks bench-training plots check fmt clean
 
 $(PY):
 	$(PYTHON) -m venv $(VENV)
@@ -45,10 +48,10 @@ $(VENV)/.gpu-$(CUDA): $(VENV)/.dev
 test: test-cpu test-cuda test-ranks  ## every test that this machine can run
 
 test-cpu: $(VENV)/.dev
-	$(PY) -m pytest -n auto --dist worksteal --ignore tests/cuda --ignore tests/kernels --ignore tests/ranks --ignore tests/test_object_stores.py --ignore tests/test_dcp.py
+	$(PY) -m pytest $(WORKERS) --ignore tests/cuda --ignore tests/kernels --ignore tests/ranks --ignore tests/test_object_stores.py --ignore tests/test_dcp.py
 
 test-cuda: $(VENV)/.cuda  ## the CUDA tests with real CuPy over a stand-in for the driver
-	$(PY) -m pytest -n auto --dist worksteal tests/kernels tests/test_bench_gpu.py
+	$(PY) -m pytest $(WORKERS) tests/kernels tests/test_bench_gpu.py
 	$(PY) -m tests.cuda_on_cpu.run || [ $$? -eq 3 ]
 
 # Each alone, so that what can't be installed here is said, and only its own tests skip.  A build of
@@ -61,7 +64,13 @@ $(VENV)/.ranks: $(VENV)/.dev tests/ranks-requirements.txt
 	touch $@
 
 test-ranks: $(VENV)/.ranks  ## real processes as ranks, object stores, torch: what needs packages of others
-	$(PY) -m pytest -n auto --dist worksteal --durations=5 tests/ranks tests/test_object_stores.py tests/test_dcp.py
+	$(PY) -m pytest $(WORKERS) --durations=5 tests/ranks tests/test_object_stores.py tests/test_dcp.py
+
+# What `test` draws or picks fewer examples of, and the CUDA tests all in each mode.
+test-long: $(VENV)/.cuda  ## every example, every CUDA test in every mode of the stand-in
+	GPUCKPT_TEST_LONG=1 $(MAKE) test-cpu
+	GPUCKPT_TEST_LONG=1 $(PY) -m pytest $(WORKERS) tests/kernels
+	$(PY) -m tests.cuda_on_cpu.run --whole || [ $$? -eq 3 ]
 
 test-gpu: $(VENV)/.gpu-$(CUDA)  ## the CUDA tests on this machine's GPU; exits with 3 without one
 	GPUCKPT_STANDIN= $(PY) -m tests.cuda.on_gpu
