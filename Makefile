@@ -48,7 +48,7 @@ $(VENV)/.gpu-$(CUDA): $(VENV)/.dev
 test: test-cpu test-cuda test-ranks  ## every test that this machine can run
 
 test-cpu: $(VENV)/.dev
-	$(PY) -m pytest $(WORKERS) --ignore tests/cuda --ignore tests/kernels --ignore tests/ranks --ignore tests/test_object_stores.py --ignore tests/test_dcp.py
+	$(PY) -m pytest $(WORKERS) --ignore tests/cuda --ignore tests/kernels --ignore tests/ranks --ignore tests/test_object_stores.py --ignore tests/test_dcp.py --ignore tests/test_cookbook.py --ignore tests/test_site.py
 
 test-cuda: $(VENV)/.cuda  ## the CUDA tests with real CuPy over a stand-in for the driver
 	$(PY) -m pytest $(WORKERS) tests/kernels tests/test_bench_gpu.py
@@ -64,7 +64,7 @@ $(VENV)/.ranks: $(VENV)/.dev tests/ranks-requirements.txt
 	touch $@
 
 test-ranks: $(VENV)/.ranks  ## real processes as ranks, object stores, torch: what needs packages of others
-	$(PY) -m pytest $(WORKERS) --durations=5 tests/ranks tests/test_object_stores.py tests/test_dcp.py
+	$(PY) -m pytest $(WORKERS) --durations=5 tests/ranks tests/test_object_stores.py tests/test_dcp.py tests/test_cookbook.py
 
 # What `test` draws or picks fewer examples of, and the CUDA tests all in each mode.
 test-long: $(VENV)/.cuda  ## every example, every CUDA test in every mode of the stand-in
