@@ -176,8 +176,9 @@ def fork_ranks(directory: Path) -> None:
     """Import what the ranks need once, and be the parent of them all."""
     task = json.loads((directory / "task.json").read_text())
     ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
-    importlib.import_module(task["worker"].partition(":")[0])
-    importlib.import_module("torch.distributed")
+    module = importlib.import_module(task["worker"].partition(":")[0])
+    for name in ("torch.distributed", *getattr(module, "BEFORE_FORKS", ())):
+        importlib.import_module(name)
     children = []
     for rank in range(task["size"]):
         child = os.fork()
