@@ -35,7 +35,7 @@ def blocks(page: Path) -> list[Block]:
     ]
 
 
-def environment(directory: Path) -> dict[str, str]:
+def environment(directory: Path, warnings: str = "error") -> dict[str, str]:
     """That of this process, where `python` and `gpuckpt` are this interpreter's."""
     tools = directory / ".tools"
     tools.mkdir(exist_ok=True)
@@ -43,11 +43,14 @@ def environment(directory: Path) -> dict[str, str]:
         (tools / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {module}"$@"\n')
         (tools / name).chmod(0o755)
     path = f"{tools}{os.pathsep}{os.environ['PATH']}"
-    return os.environ | {"PATH": path, "PYTHONWARNINGS": "error", "PYTHONPATH": str(ROOT)}
+    return os.environ | {"PATH": path, "PYTHONWARNINGS": warnings, "PYTHONPATH": str(ROOT)}
 
 
-def run(shown: list[Block], directory: Path) -> str:
-    """What they print; the first that fails is an assertion with its error."""
+def run(shown: list[Block], directory: Path, warnings: str = "error") -> str:
+    """What they print; the first that fails is an assertion with its error.
+
+    `warnings` is Python's option `-W`: not all libraries are free of them.
+    """
     printed = ""
     for number, block in enumerate(shown):
         if block.language == "python" and block.title:
@@ -59,7 +62,7 @@ def run(shown: list[Block], directory: Path) -> str:
         finished = subprocess.run(
             [*command, str(script)],
             cwd=directory,
-            env=environment(directory),
+            env=environment(directory, warnings),
             capture_output=True,
             text=True,
             check=False,
