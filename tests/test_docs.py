@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import re
 from pathlib import Path
 
 import pytest
 
 import gpuckpt
+from gpuckpt import errors
 from tests import pages
 
 ROOT = Path(__file__).parents[1]
@@ -42,3 +45,23 @@ def test_the_reference_names_what_there_is_and_nothing_twice():
     named = re.findall(r"^::: gpuckpt\.(\w+)$", text, re.MULTILINE)
     assert len(named) == len(set(named))
     assert set(named) <= set(gpuckpt.__all__)
+
+
+def test_the_page_of_errors_has_the_tree_as_it_is():
+    tree = (inspect.getdoc(errors) or "").partition("\n\n")[2]
+    assert [block.text.strip() for block in pages.blocks(DOCS / "reference/errors.md")] == [tree]
+
+
+@pytest.mark.parametrize("name", [n for n in gpuckpt.__all__ if n != "__version__"])
+def test_every_field_and_property_of_a_public_class_is_documented(name):
+    value = getattr(gpuckpt, name)
+    if not inspect.isclass(value):
+        return
+    text = inspect.getdoc(value) or ""
+    if dataclasses.is_dataclass(value):
+        fields = [one.name for one in dataclasses.fields(value) if one.repr and one.name[0] != "_"]
+        spans = " ".join(re.findall(r"`([^`]+)`", text))
+        assert [field for field in fields if not re.search(rf"\b{field}\b", spans)] == []
+    for attribute, member in vars(value).items():
+        if isinstance(member, property) and not attribute.startswith("_"):
+            assert inspect.getdoc(member), attribute
