@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import http.server
+import json
+import os
+import queue
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -57,3 +67,77 @@ def test_every_link_within_the_site_leads_to_a_file(site):
         for link in re.findall(r'href="([^"#]+)', page.read_text()):
             if ":" not in link and page.name != "404.html":
                 assert (page.parent / link).exists(), f"{page}: {link}"
+
+
+# In frames of a phone's and a desktop's width; each page says what is wider than its frame.
+FRAMES = """<!doctype html><title>frames</title><body><script>
+const pages = PAGES, widths = [390, 1440], found = [];
+async function look(page, width) {
+  const frame = document.createElement("iframe");
+  frame.style.width = width + "px"; frame.style.height = "900px"; frame.src = page;
+  const loaded = new Promise(resolve => { frame.onload = resolve; });
+  document.body.append(frame);
+  await loaded;
+  frame.contentWindow.addEventListener("error", one => found.push([page, width, one.message]));
+  const root = frame.contentDocument.documentElement;
+  const images = [...frame.contentDocument.images].filter(one => !one.complete);
+  if (root.scrollWidth > width) found.push([page, width, "is " + root.scrollWidth + " wide"]);
+  if (images.length) found.push([page, width, "lacks an image"]);
+  frame.remove();
+}
+(async () => {
+  for (const page of pages) for (const width of widths) await look(page, width);
+  await fetch("/found", {method: "POST", body: JSON.stringify(found)});
+})();
+</script>"""
+
+
+class Serves(http.server.SimpleHTTPRequestHandler):
+    """The site's files; what is posted is put into the queue."""
+
+    posted: queue.Queue[bytes]
+
+    def do_POST(self) -> None:
+        self.posted.put(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def browsing(browser: str, site: Path, page: str, profile: Path) -> Iterator[queue.Queue[bytes]]:
+    """A browser that shows a page of the site; what the page posts."""
+    handler = type("Handler", (Serves,), {"posted": queue.Queue()})
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(handler, directory=str(site))
+    ) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/{page}"
+        process = subprocess.Popen(
+            [browser, *options, "--remote-debugging-port=0", url],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            yield handler.posted  # type: ignore[attr-defined]
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            server.shutdown()
+
+
+def test_no_page_is_wider_than_a_phone_or_a_desktop(site, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("there is no Chromium")
+    pages = [page.relative_to(site).as_posix() for page in sorted(site.rglob("*.html"))]
+    shown = [page for page in pages if not page.startswith(("adr/0", "404", "project/"))]
+    assert len(shown) > 20
+    (site / "frames.html").write_text(FRAMES.replace("PAGES", json.dumps(shown)))
+    with browsing(browser, site, "frames.html", tmp_path / "profile") as posted:
+        found = json.loads(posted.get(timeout=200))
+    assert found == []
