@@ -23,7 +23,14 @@ PROJECT = "project"  # where the site has what lies outside of docs/
 LINK = re.compile(r"(!?\[(?:[^\[\]]|\[[^\]]*\])*\])\(([^)\s]+)\)")
 FENCE = re.compile(r"^(```.*?^```)", re.MULTILINE | re.DOTALL)
 FIGURE = re.compile(r'<img alt="([^"]*)" src="([^"]*figures/[\w-]+\.svg)" ?/?>')
-GENERATED = "adr/index.md"
+# Folders whose index is a list of their pages, with what it says before it.
+LISTED = {
+    "adr": (
+        "Decisions",
+        "Choices that somebody will ask about. A later one says what it replaces.",
+    ),
+    "guides": ("Guides", "One page for each framework, tool, and way to come here."),
+}
 THE_REST = "<!-- the rest of the public names -->"
 
 
@@ -34,9 +41,10 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Adds the decisions' list, and each file outside of docs/ that a page links to."""
+    """Adds the lists of pages, and each file outside of docs/ that a page links to."""
     docs = Path(config.docs_dir)
-    files.append(File.generated(config, GENERATED, content=_decisions(docs)))
+    for folder in (one for one in LISTED if not (docs / one / "index.md").exists()):
+        files.append(File.generated(config, f"{folder}/index.md", content=_list(docs / folder)))
     waiting = [docs / file.src_uri for file in files.documentation_pages() if not file.generated_by]
     waiting += [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
     seen: set[Path] = set()
@@ -78,18 +86,18 @@ def _with_pages(entry: Any, docs: Path) -> Any:
     if not (isinstance(value, str) and value.endswith("/")):
         return entry
     pages = sorted(path.relative_to(docs).as_posix() for path in (docs / value).glob("*.md"))
-    index = [f"{value}index.md"] if f"{value}index.md" in [*pages, GENERATED] else []
+    index = [f"{value}index.md"]
     return {title: index + [page for page in pages if page not in index]}
 
 
-def _decisions(docs: Path) -> str:
-    """The page that lists all decisions."""
+def _list(folder: Path) -> str:
+    """The page that lists the pages of a folder, by their headings."""
+    title, intro = LISTED[folder.name]
     rows = []
-    for path in sorted((docs / "adr").glob("[0-9]*.md")):
+    for path in sorted(folder.glob("*.md")):
         heading = path.read_text().partition("\n")[0].lstrip("# ")
         rows.append(f"- [{heading}]({path.name})")
-    intro = "Choices that somebody will ask about. A later one says which it replaces."
-    return "\n".join(["# Decisions", "", intro, "", *rows, ""])
+    return "\n".join([f"# {title}", "", intro, "", *rows, ""])
 
 
 def _of_the_project(source: Path, config: MkDocsConfig) -> File:
@@ -139,10 +147,9 @@ def _source(uri: str) -> Path:
 
 def _uri(path: Path) -> str:
     """Where the site has one of the repository's files."""
-    if path == ROOT / "docs/adr":
-        return GENERATED
     if path.is_relative_to(ROOT / "docs"):
-        return path.relative_to(ROOT / "docs").as_posix()
+        page = path / "index.md" if path.is_dir() else path
+        return page.relative_to(ROOT / "docs").as_posix()
     return f"{PROJECT}/{path.relative_to(ROOT).as_posix()}"
 
 
