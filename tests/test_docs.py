@@ -23,7 +23,7 @@ def test_the_quickstart_runs_and_the_killed_run_ends_as_the_other(tmp_path):
     shown = [block for block in pages.blocks(DOCS / "quickstart.md") if block.language in RUN]
     printed = pages.run(shown, tmp_path)
     digests = re.findall(r"^digest (\w+)$", printed, re.MULTILINE)
-    assert len(digests) == 2
+    assert len(digests) >= 2  # three, if it ended before it was killed
     assert len(set(digests)) == 1
 
 

@@ -141,3 +141,10 @@ def test_no_page_is_wider_than_a_phone_or_a_desktop(site, tmp_path):
     with browsing(browser, site, "frames.html", tmp_path / "profile") as posted:
         found = json.loads(posted.get(timeout=200))
     assert found == []
+
+
+def test_figures_stand_in_their_pages(site):
+    page = (ROOT / "docs/how-it-works.md").read_text()
+    assert (site / "how-it-works.html").read_text().count('<figure class="drawn"') == page.count(
+        "](figures/"
+    )
