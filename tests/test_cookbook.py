@@ -100,10 +100,9 @@ def test_the_script_runs_it_again_until_it_ends_otherwise(place, last):
 def test_a_job_that_gets_usr1_is_queued_again_and_one_that_is_done_is_not(place):
     tools = place / ".tools"
     pages.environment(place)
-    for name, text in {"srun": 'exec "$@"', "scontrol": 'echo "$@" >> ../queue'}.items():
+    for name, text in {"srun": 'exec "$@"', "scontrol": 'echo "$@" >> queue'}.items():
         (tools / name).write_text(f"#!/bin/sh\n{text}\n")
         (tools / name).chmod(0o755)
-    (tools / "scontrol").write_text('#!/bin/sh\necho "$@" >> queue\n')
     job = {"SLURM_JOB_ID": "42", "SLURM_JOB_NAME": "train", "RUNS": str(place / "runs")}
     first = started(["bash", "train.sbatch"], place, STEPS="100000", **job)
     line_of(first, "from step")
