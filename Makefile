@@ -14,7 +14,10 @@ CUDA_PACKAGES := cupy-cuda13x==14.2.0 "nvidia-cuda-nvrtc==13.5.*" "nvidia-cuda-r
 CUDA ?= 13
 GPU_PACKAGES := "cupy-cuda$(CUDA)x[ctk]"
 
-.PHONY: demo test test-cpu test-cuda test-ranks test-frameworks test-gpu bench bench-micro bench-gpu bench-peers bench-scaling bench-ranks bench-training plots check fmt clean
+# One worker more than there are cores: many tests wait for a while.
+WORKERS := -n $(shell echo $$(( $$(nproc) + 1 ))) --dist worksteal
+
+.PHONY: demo docs test test-cpu test-cuda test-ranks test-frameworks test-long test-gpu bench bench-micro bench-gpu bench-peers bench-scaling bench-ranks bench-training plots check fmt clean
 
 $(PY):
 	$(PYTHON) -m venv $(VENV)
@@ -52,10 +55,10 @@ $(VENV)/.chromium: $(VENV)/.dev
 	touch $@
 
 test-cpu: $(VENV)/.dev $(VENV)/.chromium
-	$(PY) -m pytest -n auto --dist worksteal --ignore tests/cuda --ignore tests/kernels --ignore tests/ranks --ignore tests/frameworks --ignore tests/examples --ignore tests/convert --ignore tests/test_object_stores.py --ignore tests/test_dcp.py
+	$(PY) -m pytest $(WORKERS) --ignore tests/cuda --ignore tests/kernels --ignore tests/ranks --ignore tests/frameworks --ignore tests/examples --ignore tests/convert --ignore tests/test_object_stores.py --ignore tests/test_dcp.py --ignore tests/test_cookbook.py --ignore tests/test_site.py
 
 test-cuda: $(VENV)/.cuda  ## the CUDA tests with real CuPy over a stand-in for the driver
-	$(PY) -m pytest -n auto --dist worksteal tests/kernels tests/test_bench_gpu.py
+	$(PY) -m pytest $(WORKERS) tests/kernels tests/test_bench_gpu.py
 	$(PY) -m tests.cuda_on_cpu.run || [ $$? -eq 3 ]
 
 # Each alone, so that what can't be installed here is said, and only its own tests skip.  A build of
@@ -68,7 +71,13 @@ $(VENV)/.ranks: $(VENV)/.dev tests/ranks-requirements.txt
 	touch $@
 
 test-ranks: $(VENV)/.ranks  ## real processes as ranks, object stores, torch: what needs packages of others
-	$(PY) -m pytest -n auto --dist worksteal --durations=5 tests/ranks tests/test_object_stores.py tests/test_dcp.py
+	$(PY) -m pytest $(WORKERS) --durations=5 tests/ranks tests/test_object_stores.py tests/test_dcp.py tests/test_cookbook.py
+
+# What `test` draws or picks fewer examples of, and the CUDA tests all in each mode.
+test-long: $(VENV)/.cuda  ## every example, every CUDA test in every mode of the stand-in
+	GPUCKPT_TEST_LONG=1 $(MAKE) test-cpu
+	GPUCKPT_TEST_LONG=1 $(PY) -m pytest $(WORKERS) tests/kernels
+	$(PY) -m tests.cuda_on_cpu.run --whole || [ $$? -eq 3 ]
 
 # As above.  After .ranks, so that one installation doesn't change what another is in the middle of.
 $(VENV)/.frameworks: $(VENV)/.ranks tests/frameworks-requirements.txt
@@ -115,6 +124,14 @@ $(VENV)/.plots: $(VENV)/.dev
 
 plots: $(VENV)/.plots  ## docs/plots/ from what bench-scaling measured last
 	$(PY) -m bench.scaling.plots $$(ls -t bench/results/scaling-*.json | head -1) --out docs/plots
+
+$(VENV)/.docs: $(VENV)/.dev
+	$(PIP) -e '.[docs]'
+	touch $@
+
+docs: $(VENV)/.docs  ## the documentation's site in build/site, and its tests
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+	$(PY) -m pytest -q tests/test_site.py
 
 check: $(VENV)/.dev  ## format, lint, types
 	$(PY) -m ruff format --check .

@@ -16,7 +16,7 @@ from gpuckpt.tierstats import TierStats
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A committed checkpoint.
+    """A committed checkpoint of `root`: its `step`, with the `epoch` and `metrics` it was given.
 
     `created` is in seconds since 1970, UTC; `raw_nbytes` what its tensors
     take in memory, `encoded_nbytes` what their chunks take on disk.

@@ -18,6 +18,9 @@ _WHOLE |= dict.fromkeys(("index", "sync", "manifest"), ("commit",))
 class Stats:
     """What one save cost, in seconds and bytes; complete once it has committed or failed.
 
+    `mode`: `copy` or `hold`; `codec`: what was asked for, or of a save before a
+    preemption what it was saved with.
+
     `stall_seconds`: the caller was blocked, of that by the save before
     `wait_seconds`, by listing the state `inventory_seconds`, by sharing out with
     other ranks what several hold `share_seconds`, by freezing it (on the host,
@@ -41,7 +44,8 @@ class Stats:
     which a thread had no CPU: it waited for a core or for the interpreter.
     `cpu_seconds` are the CPU seconds of all of them.
 
-    `raw_nbytes` is the state in memory, `unchanged_nbytes` of which weren't
+    `raw_nbytes` is the state in memory, of `tensors` tensors in `chunks` chunks,
+    `unchanged_nbytes` of which weren't
     written again and `delta_nbytes` as what they differ by, and `derived_nbytes` not at all,
     since they are other tensors, rounded; `brought_nbytes` what of its chunks came from
     GPUs to the host; `filter_nbytes` what the host

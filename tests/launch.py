@@ -7,7 +7,7 @@
 
 | kind | processes | meet |
 |---|---|---|
-| `torch` | plain, gloo initialised | in torch.distributed's TCPStore |
+| `torch` | forked from one that has imported torch; gloo initialised | in its TCPStore |
 | `jax` | plain, jax.distributed initialised on the CPU | in its coordination service |
 | `mpi` | by `mpirun` | in a communicator |
 | `store` | plain | by records in the directory `tmp_path/root` |
@@ -82,6 +82,8 @@ def launch(
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(end - time.monotonic(), 0))
     codes = [process.returncode for process in processes]
+    if (directory / "codes.json").exists():
+        codes = json.loads((directory / "codes.json").read_text())
     return [_found(directory, rank, codes[rank % len(codes)]) for rank in range(size)]
 
 
@@ -108,6 +110,8 @@ def _processes(kind: str, size: int, directory: Path) -> Iterator[list[subproces
     if kind == "mpi":
         options = ["--oversubscribe", "--allow-run-as-root", "--enable-recovery", "-n", str(size)]
         commands = [[str(mpirun()), *options, *command]]
+    elif kind == "torch":
+        commands = [[*command, "fork"]]
     processes = []
     try:
         for rank, one in enumerate(commands):
@@ -168,6 +172,26 @@ def main(directory: Path, rank: int) -> None:
     os._exit(0 if "value" in result else 1)
 
 
+def fork_ranks(directory: Path) -> None:
+    """Import what the ranks need once, and be the parent of them all."""
+    task = json.loads((directory / "task.json").read_text())
+    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    module = importlib.import_module(task["worker"].partition(":")[0])
+    for name in ("torch.distributed", *getattr(module, "BEFORE_FORKS", ())):
+        importlib.import_module(name)
+    children = []
+    for rank in range(task["size"]):
+        child = os.fork()
+        if child == 0:
+            output = os.open(directory / f"output-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            main(directory, rank)
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    (directory / "codes.json").write_text(json.dumps(codes))
+
+
 def _group(directory: Path) -> Any:
     from gpuckpt.groups.detect import as_group
     from gpuckpt.stores.local import LocalStore
@@ -191,5 +215,7 @@ def _begin(kind: str, rank: int, size: int, directory: Path, port: int) -> None:
         from mpi4py import MPI  # noqa: F401
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and sys.argv[2:] == ["fork"]:
+    fork_ranks(Path(sys.argv[1]))
+elif __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else -1)

@@ -25,6 +25,7 @@ from gpuckpt.tree import flatten
 from gpuckpt.values import encode_value
 from tests import like_torch
 from tests.changing_states import SCALARS, VALUES, Box, Interface, Play, Subclass
+from tests.often import often
 from tests.strategies import Array, arrays, same, states
 
 # What an inventory has to be
@@ -75,7 +76,7 @@ def elements(inventory: Inventory) -> list[Array]:
     ]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=often(200), deadline=None)
 @given(st.lists(states(), min_size=1, max_size=3))
 def test_an_inventory_is_what_a_look_at_each_leaf_gives_whatever_was_seen_before(some):
     census = Census()
@@ -90,7 +91,7 @@ def test_an_inventory_is_what_a_look_at_each_leaf_gives_whatever_was_seen_before
         assert len(again.owners) == len(again.specs)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=often(200), deadline=None)
 @given(arrays())
 def test_host_memory_is_seen_in_place_by_address_and_strides(array):
     tensor = look(array, "a")
@@ -120,7 +121,7 @@ def _nodes(node: Any) -> list[Any]:
     return [inner for child in node for inner in _nodes(child)] if isinstance(node, list) else []
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=often(300), deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_no_change_of_a_state_goes_unnoticed_and_the_roster_stays_if_only_values_changed(rng):
     play, census = Play(rng), Census()

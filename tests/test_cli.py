@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
 
 import gpuckpt
+from gpuckpt.cli import main
+
+Finished = subprocess.CompletedProcess[str]
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object) -> Finished:
+    """In this process: what is printed, and what it would exit with."""
+    out, err, code = io.StringIO(), io.StringIO(), None
+    argv = ["gpuckpt", *map(str, arguments)]
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        mock.patch.object(sys, "argv", argv),
+    ):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+    assert code is None or isinstance(code, int)
+    return Finished(argv, code or 0, out.getvalue(), err.getvalue())
+
+
+def run_alone(*arguments: object) -> Finished:
+    """In a process of its own."""
     command = [sys.executable, "-m", "gpuckpt", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
@@ -142,7 +166,7 @@ def test_what_cannot_be_done_is_one_line_on_stderr_and_exit_code_2(root, argumen
     verb, *options = arguments
     where = root if options else root / "nothing-here"
 
-    finished = run(verb, where, *options)
+    finished = run_alone(verb, where, *options)
 
     assert finished.returncode == 2
     assert finished.stderr.startswith("gpuckpt: ")
@@ -154,7 +178,7 @@ def test_ls_and_show_say_what_is_derived_from_other_tensors(tmp_path):
     master = np.random.default_rng(0).standard_normal((200, 100)).astype(np.float32)
     gpuckpt.save(tmp_path, {"master": master, "copy": master.astype(np.float16)}, 1)
 
-    (step,) = json.loads(run("ls", tmp_path, "--json").stdout)["checkpoints"]
+    (step,) = json.loads(run_alone("ls", tmp_path, "--json").stdout)["checkpoints"]
     assert step["derived_nbytes"] == 40_000
     assert "33 %" in run("ls", tmp_path).stdout
     facts = json.loads(run("show", tmp_path, "--json").stdout)

@@ -89,7 +89,11 @@ def is_damaged(checks: Checks, found: Iterable[Loss]) -> bool:
 def test_without_any_one_of_its_syncs_some_reboot_finds_damage(history, checks):
     record = rank_record_of(history).record
     known = list(syncs(record))
-    needed = {record[at].place for at in known if is_damaged(checks, losses(record, at, deaf=at))}
+    needed: set[tuple[str, int]] = set()
+    for at in known:
+        place = record[at].place
+        if place not in needed and is_damaged(checks, losses(record, at, deaf=at)):
+            needed.add(place)
     print(f"{history.__name__}: {len(known)} syncs, of {len(needed)} places that need them")
     files = {Path(place).name for place, _ in needed}
     assert files >= {"segments.py", "__init__.py", "parts.py", "commit.py"}

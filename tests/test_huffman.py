@@ -13,6 +13,7 @@ from gpuckpt.arena import ZSTD, Slot
 from gpuckpt.coding import WORTHWHILE, compress, decode_planes, sample_entropy
 from gpuckpt.native import VARIABLE, native
 from gpuckpt.spec import Plane
+from tests.often import often
 from tests.test_native import Room, both, loops
 
 Bytes = npt.NDArray[np.uint8]
@@ -76,7 +77,7 @@ def planes(draw: st.DrawFn) -> Bytes:
     return np.concatenate(parts)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=often(200))
 @given(planes(), st.integers(0, 9), st.sampled_from((64, 0, -1, -100, -20_000)))
 @example(np.zeros(3 * BLOCK, np.uint8), 0, 0)
 @example(np.arange(3 * BLOCK).astype(np.uint8), 0, 64)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 import gpuckpt
 from gpuckpt.census import Census, take_inventory
 from gpuckpt.structure import from_json, of_one, walk_json
+from tests.often import often
 from tests.strategies import same, states
 
 
@@ -119,7 +120,7 @@ def test_ranks_own_things_are_marked_once_each_and_in_no_file_of_one_process():
     assert one == other
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=often(100), deadline=None)
 @given(states(), states())
 def test_a_file_of_one_process_has_it_as_if_it_were_not_wrapped(one, other):
     """But for the object that it is."""

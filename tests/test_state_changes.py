@@ -23,6 +23,7 @@ import gpuckpt
 from gpuckpt.stores.memory import MemoryStore
 from tests import like_torch
 from tests.changing_states import Box, Interface
+from tests.often import often
 from tests.strategies import Array, same
 from tests.test_checkpointer import FEWEST, SlowStore
 
@@ -394,7 +395,7 @@ class History(RuleBasedStateMachine):
 
 TestHistory = History.TestCase
 TestHistory.settings = settings(
-    max_examples=40,
+    max_examples=often(40),
     stateful_step_count=25,
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking takes minutes

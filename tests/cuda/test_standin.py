@@ -340,3 +340,11 @@ def test_two_devices():
         assert moved.device.id == 1
         np.testing.assert_array_equal(moved.get(), words)
     np.testing.assert_array_equal(host.view(np.uint32), words + np.uint32(1))
+
+
+def test_what_some_modes_leave_out_is_there_and_runs_in_others():
+    from tests.cuda_on_cpu import run
+
+    here = Path(__file__).parent
+    assert [file for file in run.TIMELESS if not (here / file).exists()] == []
+    assert set(run.WHOLE) <= run.MODES.keys()

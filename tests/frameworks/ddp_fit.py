@@ -18,7 +18,7 @@ from gpuckpt.adapters.lightning import Checkpoint
 from tests.frameworks.trainings import digest
 
 
-class Net(pl.LightningModule):  # type: ignore[misc]
+class Net(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.net = torch.nn.Sequential(torch.nn.Dropout(0.3), torch.nn.Linear(8, 1))
@@ -31,7 +31,7 @@ class Net(pl.LightningModule):  # type: ignore[misc]
         return torch.optim.AdamW(self.parameters(), 1e-2)
 
 
-class Leave(pl.Callback):  # type: ignore[misc]
+class Leave(pl.Callback):
     """Ends the process as a crash does: nothing is tidied up."""
 
     def on_train_batch_end(self, trainer, *_):

@@ -13,6 +13,7 @@ from gpuckpt.devices.pairs import PAIR, PIECE, SEGMENT
 from tests.cuda_on_cpu.emulator import cuemu
 from tests.kernels.building import library
 from tests.kernels.copies import Copies, Copy
+from tests.often import often
 
 NAMES = ("survey", "sample", "pack")
 TURNED = (2, 4)
@@ -40,7 +41,7 @@ def copies(draw: st.DrawFn) -> Copy:
     return Copy(count, width, changed, by=draw(st.sampled_from([1, 100])), turned=turned)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=often(100), deadline=None)
 @given(
     chunks=st.lists(copies(), min_size=1, max_size=5),
     seed=st.integers(0, 2**32 - 1),

@@ -13,6 +13,7 @@ from gpuckpt.layout import LEAF_NBYTES
 from tests.cuda_on_cpu.emulator import cuemu
 from tests.kernels.building import library
 from tests.kernels.memory import Launch, Piece, aligned
+from tests.often import often
 
 NAMES = ("filter", "unfilter", "digest")
 TILE = 2048
@@ -44,7 +45,7 @@ def pieces(draw: st.DrawFn) -> Piece:
     return Piece(elements * width, width, misaligned, base, expected=expected, turned=turned)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=often(200), deadline=None)
 @given(
     chunks=st.lists(pieces(), min_size=1, max_size=6),
     seed=st.integers(0, 2**32 - 1),

@@ -16,6 +16,7 @@ from gpuckpt.devices.strided import AXES_MAX, RUN, Run, lay_out_runs, merged
 from tests.cuda_on_cpu.emulator import cuemu
 from tests.kernels.building import library
 from tests.kernels.memory import FILL, aligned, untouched_around
+from tests.often import often
 
 NAMES = ("gather", "scatter")
 
@@ -133,7 +134,7 @@ def tensors(draw: st.DrawFn) -> Strided:
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=often(200), deadline=None)
 @given(many=st.lists(tensors(), min_size=1, max_size=5), grid=st.integers(0, 4))
 def test_any_runs_are_packed_and_put_back(fast, many, grid):
     check(fast, many, grid)

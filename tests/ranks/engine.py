@@ -13,6 +13,13 @@ import numpy as np
 import gpuckpt
 from gpuckpt.groups import Group
 
+# What torch's ranks import, once, before they are forked; optimizers import the last.
+BEFORE_FORKS = (
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor.parallel",
+    "torch._dynamo",
+)
+
 
 def saves(group: Group, arguments: dict[str, Any]) -> dict[str, Any]:
     """Trains on a mesh, saves twice, and tells what every tensor was."""

@@ -120,14 +120,29 @@ def compile_library(
     common += ["-fno-strict-aliasing", "-w"]
     hooks = ["-fsanitize=thread,alignment,shift,bounds"] if check else []
     hooks += ["--param", "tsan-instrument-func-entry-exit=0"] if check else []
-    objects = [base.with_suffix(".o"), base.with_suffix(".rt.o")]
     kind = ["-c", "-x", "c++-cpp-output"]
-    run(*common, *hooks, *kind, base.with_suffix(".ii"), "-o", objects[0])
-    checker = ["-DCUEMU_CHECK"] if check else []
-    run(*common, *checker, "-c", HERE / "cuemu_rt.cpp", "-o", objects[1])
+    run(*common, *hooks, *kind, base.with_suffix(".ii"), "-o", base.with_suffix(".o"))
+    runtime = runtime_object([*common, *(["-DCUEMU_CHECK"] if check else [])], base)
     library = base.with_suffix(".so")
-    run(*common, "-shared", "-Wl,-Bsymbolic", *objects, "-o", library)
+    run(*common, "-shared", "-Wl,-Bsymbolic", base.with_suffix(".o"), runtime, "-o", library)
     return library
+
+
+def runtime_object(command: Sequence[str | Path], base: Path) -> Path:
+    """The emulator's own part of each library, which is kept for all that are built so."""
+    key = hashlib.sha256(repr((emulator_text(), *command)).encode()).hexdigest()[:24]
+    kept = standin_build.home() / "emulated" / f"{key}.rt.o"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        built = base.with_suffix(".rt.o")
+        run(*command, "-c", HERE / "cuemu_rt.cpp", "-o", built)
+        built.rename(kept)  # at once: another process may build the same
+    return kept
+
+
+def emulator_text() -> str:
+    """All sources of the emulator, which a build depends on."""
+    return "".join(path.read_text() for path in sorted(HERE.glob("cuemu*")))
 
 
 def host_library_of(
@@ -141,8 +156,7 @@ def host_library_of(
 ) -> Path:
     """The built library of CUDA source text; `options` are NVRTC-like (-D, -I, -std)."""
     given = [*options, *(f"expr:{e}" for e in expressions)]
-    emulator = "".join(p.read_text() for p in sorted(HERE.glob("cuemu*")))
-    key = hashlib.sha256(repr((text, emulator, check, opt, given)).encode()).hexdigest()[:24]
+    key = hashlib.sha256(repr((text, emulator_text(), check, opt, given)).encode()).hexdigest()[:24]
     kept = standin_build.home() / "emulated" / f"{key}.so"
     if kept.exists():
         return kept
