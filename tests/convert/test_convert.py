@@ -142,7 +142,8 @@ def test_a_step_can_be_given_to_what_has_none(tmp_path):
     done = gpuckpt.convert(tmp_path / "x.npz", tmp_path / "run", step=41)
     assert open_step(open_store(tmp_path / "run")).step == done.step == 41
 
-    done = gpuckpt.convert(tmp_path / "x.npz", tmp_path / "run", verify=True)  # not of step 41
+    np.savez(tmp_path / "y.npz", w=np.ones(3))
+    done = gpuckpt.convert(tmp_path / "y.npz", tmp_path / "run", verify=True)  # not of step 41
     assert done.step == 0
 
 
