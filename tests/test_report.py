@@ -115,7 +115,7 @@ def test_each_chart_has_a_title_a_description_axes_with_units_and_its_numbers(tm
         assert "<desc" in chart
         assert "<table aria-label=" in chart
         assert re.search(r'class="end">[0-9.]+( ?(s|ms|µs|B|KiB|MiB))?<', chart)
-    assert re.search(r"<title>step 3\nstall: [0-9.]+ m?s\nslow-down: 0 s</title>", told)
+    assert re.search(r"<title>step 3\nstall: [0-9.]+ (?:s|ms|µs)\nslow-down: 0 s</title>", told)
 
 
 def test_a_root_without_a_log_has_a_report_that_says_so(tmp_path):
@@ -410,7 +410,9 @@ DRAWN = ("step", "stall_seconds", "background_seconds", "write_seconds", "raw_nb
 
 
 @given(st.data())
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_any_numbers_in_a_log_leave_a_page_that_can_be_drawn(line_of_a_log, data):
     line = json.loads(line_of_a_log.read_text())
     for _ in range(data.draw(st.integers(1, 3))):
