@@ -198,6 +198,7 @@ def test_names_that_are_markup_are_shown_and_never_run(tmp_path):
 
 
 @given(st.text())
+@settings(deadline=None)
 def test_text_is_read_back_as_it_was_but_for_what_cannot_be_seen(told):
     class Reader(html.parser.HTMLParser):
         words = ""
@@ -372,6 +373,7 @@ def test_ticks_begin_at_zero_are_few_and_reach_the_largest_value(unit, most):
     assert all(a < b for a, b in pairwise(ticks))
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(min_value=0, max_value=1e9), min_size=1, max_size=1000))
 @example([float(at % 7) for at in range(1000)])
 def test_thinning_leaves_out_no_extreme_and_counts_every_save(values):
@@ -392,6 +394,7 @@ def test_numbers_that_are_spread_keep_the_first_and_the_last(numbers, most):
     assert not numbers or {found[0], found[-1]} == {numbers[0], numbers[-1]}
 
 
+@settings(deadline=None)
 @given(st.lists(st.text("ab./01", max_size=12), unique=True))
 def test_every_tensor_has_a_layer_and_layers_are_few(names):
     layers = Layers(names)
