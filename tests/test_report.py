@@ -115,7 +115,7 @@ def test_each_chart_has_a_title_a_description_axes_with_units_and_its_numbers(tm
         assert "<desc" in chart
         assert "<table aria-label=" in chart
         assert re.search(r'class="end">[0-9.]+( ?(s|ms|µs|B|KiB|MiB))?<', chart)
-    assert re.search(r"<title>step 3\nstall: [0-9.]+ m?s\nslow-down: 0 s</title>", told)
+    assert re.search(r"<title>step 3\nstall: [0-9.]+ (?:s|ms|µs)\nslow-down: 0 s</title>", told)
 
 
 def test_a_root_without_a_log_has_a_report_that_says_so(tmp_path):
@@ -198,6 +198,7 @@ def test_names_that_are_markup_are_shown_and_never_run(tmp_path):
 
 
 @given(st.text())
+@settings(deadline=None)
 def test_text_is_read_back_as_it_was_but_for_what_cannot_be_seen(told):
     class Reader(html.parser.HTMLParser):
         words = ""
@@ -372,6 +373,7 @@ def test_ticks_begin_at_zero_are_few_and_reach_the_largest_value(unit, most):
     assert all(a < b for a, b in pairwise(ticks))
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(min_value=0, max_value=1e9), min_size=1, max_size=1000))
 @example([float(at % 7) for at in range(1000)])
 def test_thinning_leaves_out_no_extreme_and_counts_every_save(values):
@@ -392,6 +394,7 @@ def test_numbers_that_are_spread_keep_the_first_and_the_last(numbers, most):
     assert not numbers or {found[0], found[-1]} == {numbers[0], numbers[-1]}
 
 
+@settings(deadline=None)
 @given(st.lists(st.text("ab./01", max_size=12), unique=True))
 def test_every_tensor_has_a_layer_and_layers_are_few(names):
     layers = Layers(names)
@@ -410,7 +413,9 @@ DRAWN = ("step", "stall_seconds", "background_seconds", "write_seconds", "raw_nb
 
 
 @given(st.data())
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_any_numbers_in_a_log_leave_a_page_that_can_be_drawn(line_of_a_log, data):
     line = json.loads(line_of_a_log.read_text())
     for _ in range(data.draw(st.integers(1, 3))):
