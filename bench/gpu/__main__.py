@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -42,6 +43,7 @@ def main() -> int:
     parser.add_argument("--states", type=parse_nbytes, nargs="+", help='their sizes: "2 GiB"')
     parser.add_argument("--rounds", type=int, help="fewer or more, of states below 2 GiB")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the report is written all the same
     if options.stand_in and options.out and _is_result(options.out):
         parser.error("the stand-in's figures aren't results; write them elsewhere")
     try:

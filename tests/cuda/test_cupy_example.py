@@ -9,6 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from tests.cuda.gates import mode_of
+
 REPOSITORY = Path(__file__).parents[2]
 STEPS, KILLED_AFTER = 40, 13
 
@@ -20,7 +24,7 @@ def told(root: Path, standin: bool, kill_after: int | None = None) -> tuple[list
     process = subprocess.Popen(
         [sys.executable, *command, "--root", str(root), "--steps", str(STEPS)],
         cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -49,6 +53,8 @@ def test_the_cupy_loop_goes_on_bit_for_bit_after_a_kill(
     standin_settings: dict[str, Any] | None, tmp_path: Path
 ) -> None:
     standin = standin_settings is not None
+    if standin_settings is not None and mode_of(standin_settings) != "lazy":
+        pytest.skip("one mode of the stand-in does it")
     whole, digest, _ = told(tmp_path / "whole", standin)
     assert whole == list(range(1, STEPS + 1))
     _, _, code = told(tmp_path / "killed", standin, KILLED_AFTER)

@@ -132,6 +132,7 @@ def test_a_loop_that_donates_its_state_goes_on_beside_a_save(snapshot):
         for step in range(4):
             then = bits_of(expected)
             pending = ckpt.save(step, {"w": leaf})
+            assert pending.staged.wait(60)  # JAX donates nothing that somebody refers to
             for _ in range(3):
                 with ckpt.update():
                     leaf = a_step_that_donates(leaf)
@@ -141,18 +142,15 @@ def test_a_loop_that_donates_its_state_goes_on_beside_a_save(snapshot):
             assert bits_of(leaf) == bits_of(expected)
 
 
-def test_memory_that_is_looked_at_outlives_a_donation():
+def test_jax_donates_nothing_that_is_looked_at():
     leaf = on_gpu(np.arange(1 << 20, dtype=np.float32))
     a_step_that_donates(leaf + 0).block_until_ready()
-    then = bits_of(leaf)
     tensor = look(leaf, "w")
     assert tensor is not None
-    new = a_step_that_donates(leaf)
-    del leaf
-    more = [on_gpu(np.zeros(1 << 20, np.float32)) for _ in range(4)]  # would take freed memory
-    jax.block_until_ready([new, more])
-    assert tensor.array.get().tobytes() == then
-    assert new[1] == 3
+    with pytest.raises(ValueError, match="external reference"):
+        a_step_that_donates(leaf)
+    del tensor
+    a_step_that_donates(leaf).block_until_ready()
 
 
 def test_an_array_that_was_donated_is_named():

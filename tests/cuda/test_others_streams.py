@@ -54,8 +54,8 @@ def test_a_snapshot_comes_after_what_the_library_still_does_on_its_own_stream():
 
 
 def test_without_that_order_it_would_not(monkeypatch, standin_settings):
-    if standin_settings and standin_settings["mode"] == "eager":
-        return  # whatever is given to a stream is done at once
+    if standin_settings is None or standin_settings["mode"] == "eager":
+        return  # a GPU may be quick enough; in eager mode all is done at once
     look = dlpack.look
     monkeypatch.setattr(dlpack, "look", lambda leaf, **_: look(leaf, ordered=False))
     made = []

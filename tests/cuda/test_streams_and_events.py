@@ -9,6 +9,7 @@ from typing import Any
 
 import cupy as cp
 import numpy as np
+import pytest
 from cupy.cuda import runtime
 
 from tests.cuda.gates import Gate
@@ -18,7 +19,9 @@ LEGACY = cp.cuda.Stream.null
 OWN = cp.cuda.Stream.ptds
 
 
-def test_a_thread_has_a_default_stream_of_its_own():
+def test_a_thread_has_a_default_stream_of_its_own(standin_settings):
+    if standin_settings is None:
+        pytest.skip("a first launch may wait for all streams of a GPU")
     opened = threading.Event()
     done = []
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+
 import gpuckpt.checkpointer as engine
 from gpuckpt.adapters.jax.packing import Packed, Wanted
 from gpuckpt.fallback import Restoration
@@ -33,7 +35,9 @@ def save(
             has been written.
         CheckpointError: the save before failed, with `on_error="raise"`.
     """
-    return ckpt.save(step, Packed(tree), metrics, epoch)
+    pending = ckpt.save(step, Packed(tree), metrics, epoch)
+    _let_donate(tree, pending)
+    return pending
 
 
 def step(
@@ -44,7 +48,25 @@ def step(
     metrics: dict[str, float] | None = None,
 ) -> Pending | None:
     """Tell that `tree` has seen `step` training steps; saves it if that is due."""
-    return ckpt.step(step, Packed(tree), epoch, metrics)
+    pending = ckpt.step(step, Packed(tree), epoch, metrics)
+    _let_donate(tree, pending)
+    return pending
+
+
+def _let_donate(tree: Any, pending: Pending | None) -> None:
+    """On a GPU, wait until nothing of a tree is referred to any more.
+
+    JAX refuses to donate what somebody else refers to ("Donation requested for
+    buffer with external reference"), where on the host it takes other memory.
+    """
+    if pending is not None and any(map(_is_on_gpu, jax.tree.leaves(tree))):
+        pending.staged.wait()
+
+
+def _is_on_gpu(leaf: Any) -> bool:
+    if not isinstance(leaf, jax.Array):
+        return False
+    return any(device.platform != "cpu" for device in leaf.sharding.device_set)
 
 
 def restore(
