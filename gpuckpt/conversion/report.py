@@ -25,6 +25,9 @@ class Moved:
 class Conversion:
     """What a conversion did: from where to where, what is in the target, and what isn't.
 
+    `source` and `target` are paths or URLs, `source_format` and `target_format`
+    what they are; `tensors` has the name, size and digest of each tensor,
+    `values` is how many plain values there are.
     `step` is the one that was written or, if the target numbers none, read.
     `lost` says in sentences what the target's format can't hold, and what of the
     source its reader leaves out.  `verified` says whether the target was read
