@@ -120,7 +120,6 @@ def test_the_only_libraries_that_are_loaded_have_fixed_places():
         "native.py: ctypes.CDLL(str(path))",
         "native.py: ctypes.PyDLL(str(path))",
         "native.py: Native(LIBRARY)",
-        "devices/driver.py: ctypes.CDLL(library)",
         "stores/room.py: ctypes.CDLL(None, use_errno=True)",
     }
     for name, line in LOADS.items():
