@@ -29,7 +29,6 @@ LOADERS = {"CDLL", "PyDLL", "LoadLibrary", "dlopen", "WinDLL"}
 # what the interpreter has loaded anyway.
 LOADS = {
     "native.py": 'LIBRARY = Path(__file__).parent / "_native.so"\n',
-    "devices/driver.py": 'for library in (None, "libcuda.so.1"):\n',
     "stores/room.py": "ctypes.CDLL(None, ",
 }
 

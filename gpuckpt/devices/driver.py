@@ -1,4 +1,4 @@
-"""CUDA as CuPy gives it, and the few calls that it doesn't: errors, page-locked memory, streams."""
+"""CUDA as CuPy gives it: errors, page-locked memory, streams."""
 
 from __future__ import annotations
 
