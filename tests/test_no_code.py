@@ -25,7 +25,7 @@ METHODS = {
     *("run_path", "run_module", "spec_from_file_location", "run_code", "popen"),
 }
 LOADERS = {"CDLL", "PyDLL", "LoadLibrary", "dlopen", "WinDLL"}
-# Where a library is loaded, and what says which: ours, beside the package, the GPU's driver, and
+# Where a library is loaded, and what says which: ours, beside the package, and
 # what the interpreter has loaded anyway.
 LOADS = {
     "native.py": 'LIBRARY = Path(__file__).parent / "_native.so"\n',
