@@ -23,10 +23,9 @@ TENSORS = 1000
 ON_GPU = frozenset({"fingerprint", "statistics", "sample", "split"})
 ASSUMPTIONS = {
     "state": f"{GPUS} GPUs a node, {GPU_NBYTES / 1e9:g} GB of it on each, {TENSORS} tensors a GPU",
-    "processes": "one a GPU, each with its own root and an eighth of the node's cores and disk; "
-    "gpuckpt has no multi-rank saves yet, so nothing makes their checkpoints one",
+    "processes": "one a GPU, each with its own root and an eighth of the node's cores and disk",
     "device copy": f"{DEVICE_COPY_GB_S:g} GB/s, about a third of the memory bandwidth of such a "
-    "GPU: assumed; gpuckpt hasn't been measured on one",
+    "GPU: assumed; an H100's is in docs/GPU.md",
     "bus": f"{PCIE_GB_S:g} GB/s a GPU to page-locked memory, all at the same time",
     "cores": f"{NODE_CORES} as fast as this machine's, none of them used by the loop; at most 8 "
     "workers a process",
