@@ -135,7 +135,7 @@ def count_all_sorts(kernel: cuemu.Lib) -> None:
     types = {"float16": 1, "float32": 3, "float64": 4, "float8_e4m3fn": 5, "float8_e8m0fnu": 5}
     for dtype, kind in types.items():
         launch_of(dtype, elements(dtype, kind)).filter(kernel, 1)
-    launch_of("float32", np.full(2000, 53 << 23 | 0x333333, np.uint64)).filter(kernel, 1)
+    launch_of("float32", scaled("float32", 2000, -63)).filter(kernel, 1)
     launch_of("float8_e8m0fnu", np.zeros(17, np.uint64)).filter(kernel, 1)
 
 

@@ -81,7 +81,7 @@ def test_every_sort_of_element_is_counted(fast, dtype):
             for e in (-128, -70, -50, 0, 50, 63, 126)
         ),
         *(("float16", e) for e in (-24, -14, 0, 13)),
-        *(("float64", e) for e in (-530, -100, 0, 100, 500)),
+        *(("float64", e) for e in (-500, -100, 0, 100, 500)),
     ],
 )
 def test_huge_and_tiny_elements_are_summed_as_float64_sums_them(fast, dtype, exponent):
