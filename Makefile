@@ -8,7 +8,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 # Real CuPy over a stand-in for CUDA's driver: see tests/cuda_on_cpu/README.md.
 CUDA_PACKAGES := cupy-cuda13x==14.2.0 "nvidia-cuda-nvrtc==13.5.*" "nvidia-cuda-runtime==13.5.*" \
   "nvidia-cuda-crt==13.5.*" "nvidia-cuda-profiler-api==13.5.*" \
-  "nvidia-cuda-nvdisasm==13.5.*" "cython>=3.2,<3.3" setuptools
+  "nvidia-cuda-nvdisasm==13.5.*" nvidia-cuda-nvrtc-cu12==12.0.140 "cython>=3.2,<3.3" setuptools
 
 # A real GPU, with cuBLAS and the rest; its driver decides: make CUDA=12 test-gpu.
 CUDA ?= 13
