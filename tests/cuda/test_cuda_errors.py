@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,13 @@ from tests.cuda.held import (
     COUNT,
     FEW,
     LEAST,
+    StuckStore,
     checkpoints,
     failure_of,
     filled,
     goes_on,
     has_all_slots,
     is_saved,
-    new_stream,
 )
 from tests.cuda_on_cpu import standin
 
@@ -185,11 +186,23 @@ def assert_saved(failure: BaseException | None) -> None:
 
 
 def test_a_device_lost_while_an_update_waits_lets_everything_end(faults):
-    store, stream, array = MemoryStore(), new_stream(), filled(1)
+    store, array = StuckStore(), filled(1)
+    store.freed.set()
     ckpt = saved_once(store, array, "hold", memory=LEAST)
-    ckpt.save(2, {"w": array})
-    with stream, ckpt.update():
+    store.freed.clear()
+    store.reached.clear()
+
+    def lose() -> None:
+        assert store.reached.wait(30)
         faults("cuLaunchKernel", error=ECC, sticky=True)
+        store.freed.set()
+
+    ckpt.save(2, {"w": array})
+    losing = threading.Thread(target=lose)
+    losing.start()
+    with pytest.raises(gpuckpt.DeviceError, match="the device is lost"), ckpt.update():
+        pass
+    losing.join()
     assert_lost(failure_of(ckpt))
     assert ckpt.steps() == [1]
     assert goes_on(ckpt.close)
