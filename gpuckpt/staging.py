@@ -78,7 +78,6 @@ def _stage(
         with _given_back(slot, arena):
             again = frozen.reread(at, slot)
         yield Reread(chunks, slot, again)
-    frozen.end_downloads()
 
 
 def give_back(staged: Staged | Reread, arena: Arena) -> None:

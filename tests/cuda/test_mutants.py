@@ -107,7 +107,7 @@ NOTICED = {
     "arena: Arena.give: self._changed.notify()": By("copy after the caller", hangs=True),
     "background: BackgroundSave.join: self._apart.ended.wait()": By("slots after a full disk"),
     "background: BackgroundSave._fail: self.snapshot.release()": By(
-        "update goes on without any thread"
+        "update goes on without any thread", hangs=True
     ),
     "checkpointer: Checkpointer.update: self._saves.order_update()": By("update after a copy"),
     "saving: Saves.order_update: self.save.snapshot.order_update()": By("update after a copy"),
@@ -142,7 +142,8 @@ NOTICED = {
     "staging: _stage: with _given_back(slot, arena) (no. 2)": By(
         "slots after a refused second look"
     ),
-    "staging: _stage: frozen.end_downloads()": By("hold lets the host go on"),
+    "staging: stage: snapshot.end_downloads()": By("hold lets the host go on"),
+    "inventory: Snapshot.end_downloads: frozen.end_downloads()": By("hold lets the host go on"),
     "staging: give_back: staged.transfer.wait()": By("slot reused after a failed save"),
     "staging: give_back: arena.give(staged.slot)": By("slots after a full disk"),
     "staging: _given_back: arena.give(slot)": By("slots after a refused download"),
@@ -182,7 +183,6 @@ EQUIVALENT = {
     ),
     "background: BackgroundSave.give_up: self._given_up.set()": "without it a save is only slower",
     "background: BackgroundSave._run: self.snapshot.release()": "save_snapshot has done it",
-    "inventory: Snapshot.end_downloads: frozen.end_downloads()": "a failed save releases next",
     "inventory: Snapshot.kept: self.release()": "BackgroundSave does it a moment later",
     "restore: restore_tensors: resources.devices[name].finish_uploads()": (
         "the host has waited for every upload"
@@ -191,7 +191,6 @@ EQUIVALENT = {
     "save: save_snapshot: snapshot.release()": "BackgroundSave does it a moment later",
     "saving: Saves.__init__: self._keep keeps keep": "these are the checkpoints to keep, no memory",
     "snapshot: capture: snapshot.release()": DROPPED,
-    "staging: stage: snapshot.end_downloads()": "a failed save releases next",
 }
 
 
