@@ -47,14 +47,7 @@ $(VENV)/.gpu-$(CUDA): $(VENV)/.dev
 
 test: test-cpu test-cuda test-ranks test-frameworks  ## every test that this machine can run
 
-# The report is looked at in it.  Where it can't be had, these tests skip.
-$(VENV)/.chromium: $(VENV)/.dev
-	@command -v chromium > /dev/null || { apt-get update -qq && apt-get install -y -qq \
-	  --no-install-recommends chromium fonts-dejavu-core > /dev/null; } \
-	  || echo "can't install chromium: the tests that need it skip"
-	touch $@
-
-test-cpu: $(VENV)/.dev $(VENV)/.chromium
+test-cpu: $(VENV)/.dev
 	$(PY) -m pytest $(WORKERS) --ignore tests/cuda --ignore tests/kernels --ignore tests/ranks --ignore tests/frameworks --ignore tests/examples --ignore tests/convert --ignore tests/test_object_stores.py --ignore tests/test_dcp.py --ignore tests/test_cookbook.py --ignore tests/test_site.py
 
 test-cuda: $(VENV)/.cuda  ## the CUDA tests with real CuPy over a stand-in for the driver
