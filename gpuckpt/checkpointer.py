@@ -236,7 +236,7 @@ class Checkpointer:
     def update(self) -> Iterator[None]:
         """Change the state inside this block: it is ordered after a copy in flight.
 
-        On a GPU the current stream waits for the copies, not the host.
+        On a GPU the current stream waits for a copy, and the host only for reads by `hold`.
         """
         if self._life.is_ours:
             self._saves.order_update()

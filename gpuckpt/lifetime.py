@@ -83,11 +83,12 @@ class Lifetime:
 
     def end(self, seconds: float | None) -> None:
         """Give the root back, with no save in flight; uploads are waited for, at most so long."""
-        self._saves.tiers.close(self._last.most_seconds(seconds))
-        self._settle(seconds)
+        until = TimeLeft(seconds)
+        self._saves.tiers.close(self._last.most_seconds(until.left))
         self._give_back()
         self._process = -1
         atexit.unregister(self._at_exit)
+        self._settle(until.left)  # last: who waits for the root needn't wait for observers
 
     def _give_back(self) -> None:
         """Let others have the root, and signals their handlers."""

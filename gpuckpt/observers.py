@@ -105,7 +105,7 @@ class Observers:
             for one in self._each:
                 try:
                     one.saved(ended.record)
-                except Exception:
+                except BaseException:  # whoever ends this thread, or a test's
                     log.exception("%s has failed to take note of step %d", one, ended.stats.step)
 
     def _next(self, *, over: bool = False) -> _Ended | None:

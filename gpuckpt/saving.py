@@ -122,8 +122,9 @@ class Saves:
 
     def steps(self) -> list[int]:
         """All committed steps, ascending."""
-        if self.save is not None and self.save.pending.committed.is_set():
-            self.save.join()  # it may still delete some
+        save = self.save  # another thread may take note of its end
+        if save is not None and save.pending.committed.is_set():
+            save.join()  # it may still delete some
         return steps(self._store)
 
     def latest(self) -> Checkpoint | None:
@@ -156,6 +157,7 @@ class Saves:
         """Order what the caller does next after the copy in flight."""
         self._updates_seen = True
         if self.save is not None:
+            self.save.cancel_unless_begun()  # else nobody would ever let this go on
             self.save.snapshot.order_update()
 
     def ways(self) -> tuple[Way, ...]:

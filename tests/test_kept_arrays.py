@@ -6,13 +6,17 @@ import gc
 import threading
 import weakref
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 
 import gpuckpt
+from gpuckpt.background import BackgroundSave
+from gpuckpt.devices.cpu import CpuDevice
 from gpuckpt.stores.memory import MemoryStore
 from tests.like_jax import Array
+from tests.shares import share_of
 
 COUNT = 1 << 16
 
@@ -92,3 +96,39 @@ def test_one_that_was_donated_is_named():
     leaf.deleted = True
     with pytest.raises(gpuckpt.UnsupportedError, match=r"layers\.0: .*donated"):
         gpuckpt.save("", {"layers": [leaf]}, store=MemoryStore())
+
+
+def test_a_chunk_that_has_arrived_keeps_its_memory_though_the_snapshot_was_released():
+    memory = np.arange(COUNT, dtype=np.float32)
+    kept, expected = weakref.ref(memory), memory.tobytes()
+    share = share_of(CpuDevice(), [Array(memory)])
+    frozen = share.freeze(copy=True)
+    arrived = frozen.download(0, share.new_slot()).wait()
+    frozen.release()
+    del memory, share, frozen
+    gc.collect()
+    assert kept() is not None, "a worker may still read it"
+    found = b"".join(plane.tobytes() for one in arrived for plane in one.planes)
+    assert found
+    assert expected.startswith(found)
+    del arrived
+    gc.collect()
+    assert kept() is None
+
+
+def test_an_update_after_a_save_that_an_interrupt_kept_from_beginning_waits_for_nothing():
+    array = np.zeros(COUNT)
+    with gpuckpt.Checkpointer("", store=MemoryStore(), snapshot="hold", on_error="warn") as ckpt:
+        with ckpt.update():
+            pass
+        with (
+            patch.object(BackgroundSave, "start", side_effect=KeyboardInterrupt),
+            pytest.raises(KeyboardInterrupt),
+        ):
+            ckpt.save(1, {"w": array})
+        updating = threading.Thread(target=lambda: ckpt.update().__enter__(), daemon=True)
+        updating.start()
+        updating.join(30)
+        assert not updating.is_alive()
+        with pytest.warns(RuntimeWarning):
+            ckpt.wait()

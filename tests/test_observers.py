@@ -105,6 +105,44 @@ def test_an_observer_that_raises_fails_nothing_and_the_others_are_told(caplog):
     assert "no room for step 1" in caplog.text
 
 
+class Ending:
+    """Ends the thread that tells it."""
+
+    def saved(self, record: Record) -> None:
+        raise SystemExit
+
+
+def test_an_observer_that_ends_its_thread_doesnt_end_the_telling():
+    notes = Notes()
+    with gpuckpt.Checkpointer("", store=MemoryStore(), observers=[Ending(), notes]) as ckpt:
+        for step in (1, 2, 3):
+            ckpt.save(step, state()).result(20)
+    assert notes.steps == [1, 2, 3]
+
+
+def test_a_root_is_given_back_before_observers_are_waited_for():
+    stuck, store = Stuck(), MemoryStore()
+    ckpt = gpuckpt.Checkpointer("", store=store, observers=[stuck])
+    ckpt.save(1, state()).result(20)
+    closing = threading.Thread(target=ckpt.close)
+    assert stuck.begun.wait(20)
+    closing.start()
+    try:
+        for _ in range(200):  # the other one waits for nothing but this lock
+            try:
+                with gpuckpt.Checkpointer("", store=store) as other:
+                    assert other.steps() == [1]
+                    break
+            except gpuckpt.LockedError:
+                time.sleep(0.01)
+        else:
+            pytest.fail("it kept the root")
+        assert closing.is_alive()
+    finally:
+        stuck.let.set()
+        closing.join()
+
+
 def test_an_observer_that_is_stuck_delays_no_save():
     stuck = Stuck()
     with gpuckpt.Checkpointer("", store=MemoryStore(), observers=[stuck]) as ckpt:

@@ -63,6 +63,8 @@ def look_all(leaf: Any, name: str) -> tuple[Tensor, ...]:
     if form is None:
         found = view.look(leaf, name)
         return () if found is None else (found,)
+    if form == "jax":
+        view.checked(leaf, name)
     whole = tuple(map(int, leaf.shape))
     shards: dict[Box, Tensor] = {}
     for part in parts(leaf, form, name):

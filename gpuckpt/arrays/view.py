@@ -102,7 +102,7 @@ def look(leaf: Any, name: str) -> Tensor | None:
         return None  # a plain value, though it speaks the protocols of arrays
     kind = _kind(leaf)
     if kind in ("torch", "jax"):
-        leaf = detached(leaf, name) if kind == "torch" else _checked(leaf, name)
+        leaf = detached(leaf, name) if kind == "torch" else checked(leaf, name)
     if kind == "cupy":
         return _look_cupy(leaf, leaf, name, writable=True)
     if hasattr(leaf, "__dlpack_device__") and kind != "numba":
@@ -138,7 +138,7 @@ def _kind(leaf: object) -> str:
     )
 
 
-def _checked(leaf: Any, name: str) -> Any:
+def checked(leaf: Any, name: str) -> Any:
     """An array of JAX's that has memory to look at; of one that is gone, JAX says no name."""
     if callable(gone := getattr(leaf, "is_deleted", None)) and gone():
         raise UnsupportedError(
@@ -250,10 +250,13 @@ def host_view(address: int, spec: Spec, strides: tuple[int, ...]) -> npt.NDArray
     return np.ndarray(spec.shape, dtype, memory, address - first, strides)
 
 
-def host_bytes(address: int, nbytes: int) -> npt.NDArray[np.uint8]:
-    """See host memory as bytes, to be read; it isn't owned, and must outlive the array."""
+def host_bytes(address: int, nbytes: int, owner: object = None) -> npt.NDArray[np.uint8]:
+    """See host memory as bytes, to be read; without an `owner`, it must outlive the array."""
     if not nbytes:
         return np.empty(0, np.uint8)
+    if owner is not None:
+        place = {"data": (address, True), "shape": (nbytes,), "typestr": "|u1", "version": 3}
+        return np.asarray(_Held(place, owner))
     return np.ndarray(nbytes, np.uint8, _MEMORY(address, nbytes, _READABLE))
 
 

@@ -108,7 +108,9 @@ class CpuCopy:
 
     def _part(self, chunk: Chunk) -> Bytes:
         if chunk.tensor in self._places.kept:
-            return host_bytes(self._addresses[chunk.tensor] + chunk.start, chunk.nbytes)
+            address = self._addresses[chunk.tensor] + chunk.start
+            # With its owner: the snapshot may be released before this was written.
+            return host_bytes(address, chunk.nbytes, self._owners)
         return self._places.part(chunk, self._room)
 
 

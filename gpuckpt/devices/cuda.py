@@ -1,7 +1,7 @@
 """Tensors in a GPU's memory, by their addresses; kernels and copy engines do the work.
 
 Everything runs on one non-blocking stream of gpuckpt's own.  Three events
-order it with the caller's streams, and none of them makes the host wait:
+order it with the caller's streams; the host waits for the second alone, with `hold`:
 
 1. before a snapshot is read, gpuckpt's stream waits for the caller's;
 2. before the caller updates what is being read, its streams wait for gpuckpt's;

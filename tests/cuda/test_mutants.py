@@ -156,7 +156,7 @@ LISTED = "a checkpoint that is about to be deleted is listed: no bytes depend on
 # Nothing can notice these; each with the reason.
 EQUIVALENT = {
     "checkpointer: Checkpointer.steps: self._saves.steps()": LISTED,
-    "saving: Saves.steps: self.save.join()": LISTED,
+    "saving: Saves.steps: save.join()": LISTED,
     "saving: Saves.latest: self.steps()": LISTED,
     "saving: Saves.settle: self.save.join()": "of ranks that meet in one thread alone",
     f"{TRANSFER}.wait: self._keep = None": "transfers live hardly longer",

@@ -59,10 +59,10 @@ def attach(
 ) -> Attached:
     """Have each optimizer's `step` wait for a copy in flight, as inside `checkpointer.update()`.
 
-    On a GPU its stream waits, not the host.  A step that GradScaler skips
-    changes nothing and waits for nothing.  With `state`, each step of the last
-    of the optimizers is also followed by `checkpointer.step(n, state)`, with n
-    counted on from `done`: only for a state that nothing but optimizers
+    On a GPU its stream waits for a copy, and the host for reads by `hold`.  A step
+    that GradScaler skips changes nothing and waits for nothing.  With `state`,
+    each step of the last of the optimizers is also followed by
+    `checkpointer.step(n, state)`, with n counted on from `done`: only for a state that nothing but optimizers
     changes, since a scheduler that makes its step afterwards would be one
     behind in a resumed run.
 
