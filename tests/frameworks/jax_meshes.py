@@ -8,8 +8,10 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+import gpuckpt
 import gpuckpt.jax
 from gpuckpt.stores.memory import MemoryStore
 from tests.frameworks.trees import bits_of
@@ -96,9 +98,23 @@ def functions() -> None:
         check(found["w"], sharding)
 
 
+def one_that_is_gone_is_named() -> None:
+    leaf = jax.device_put(FULL, shardings()[2])
+    leaf.delete()
+    with pytest.raises(gpuckpt.UnsupportedError, match=r"deep\.w"):
+        saved({"deep": {"w": leaf}})
+
+
 CHECKS = {
     one.__name__: one
-    for one in (another_mesh, abstract_targets, keys_on_a_mesh, one_device_stays_one, functions)
+    for one in (
+        another_mesh,
+        abstract_targets,
+        keys_on_a_mesh,
+        one_device_stays_one,
+        functions,
+        one_that_is_gone_is_named,
+    )
 }
 
 if __name__ == "__main__":

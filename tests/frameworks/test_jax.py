@@ -376,7 +376,14 @@ def test_packing_leaves_out_functions_and_keeps_names_apart():
     assert set(state) == {"a", "a.b"}
 
 
-MESHES = ["another_mesh", "abstract_targets", "keys_on_a_mesh", "one_device_stays_one", "functions"]
+MESHES = [
+    "another_mesh",
+    "abstract_targets",
+    "keys_on_a_mesh",
+    "one_device_stays_one",
+    "functions",
+    "one_that_is_gone_is_named",
+]
 
 
 @pytest.fixture(scope="module")

@@ -62,9 +62,9 @@ def attach(
     On a GPU its stream waits for a copy, and the host for reads by `hold`.  A step
     that GradScaler skips changes nothing and waits for nothing.  With `state`,
     each step of the last of the optimizers is also followed by
-    `checkpointer.step(n, state)`, with n counted on from `done`: only for a state that nothing but optimizers
-    changes, since a scheduler that makes its step afterwards would be one
-    behind in a resumed run.
+    `checkpointer.step(n, state)`, with n counted on from `done`: only for a state
+    that nothing but optimizers changes, since a scheduler that makes its step
+    afterwards would be one behind in a resumed run.
 
     Compiled steps, and those captured in a CUDA graph, run no hooks: a loop
     that has these calls `checkpointer.update()` itself, or uses `training`.
