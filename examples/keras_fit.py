@@ -1,6 +1,6 @@
 """Keras 3: a `fit` that goes on at the batch where it was, bit for bit, however it ended.
 
-    pip install gpuckpt[keras] torch
+    pip install -e '.[keras]' torch
     python examples/keras_fit.py --root runs/keras --steps 200
 
 Kill it and start it again.  The one line that is gpuckpt's is the callback.

@@ -1,6 +1,6 @@
 """Lightning: a `fit` that goes on where it was, bit for bit, however it ended.
 
-    pip install gpuckpt[lightning]
+    pip install -e '.[lightning]'
     python examples/lightning_loop.py --root runs/lightning --steps 200
 
 Kill it and start it again.  The one line that is gpuckpt's is the callback.

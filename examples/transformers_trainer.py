@@ -1,6 +1,6 @@
 """Transformers: a Trainer that goes on where it was, bit for bit, however it ended.
 
-    pip install gpuckpt[transformers]
+    pip install -e '.[transformers]'
     python examples/transformers_trainer.py --root runs/transformers --steps 200
 
 A tiny GPT-2, made from its configuration, learns the bytes of this file.

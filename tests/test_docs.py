@@ -65,3 +65,19 @@ def test_every_field_and_property_of_a_public_class_is_documented(name):
     for attribute, member in vars(value).items():
         if isinstance(member, property) and not attribute.startswith("_"):
             assert inspect.getdoc(member), attribute
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("guides/*.md")), ids=lambda page: page.stem)
+def test_the_python_of_a_guide_can_be_pasted(page):
+    for language, program in re.findall(
+        r"^```(\w+)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL
+    ):
+        if language == "python":
+            compile(program, str(page), "exec")
+
+
+def test_nothing_is_to_be_installed_from_an_index_nor_with_brackets_that_a_shell_takes():
+    for page in (*PAGES, *ROOT.glob("examples/*.py")):
+        assert not re.findall(r"pip install '?gpuckpt", page.read_text()), page
+    for source in (ROOT / "gpuckpt").rglob("*.py"):
+        assert not re.findall(r"pip install gpuckpt\[", source.read_text()), source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import html.parser
 import json
 import re
@@ -16,6 +17,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import gpuckpt
+from gpuckpt.cli.reporting import _write
 from gpuckpt.journal import Journal, read_journal
 from gpuckpt.layout import LOG
 from gpuckpt.pruning import parse_keep
@@ -27,6 +29,7 @@ from gpuckpt.report.page import page
 from gpuckpt.report.scale import NBYTES, POINTS_MAX, RATIO, SECONDS, thin
 from gpuckpt.report.timeline import BARS_MAX
 from gpuckpt.stats import Stats
+from tests.failing_disks import Fault, System
 from tests.test_cli import run
 
 VOID = {"meta", "link"}
@@ -451,3 +454,25 @@ def test_a_timeline_of_many_threads_and_laps_is_drawn_as_far_as_it_can_be_seen(t
     told = page(facts)
     assert "in 600 threads, of which 40 are drawn" in outline(facts).words
     assert told.count('class="f-') < 2 * (BARS_MAX + 40)
+
+
+def test_a_page_that_cant_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    gpuckpt.save(tmp_path / "run", {"w": np.zeros(4)})
+    out = tmp_path / "page.html"
+    out.write_bytes(b"the page before")
+    (tmp_path / "link.html").symlink_to(out)
+    system, failed = System(tmp_path, monkeypatch), 0
+    for at in range(100):
+        system.fault = Fault(at, errno.ENOSPC)
+        try:
+            _write(tmp_path / "link.html", b"the page")
+        except gpuckpt.StorageError:
+            failed += 1
+        struck, system.fault = system.fault.struck, Fault(-1)
+        assert out.read_bytes() in (b"the page before", b"the page")
+        assert sorted(one.name for one in tmp_path.iterdir()) == ["link.html", "page.html", "run"]
+        if not struck:
+            break
+    assert failed > 1
+    assert (tmp_path / "link.html").is_symlink()
+    assert out.read_bytes() == b"the page"

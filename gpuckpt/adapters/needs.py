@@ -13,5 +13,5 @@ def missing(framework: str, error: ImportError) -> MissingError:
     """The error for an adapter whose framework can't be imported, for the reason `error`."""
     return MissingError(
         f"gpuckpt.adapters.{framework}",
-        f"{framework} can't be imported ({error}); pip install gpuckpt[{framework}]",
+        f"{framework} can't be imported ({error}); pip install 'gpuckpt[{framework}]'",
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from gpuckpt.cli.output import print_json
+from gpuckpt.conversion.placing import new_file
 from gpuckpt.errors import StorageError
 from gpuckpt.pruning import parse_keep
 from gpuckpt.report.gather import gather
@@ -38,11 +39,20 @@ def write_report(
         return 0
     path = out or DEFAULT
     told = page(facts).encode()
-    try:
-        path.write_bytes(told)
-    except OSError as error:
-        raise StorageError(f"can't write {path}: {error.strerror}") from error
+    _write(path, told)
     if not as_json:
         found = f"{len(facts.saves.records)} saves, {len(facts.checkpoints.steps)} steps"
         console.print(f"{path}: {found}", markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def _write(path: Path, told: bytes) -> None:
+    """The whole page or none of it: what was there stays until it is durable."""
+    try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(told)  # a pipe or a device has no other name to be written under
+            return
+        with new_file(path.resolve(), force=True) as file:
+            file.append([told])
+    except OSError as error:
+        raise StorageError(f"can't write {path}: {error.strerror}") from error

@@ -17,6 +17,7 @@ from gpuckpt.apart import Apart
 from gpuckpt.conversion.feed import Feed
 from gpuckpt.conversion.formats import source_format, target_format
 from gpuckpt.conversion.port import Format, Options, Source
+from gpuckpt.conversion.replacing import check_target
 from gpuckpt.conversion.report import Conversion, Moved
 from gpuckpt.errors import CorruptError, InvalidError, UnsupportedError
 from gpuckpt.seal import Key, make_seal
@@ -50,8 +51,9 @@ def convert(
     `names` (names or globs), only these leaves, as a flat dict.  With
     `strict`, what a target can't hold is an error; else the result tells what
     is `lost`, which is never a tensor's bytes.  `verify` reads the target back
-    and compares; `force` replaces one that is there.  `shard_size` cuts
-    safetensors into files of at most so many bytes of data.  `codec` and
+    and compares; `force` replaces one that is there: a directory only if it is
+    empty or has one checkpoint and nothing else, and never the source.
+    `shard_size` cuts safetensors into files of at most so many bytes of data.  `codec` and
     `target_key` are those of a checkpoint that is written, `key` is what one
     that is read must be sealed with.  `progress` is told what is done
     ("reading", "verifying"), how many bytes just now, and of how many.
@@ -62,7 +64,8 @@ def convert(
 
     Raises:
         NotFoundError: there is no source, or no such step or name.
-        InvalidError: the formats can't be told, or the target is there already.
+        InvalidError: the formats can't be told, the target is there already, or it is
+            the source, or a directory with more in it than a checkpoint.
         UnsupportedError: the target can't hold a tensor, or with `strict` something else.
         CorruptError: the source isn't what was written, or, of `verify`, the target.
     """
@@ -78,6 +81,7 @@ def convert(
     key = target_key = None  # so that no traceback's locals have them
     at, into = os.fspath(source), os.fspath(target)
     reads, writes = source_format(at), target_format(into, to)
+    check_target(at, reads, into, writes, force=force)
     picked = [names] if isinstance(names, str) else None if names is None else list(names)
     with _opened(reads, at, options) as opened:
         total = opened.outline.nbytes

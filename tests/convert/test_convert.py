@@ -186,6 +186,69 @@ def test_a_target_that_is_there_is_refused_unless_forced(root, tmp_path):
     assert len(list((tmp_path / "other").glob("*.segment"))) == 1
 
 
+def tree(place):
+    return {
+        str(one.relative_to(place)): one.is_file() and one.read_bytes() for one in place.rglob("*")
+    }
+
+
+def test_force_never_replaces_the_source_nor_a_directory_it_is_in(root, tmp_path):
+    gpuckpt.save(tmp_path / "other", {"w": np.zeros(1)}, 3)
+    (tmp_path / "link").symlink_to("run")
+    gpuckpt.convert(root, tmp_path / "m", to="safetensors", shard_size=50_000)
+    index, shard = (
+        tmp_path / "m" / "model.safetensors.index.json",
+        sorted((tmp_path / "m").iterdir()),
+    )
+    (manifest,) = root.glob("*.manifest.json")
+    before = tree(tmp_path)
+    for source, target, to in (
+        (root, tmp_path, "fluid"),
+        (root, root, "safetensors"),
+        (root, root, "gpuckpt"),
+        (root, tmp_path / "link", "safetensors"),
+        (tmp_path / "link", root, "singa"),
+        (root, root.as_uri(), "safetensors"),
+        (manifest, root, "gpuckpt"),
+        (manifest, root, "safetensors"),
+        (index, tmp_path / "m", "safetensors"),
+        (index, shard[0], "safetensors"),
+        (tmp_path / "m", shard[0], "safetensors"),
+        (shard[0], shard[0], "safetensors"),
+    ):
+        with pytest.raises(InvalidError, match=r"the source .* choose another target"):
+            gpuckpt.convert(source, target, to=to, force=True, names="*")
+    assert tree(tmp_path) == before
+
+
+def test_force_replaces_a_directory_only_if_it_is_a_checkpoint_and_nothing_else(root, tmp_path):
+    for name in ("two/step-1", "files"):
+        (tmp_path / name).mkdir(parents=True)
+    gpuckpt.save(tmp_path / "other", {"w": np.zeros(1)}, 3)
+    (tmp_path / "link").symlink_to("files")
+    (tmp_path / "files" / "notes.txt").write_text("precious")
+    for name, to in (("mixed", "safetensors"), ("singa", "singa"), ("fluid", "fluid")):
+        gpuckpt.convert(root, tmp_path / name, to=to, names="*model.w*")
+        gpuckpt.convert(root, tmp_path / name, to=to, names="*model.w*", force=True)
+    (tmp_path / "mixed" / "tokenizer.json").write_text("{}")
+    (tmp_path / "singa" / "step9-worker0.bin").write_bytes(b"another step")
+    (tmp_path / "fluid" / "checkpoint_9" / "__model__").mkdir(parents=True)
+    before = tree(tmp_path)
+    for name in ("two", "files", "other", "link", "mixed", "singa", "fluid"):
+        for to in ("safetensors", "singa"):
+            with pytest.raises(InvalidError, match=f"{'files' if name == 'link' else name} is a "):
+                gpuckpt.convert(root, tmp_path / name, to=to, names="*model.w*", force=True)
+    assert tree(tmp_path) == before
+
+
+def test_what_was_exported_into_a_root_is_replaced_with_force(root):
+    before = tree(root)
+    for name, to in (("x.npz", None), ("export", "safetensors")):
+        for force in (False, True):
+            gpuckpt.convert(root, root / name, to=to, force=force, verify=True)
+    assert before.items() <= tree(root).items()
+
+
 def test_sealed_checkpoints_are_read_and_written_with_their_keys(tmp_path):
     one, other = b"a" * 32, b"b" * 32
     state = {"w": np.arange(9.0)}

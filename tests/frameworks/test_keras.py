@@ -85,7 +85,7 @@ def test_kerass_absence_says_what_to_install(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "keras", None)
 
-    with pytest.raises(ImportError, match=r"pip install gpuckpt\[keras\]"):
+    with pytest.raises(ImportError, match=r"pip install 'gpuckpt\[keras\]'"):
         import gpuckpt.adapters.keras  # noqa: F401
 
 

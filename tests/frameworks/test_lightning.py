@@ -376,5 +376,5 @@ def test_lightnings_absence_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
 
     for kind in (ImportError, gpuckpt.UnsupportedError):
-        with pytest.raises(kind, match=r"pip install gpuckpt\[lightning\]"):
+        with pytest.raises(kind, match=r"pip install 'gpuckpt\[lightning\]'"):
             importlib.import_module("gpuckpt.adapters.lightning")

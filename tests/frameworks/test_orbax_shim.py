@@ -299,6 +299,20 @@ def test_what_else_orbax_has_says_what_to_use(directory):
             manager.save(1, args=shim.args.StandardSave({"w": jnp.ones(1)}), force=True)
 
 
+def test_a_url_is_a_url_and_no_directory_of_that_name(directory, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    url = directory.as_uri()
+    with pytest.raises(gpuckpt.NotFoundError):
+        shim.CheckpointManager(url, options=shim.CheckpointManagerOptions(create=False))
+    with shim.CheckpointManager(url) as manager:
+        manager.save(1, args=shim.args.StandardSave(a_tree(3)))
+        assert_same(manager.restore(1), a_tree(3))
+    assert [one.name for one in tmp_path.iterdir()] == [directory.name]
+    options = shim.CheckpointManagerOptions(create=False)
+    with shim.CheckpointManager(url, options=options) as manager:
+        assert manager.all_steps() == [1]
+
+
 def test_a_directory_that_is_not_to_be_created_has_to_be_there(directory):
     options = shim.CheckpointManagerOptions(create=False)
     with pytest.raises(gpuckpt.NotFoundError):

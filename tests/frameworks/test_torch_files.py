@@ -126,6 +126,21 @@ def test_a_save_over_another_replaces_it(tmp_path):
     assert len(list((tmp_path / "a").glob("*.manifest.json"))) == 1
 
 
+def test_a_url_is_a_url_and_no_directory_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    url = (tmp_path / "a").as_uri()
+    adapter.save({"w": torch.ones(4)}, url)
+    assert [one.name for one in tmp_path.iterdir()] == ["a"]
+    assert adapter.load(url)["w"].tolist() == [1.0] * 4
+    gpuckpt.save(url, {"w": torch.ones(4)}, 5)
+    with pytest.raises(gpuckpt.InvalidError, match="a training run"):
+        adapter.save({"w": torch.ones(4)}, url)
+    (tmp_path / "file").touch()
+    for call in (lambda place: adapter.save({}, place), adapter.load):
+        with pytest.raises(gpuckpt.InvalidError, match="is a file"):
+            call((tmp_path / "file").as_uri())
+
+
 def test_a_save_that_fails_leaves_what_was_there(tmp_path):
     adapter.save({"w": torch.ones(4)}, tmp_path / "a")
     with pytest.raises(gpuckpt.UnsupportedError, match=r"w: .*meta device"):

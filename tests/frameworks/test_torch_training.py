@@ -100,7 +100,7 @@ def test_a_run_goes_on_compiled_or_not():
 class Held:
     """A state of more than buffers have room for, held by a save to a store that waits."""
 
-    def __init__(self, *layers: Any, every: int = 1) -> None:
+    def __init__(self, *layers: Any, every: int = 1, unseen: Any = (), **parts: Any) -> None:
         self.store, self.model = SlowStore(), nn.Sequential(nn.Linear(2600, 2600), *layers)
         self.optimizer = torch.optim.SGD(self.model.parameters(), 0.1, momentum=0.9)
         for one in self.model.parameters():
@@ -108,11 +108,12 @@ class Held:
         self.run = adapter.training(
             "",
             model=self.model,
-            optimizer=self.optimizer,
+            optimizer=[self.optimizer, *unseen],
             store=self.store,
             snapshot="hold",
             memory="26 MiB",
             every=gpuckpt.Every(steps=every),
+            **parts,
         )
 
     def check(self, change: Any, *, waits: bool = True) -> None:
@@ -139,7 +140,7 @@ def test_a_step_of_the_optimizer_waits_until_what_is_held_has_been_read():
 def test_without_the_hooks_it_would_not_wait_and_the_save_would_say_so():
     held = Held()
     held.optimizer.step()
-    held.run._hooks.seen = True
+    held.run._hooks.seen.add(0)
     held.run._hooks.remove()
     with pytest.raises(gpuckpt.TornError):
         held.check(held.optimizer.step, waits=False)
@@ -149,6 +150,43 @@ def test_buffers_that_a_forward_changes_are_waited_for_too():
     held = Held(nn.BatchNorm1d(2600))
     held.optimizer.step()
     held.check(lambda: held.model(torch.randn(4, 2600)))
+
+
+class Loader:
+    """Data that keeps its state in an array, and changes it there."""
+
+    def __init__(self):
+        self.noise = torch.zeros(2600, 2600)
+
+    def state_dict(self):
+        return {"noise": self.noise}
+
+    def load_state_dict(self, state):
+        self.noise.copy_(state["noise"])
+
+
+def test_what_is_in_the_state_beside_the_model_is_waited_for_too():
+    average, loader = torch.zeros(2600, 2600), Loader()
+    for part, changed in (
+        ({"others": {"average": average}}, average),
+        ({"data": loader}, loader.noise),
+    ):
+        held = Held(**part)
+        held.optimizer.step()
+        held.check(lambda changed=changed: changed.add_(1))
+
+
+def test_an_optimizer_that_announces_nothing_is_waited_for_though_another_one_does():
+    unseen = nn.Linear(2, 2)
+    held = Held(unseen=[torch.optim.SGD(unseen.parameters(), 0.1)])
+    held.optimizer.step()
+    held.check(lambda: held.model[0].weight.data.add_(1))
+
+
+def test_batches_are_not_waited_for():
+    held = Held(data=Loop().batches)
+    held.optimizer.step()
+    held.check(lambda: next(iter(held.run.state["data"])), waits=False)
 
 
 def test_steps_without_hooks_are_waited_for_when_there_were_others_before():
@@ -201,9 +239,9 @@ def test_several_models_and_optimizers_have_names_and_are_all_hooked():
     store = MemoryStore()
     with adapter.training("", store=store, every=EACH, **parts) as run:
         for optimizer in parts["optimizer"].values():
-            run._hooks.seen = False
+            assert not run._hooks.all_seen
             optimizer.step()
-            assert run._hooks.seen
+        assert run._hooks.all_seen
         run.step()
     found = gpuckpt.load("", store=store)
     assert set(found) == {"model", "optimizer", "rng", "shuffle", "best"}

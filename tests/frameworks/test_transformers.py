@@ -290,5 +290,5 @@ def test_transformers_absence_says_what_to_install(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "accelerate", None)
 
-    with pytest.raises(ImportError, match=r"pip install gpuckpt\[transformers\]"):
+    with pytest.raises(ImportError, match=r"pip install 'gpuckpt\[transformers\]'"):
         importlib.import_module("gpuckpt.adapters.transformers")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from gpuckpt.notice import Notice, Preempt
 from gpuckpt.pending import Pending
 from gpuckpt.resources import Resources
 from gpuckpt.seal import make_seal
-from gpuckpt.stores.opening import open_store
+from gpuckpt.stores.opening import is_local, is_url, local_path, open_store
 
 log = logging.getLogger("gpuckpt")
 
@@ -76,11 +77,12 @@ class CheckpointManager:
         _refuse(item_handlers=item_handlers, logger=logger, metadata=metadata)
         del item_names  # what is saved says it
         self._options = CheckpointManagerOptions.of(options)
-        self.directory = Path(directory)
-        if not (self._options.create or self._options.read_only or self.directory.is_dir()):
-            raise NotFoundError(f"{directory} isn't there, and create=False")
+        text = os.fspath(directory)
+        self.directory: Path | str = text if is_url(text) else Path(text)  # a Path spoils a URL
         self._engine_options = dict(engine or {})
-        self._seal, self._store = make_seal(self._engine_options.get("key")), open_store(directory)
+        self._seal, self._store = make_seal(self._engine_options.get("key")), open_store(text)
+        if not (self._options.create or self._options.read_only or self._is_there()):
+            raise NotFoundError(f"{directory} isn't there, and create=False")
         self._resources = Resources(self._engine_options.get("memory", _READING_MEMORY))
         self._pending: Pending | None = None
         self._latest: int | None = None
@@ -295,6 +297,13 @@ class CheckpointManager:
         return engine.Checkpointer(
             self.directory, keep=keep_of(self._options), **self._engine_options
         )
+
+    def _is_there(self) -> bool:
+        if isinstance(self.directory, Path):
+            return self.directory.is_dir()
+        if is_local(self.directory):
+            return local_path(self.directory).is_dir()
+        return bool(self._store.names())  # an object store has no empty directories
 
     def _settle(self, step: int) -> None:
         """Wait for a step that is on its way."""

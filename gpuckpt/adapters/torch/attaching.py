@@ -17,13 +17,19 @@ class Attached:
     """Hooks on optimizers, until `remove`; as a context manager, until its end."""
 
     def __init__(self) -> None:
-        self.seen = False
-        """Whether one of the optimizers has announced a step since this was set to False."""
+        self.seen: set[int] = set()
+        """Which optimizers, numbered as they were hooked, announced a step since it was cleared."""
         self._handles: list[Any] = []
+        self._count = 0
 
     def __enter__(self) -> Self:
         """Itself."""
         return self
+
+    @property
+    def all_seen(self) -> bool:
+        """Whether each of the optimizers has announced a step since `seen` was cleared."""
+        return len(self.seen) == self._count
 
     def __exit__(self, *_: object) -> None:
         """Remove the hooks."""
@@ -36,10 +42,11 @@ class Attached:
 
     def hook(self, optimizer: Any, before: After, after: After | None) -> None:
         """Call `before` before each of its steps, and `after` when it is done."""
+        number, self._count = self._count, self._count + 1
 
         def pre(*_: object) -> None:
             if _is_live():
-                self.seen = True
+                self.seen.add(number)
                 before()
 
         def post(*_: object) -> None:

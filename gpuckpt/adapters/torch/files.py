@@ -11,9 +11,11 @@ import torch
 
 from gpuckpt.api import load as load_checkpoint
 from gpuckpt.api import save as save_checkpoint
+from gpuckpt.commit import steps
 from gpuckpt.errors import InvalidError
 from gpuckpt.pending import Checkpoint
 from gpuckpt.seal import Key
+from gpuckpt.stores.opening import is_local, is_url, local_path, open_store
 
 MapLocation: TypeAlias = str | torch.device | Mapping[str, str] | None
 _ZIP = b"PK\x03\x04"
@@ -27,7 +29,7 @@ def save(
     memory: int | str = "256 MiB",
     key: Key | None = None,
 ) -> Checkpoint:
-    """Save `obj`, as `torch.save(obj, f)` does, into the directory `f`; durable on return.
+    """Save `obj`, as `torch.save(obj, f)` does, into the directory or URL `f`; durable on return.
 
     `obj` is a state dict or any nesting of dicts, lists and tuples with
     tensors, plain values (`int`, `float`, `str`, `bytes`, `bool`, `None`, …)
@@ -40,10 +42,9 @@ def save(
         StorageError: the storage refused; what was there is as it was.
     """
     place = _place(f)
-    if place.is_file():
+    if (path := _local(place)) is not None and path.is_file():
         raise InvalidError(f"{place} is a file; a checkpoint is a directory: choose another path")
-    steps = [one.name for one in place.glob("step-*.manifest.json")] if place.is_dir() else []
-    if any(int(name.split(".")[0].removeprefix("step-")) for name in steps):
+    if any(steps(open_store(place))):
         raise InvalidError(
             f"{place} has the checkpoints of a training run; choose a directory of its own"
         )
@@ -76,8 +77,8 @@ def load(
         CorruptError: bytes aren't what was saved.
     """
     place = _place(f)
-    if place.is_file():
-        with place.open("rb") as file:
+    if (path := _local(place)) is not None and path.is_file():
+        with path.open("rb") as file:
             pickled = file.read(4) == _ZIP
         told = "torch.save wrote it: read it by torch.load" if pickled else "give the directory"
         raise InvalidError(f"{place} is a file, and a checkpoint is a directory; {told}")
@@ -86,12 +87,21 @@ def load(
     return _moved(state, moved, {}) if moved else state
 
 
-def _place(f: object) -> Path:
+def _place(f: object) -> str | Path:
+    """A path, or a URL as it is: `Path` would take one of its slashes."""
     if not isinstance(f, str | os.PathLike):
         raise InvalidError(
             f"a checkpoint is a directory, and a {type(f).__qualname__} isn't the path of one"
         )
-    return Path(f)
+    text = os.fsdecode(f)
+    return text if is_url(text) else Path(text)
+
+
+def _local(place: str | Path) -> Path | None:
+    """The path of a place on this machine; None of another one."""
+    if isinstance(place, Path):
+        return place
+    return local_path(place) if is_local(place) else None
 
 
 def _where(map_location: MapLocation) -> tuple[str | None, dict[str, str]]:

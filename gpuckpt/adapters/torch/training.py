@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from gpuckpt.adapters.torch.attaching import Attached, attach, order
+from gpuckpt.adapters.torch.batches import Batches
 from gpuckpt.adapters.torch.modules import Model, has_buffers
 from gpuckpt.adapters.torch.objects import Generator, Optimizer, Scheduler
 from gpuckpt.checkpointer import Checkpointer
@@ -18,6 +19,10 @@ from gpuckpt.pending import Pending
 from gpuckpt.rng import RNG
 from gpuckpt.tiers import Root
 from gpuckpt.tree import is_object
+
+# Parts of which nothing that a save holds changes before an optimizer's step: of the last
+# three a save has values of its own.
+_HOOKED = frozenset({"model", "optimizer", "scheduler", "scaler", "rng"})
 
 
 class Training:
@@ -61,12 +66,24 @@ class Training:
         """
         pending = self.checkpointer.step(self.done + 1, self.state, epoch, metrics)
         self.done += 1
-        seen, self._hooks.seen = self._hooks.seen, False
+        seen = self._hooks.all_seen
+        self._hooks.seen.clear()
         # What changes the state before, or without, a hook that says so: a forward with
-        # batch norms, a step that was compiled or captured.
-        if pending is not None and not (seen and not any(map(has_buffers, self._models))):
+        # batch norms, a step that was compiled or captured, whoever keeps the others.
+        if pending is not None and (self._is_changed_elsewhere or not seen):
             order(self.checkpointer)
         return pending
+
+    @property
+    def _is_changed_elsewhere(self) -> bool:
+        """Whether anything of the state may change before an optimizer announces its step."""
+        # Batches gives values, and arrays that it never writes to again.
+        others = {
+            name
+            for name, part in self.state.items()
+            if name not in _HOOKED and not (name == "data" and isinstance(part, Batches))
+        }
+        return bool(others) or any(map(has_buffers, self._models))
 
     @property
     def should_stop(self) -> bool:
