@@ -382,6 +382,28 @@ def test_a_path_has_the_checkpoint_that_was_saved_there_last(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+def test_an_older_runs_higher_step_goes_as_soon_as_the_new_one_is_durable(tmp_path, caplog):
+    plugin = CheckpointIO()
+    plugin.save_checkpoint({"global_step": 500, "w": torch.ones(3)}, tmp_path / "a")
+    plugin.teardown()
+    plugin.save_checkpoint({"global_step": 10, "w": torch.zeros(3)}, tmp_path / "a")
+    saver = plugin._saving[0]
+    saver.wait()
+
+    assert saver.steps() == [10]
+    assert load(tmp_path / "a")["global_step"] == 10
+    assert "resume takes" not in caplog.text
+    plugin.teardown()
+
+
+def test_a_crash_before_the_older_runs_step_went_leaves_the_new_one_to_be_loaded(tmp_path):
+    for step in (500, 10):
+        with gpuckpt.Checkpointer(tmp_path / "a") as saver:
+            saver.save(step, {"global_step": step})
+
+    assert CheckpointIO().load_checkpoint(tmp_path / "a")["global_step"] == 10
+
+
 def test_a_file_of_lightnings_own_is_read_as_weights_only(tmp_path):
     torch.save({"global_step": 1, "w": torch.ones(2)}, tmp_path / "old.ckpt")
     plugin = CheckpointIO()
