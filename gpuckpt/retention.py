@@ -108,13 +108,13 @@ def prune(
     behind.  What is `held` survives, too.  With a `seal`, manifests that aren't
     sealed say nothing.  Call it only while holding the store's lock.
     """
-    found = steps(store)
+    doomed = [step for step in outdated(store, keep, committed, seal) if step not in held.steps]
+    found = [step for step in steps(store) if step not in doomed]
     if committed is not None and found and found[-1] > committed.step:
         log.warning(
             "step %d is older than step %d, which resume takes; use another root to go on from it",
             *(committed.step, found[-1]),
         )
-    doomed = [step for step in outdated(store, keep, committed, seal) if step not in held.steps]
     if doomed:
         delete(store, doomed, committed, held.segments)
     else:

@@ -86,6 +86,16 @@ class Stop(pl.Callback):
             raise StopError
 
 
+class Ask(pl.Callback):
+    """Asks the trainer to stop after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = trainer.global_step >= self.step
+
+
 class Unsized(IterableDataset):
     """Has another order each time, and no length."""
 
@@ -190,6 +200,31 @@ def test_a_run_that_has_ended_can_be_made_longer(tmp_path):
 
     assert len(longer.seen) == 7
     assert digest(longer.state_dict()) == digest(whole.state_dict())
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("steps", [5, 11])
+def test_a_run_that_ended_within_an_epoch_goes_on_with_the_rest_of_it(tmp_path, loader, steps):
+    whole = fit([checkpoint(tmp_path / "whole")], loader)
+    fit([checkpoint(tmp_path / "longer")], loader, max_steps=steps)
+    with gpuckpt.Checkpointer(tmp_path / "longer") as saver:
+        latest = saver.latest()
+        assert latest is not None
+        assert (latest.step, latest.epoch) == (steps, steps // 7)
+    longer = fit([checkpoint(tmp_path / "longer")], loader)
+
+    assert longer.seen == whole.seen[steps:]
+    assert digest(longer.state_dict()) == digest(whole.state_dict())
+
+
+def test_so_does_one_that_was_told_to_stop(tmp_path):
+    whole = fit([checkpoint(tmp_path / "whole")])
+    fit([checkpoint(tmp_path / "longer"), Ask(5)])
+    longer = fit([checkpoint(tmp_path / "longer")])
+
+    # Lightning validates once more before it stops, which draws from the generator.
+    assert longer.seen[:2] == whole.seen[5:7]
+    assert len(longer.seen) == 9
 
 
 def test_the_callback_changes_nothing_in_what_is_trained(tmp_path):
@@ -345,6 +380,28 @@ def test_a_path_has_the_checkpoint_that_was_saved_there_last(tmp_path):
     assert plugin.load_checkpoint(tmp_path / "a")["global_step"] == 10
     plugin.remove_checkpoint(tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+def test_an_older_runs_higher_step_goes_as_soon_as_the_new_one_is_durable(tmp_path, caplog):
+    plugin = CheckpointIO()
+    plugin.save_checkpoint({"global_step": 500, "w": torch.ones(3)}, tmp_path / "a")
+    plugin.teardown()
+    plugin.save_checkpoint({"global_step": 10, "w": torch.zeros(3)}, tmp_path / "a")
+    saver = plugin._saving[0]
+    saver.wait()
+
+    assert saver.steps() == [10]
+    assert load(tmp_path / "a")["global_step"] == 10
+    assert "resume takes" not in caplog.text
+    plugin.teardown()
+
+
+def test_a_crash_before_the_older_runs_step_went_leaves_the_new_one_to_be_loaded(tmp_path):
+    for step in (500, 10):
+        with gpuckpt.Checkpointer(tmp_path / "a") as saver:
+            saver.save(step, {"global_step": step})
+
+    assert CheckpointIO().load_checkpoint(tmp_path / "a")["global_step"] == 10
 
 
 def test_a_file_of_lightnings_own_is_read_as_weights_only(tmp_path):

@@ -194,6 +194,25 @@ def test_a_trainer_is_as_it_was_once_the_checkpoint_is_closed(tmp_path):
     assert not Path(directory).exists()
 
 
+@pytest.mark.parametrize("stop", [3, 8])  # what is newest then is within an epoch, and of its end
+def test_nothing_is_left_of_a_resumed_run_that_is_killed_in_its_training(
+    tmp_path, monkeypatch, stop
+):
+    train(tmp_path / "a", stop)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    left = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            left.append(list((tmp_path / "temporary").iterdir()))
+
+    train(tmp_path / "a", extra=(Look(),))
+
+    assert len(left) == 14 - stop + 1
+    assert not any(left)
+
+
 def test_a_run_stops_once_it_is_told_to_end(tmp_path):
     torch.manual_seed(0)
     model = Net()

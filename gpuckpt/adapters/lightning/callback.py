@@ -106,7 +106,7 @@ class Checkpoint(BaseCheckpoint):
         if not self._saver.should_stop and trainer.global_step != self._step:
             self._ended, self._step = True, trainer.global_step
             numbers: Any = _Numbers(trainer)
-            self._saver.save(self._step, self._bridge, numbers, trainer.current_epoch)
+            self._saver.save(self._step, self._bridge, numbers, self._position.epoch)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Wait until the last save is durable, and give the root back."""
@@ -142,6 +142,8 @@ class Checkpoint(BaseCheckpoint):
         found[METRICS] = dict(trainer.callback_metrics)
         correct = self._position.correct_end if self._ended else self._position.correct
         correct(found["loops"]["fit_loop"])
+        if self._ended:
+            found["epoch"] = self._position.epoch
         return found
 
     def _own(self) -> dict[str, Any]:

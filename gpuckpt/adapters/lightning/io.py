@@ -6,7 +6,9 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,12 @@ from gpuckpt.adapters.bridge import pack, unpack
 from gpuckpt.adapters.lightning.forms import lightning_forms
 from gpuckpt.api import load as load_checkpoint
 from gpuckpt.checkpointer import Checkpointer
-from gpuckpt.commit import delete, steps
+from gpuckpt.commit import delete, open_step, steps
 from gpuckpt.errors import CheckpointError, InvalidError
 from gpuckpt.groups import Alone
 from gpuckpt.layout import LOCK
+from gpuckpt.manifest import Manifest
+from gpuckpt.retention import Keep
 from gpuckpt.stores.opening import is_url, local_path, open_store
 
 log = logging.getLogger("gpuckpt")
@@ -65,7 +69,7 @@ class CheckpointIO(BaseCheckpointIO):
         self._settle()
         state = pack(checkpoint, self._forms)
         step = int(checkpoint.get("global_step", 0))
-        saver = Checkpointer(_root(path), **self._options)
+        saver = Checkpointer(_root(path), **{**self._options, "keep": _Only(1, step=step)})
         try:
             saver.save(step, state)
         except BaseException:
@@ -93,7 +97,8 @@ class CheckpointIO(BaseCheckpointIO):
         if not is_url(path) and Path(path).is_file():
             only = weights_only is not False
             return dict(TorchCheckpointIO().load_checkpoint(path, map_location, weights_only=only))
-        state = load_checkpoint(_root(path), device=_device(map_location), key=self._key)
+        step = _made_last(_root(path))
+        state = load_checkpoint(_root(path), step, _device(map_location), key=self._key)
         return unpack(state, self._forms)
 
     def remove_checkpoint(self, path: Place) -> None:
@@ -155,6 +160,30 @@ def _device(where: Where) -> str:
     if isinstance(where, dict):
         raise InvalidError("map_location is one device, like 'cuda:0'; a dict of them isn't taken")
     return str(where)
+
+
+@dataclass(frozen=True)
+class _Only(Keep):
+    """Once a step is committed no other survives; until then all do."""
+
+    step: int = 0
+
+    def survivors(
+        self, manifests: Sequence[Manifest], now: Callable[[], float] = time.time
+    ) -> set[int]:
+        """As `Keep`'s own."""
+        del now
+        found = {manifest.step for manifest in manifests}
+        return {self.step} if self.step in found else found
+
+
+def _made_last(root: str) -> int | None:
+    """The step to load, if there are several: a crash came before those of an older run went."""
+    store = open_store(root)
+    found = steps(store)
+    if len(found) < 2:
+        return None
+    return max(found, key=lambda step: open_step(store, step, parts=False).created)
 
 
 def _forget_others(path: Place, step: int, found: Iterable[int]) -> None:

@@ -52,8 +52,15 @@ class Position:
         """The generators' states, as they were before the batch was fetched that is next."""
         return {"made": self._made, "epoch": self._epoch, "fetch": self._fetch}
 
+    @property
+    def epoch(self) -> int:
+        """How many epochs are over once a run has ended, without one that was cut short."""
+        return int(self._fit.trainer.current_epoch) - self._is_cut_short
+
     def end_state(self) -> dict[str, Any]:
         """The same after the last batch: an epoch that follows begins with an iterator."""
+        if self._is_cut_short:
+            return {**self.state(), "fetch": self._rng.state_dict()}
         return {"made": self._made, "epoch": self._rng.state_dict(), "fetch": None}
 
     def resume(self, state: dict[str, Any]) -> None:
@@ -73,10 +80,25 @@ class Position:
             loops["state_dict"]["combined_loader"] = self._loaders[-behind]
 
     def correct_end(self, loops: dict[str, Any]) -> None:
-        """Make it the loops' state of a run whose next epoch, if it is given one, is whole."""
+        """Make it the loops' state of a run whose next batch, if it is given one, is the next.
+
+        That is a whole epoch's first, unless the run has ended in the middle of one.
+        """
         progress = loops["epoch_loop.batch_progress"]
+        if self._is_cut_short:
+            for part in ("total", "current"):
+                for count in ("processed", "completed"):
+                    loops["epoch_progress"][part][count] -= 1
+            if self._loaders and self._fit._data_fetcher.length is None:  # noqa: SLF001
+                loops["state_dict"]["combined_loader"] = self._loaders[-1]
+            return
         progress["current"] = dict.fromkeys(progress["current"], 0)
         progress["is_last_batch"] = False
+
+    @property
+    def _is_cut_short(self) -> bool:
+        """Whether a run that has ended did so before its epoch's last batch."""
+        return not self._loop._num_ready_batches_reached()  # noqa: SLF001
 
     def reset(self) -> None:
         """As the loop's own; a resumed epoch is then one like all others, validation included."""

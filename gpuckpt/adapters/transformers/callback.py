@@ -97,9 +97,7 @@ class Checkpoint(TrainerCallback):
         The end of a training does it; call it if `train` was ended by an error
         and the process goes on.
         """
-        taking, self._taking = self._taking, None
-        if taking is not None:
-            taking.end()
+        self._taken()
         saver, self._saver = self._saver, None
         if saver is not None:
             saver.close()
@@ -133,6 +131,7 @@ class Checkpoint(TrainerCallback):
         """Save what the steps before have led to, if that is due."""
         del args
         assert self._saver is not None
+        self._taken()
         at_epoch, self._at_epoch = self._at_epoch, None
         if state.global_step == self._step:
             return
@@ -168,6 +167,12 @@ class Checkpoint(TrainerCallback):
         if not args.load_best_model_at_end:
             self._save_end(state)
         self.close()
+
+    def _taken(self) -> None:
+        """Let the Trainer be as it was: it has taken all, or is to take nothing more."""
+        taking, self._taking = self._taking, None
+        if taking is not None:
+            taking.end()
 
     def _order(self) -> None:
         if self._saver is not None:
