@@ -387,6 +387,7 @@ def test_an_older_runs_higher_step_goes_as_soon_as_the_new_one_is_durable(tmp_pa
     plugin.save_checkpoint({"global_step": 500, "w": torch.ones(3)}, tmp_path / "a")
     plugin.teardown()
     plugin.save_checkpoint({"global_step": 10, "w": torch.zeros(3)}, tmp_path / "a")
+    assert plugin._saving is not None
     saver = plugin._saving[0]
     saver.wait()
 
