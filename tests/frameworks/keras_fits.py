@@ -77,6 +77,20 @@ def resumed(root: Path, stops: tuple[int, ...], **options: Any) -> dict[str, Any
     return fit(root, **options)
 
 
+def metrics_of(root: Path, snapshot: str, *, sized: bool = True) -> list[float]:
+    """The metrics in the checkpoint of an epoch's last batch, of data that has a length or none."""
+    model, every = made(), gpuckpt.Every(steps=BATCHES)
+    saving = Checkpoint(root, every=every, snapshot=snapshot, codec="raw")
+    batches = ((INPUTS[at : at + 8], TARGETS[at : at + 8]) for at in range(0, 56, 8))
+    if sized:
+        model.fit(INPUTS, TARGETS, callbacks=[saving], epochs=2, batch_size=8, verbose=0)
+    else:
+        checked = (INPUTS[:9], TARGETS[:9])
+        model.fit(batches, callbacks=[saving], validation_data=checked, verbose=0)
+    found = gpuckpt.load(root, BATCHES, like="numpy")["metrics"]
+    return [float(found[name].sum()) for name in sorted(found)]
+
+
 def refused(root: Path) -> str:
     """What a model of other shapes is told."""
     try:
@@ -103,6 +117,11 @@ def main() -> None:
         "epochs": [checked, resumed(root(), (11,), every=gpuckpt.Every(epochs=1), **validated)],
         "longer": [plain, fit(two)],
         "refused": refused(two),
+        "metrics": [
+            metrics_of(root(), "copy"),
+            metrics_of(root(), "hold"),
+            metrics_of(root(), "hold", sized=False),
+        ],
         "preempted": fit(root(), preempt=lambda: True)["trained"],
         "names": sorted(gpuckpt.load(two, like="numpy")["model"]),
     }

@@ -67,6 +67,14 @@ def test_so_does_one_that_executes_several_steps_together(fits):
     assert 0 < again["trained"] < whole["trained"]
 
 
+def test_a_checkpoint_has_the_metrics_that_an_epoch_or_a_validation_then_sets_to_zero(fits):
+    copied, held, held_unsized = fits["metrics"]
+
+    assert copied == held
+    assert all(held)
+    assert all(held_unsized)
+
+
 def test_another_model_is_refused(fits):
     assert "[8, 5] here, [8, 4] in the checkpoint" in fits["refused"]
 

@@ -100,9 +100,12 @@ class Checkpoint(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Let the update wait, on its stream, for a copy in flight."""
         del batch, logs
-        if self._saver is not None:
-            with self._saver.update():
-                pass
+        self._order()
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        """The same: a validation begins with metrics that are set to zero."""
+        del logs
+        self._order()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Save, if that is due and the epoch has another batch."""
@@ -116,6 +119,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._before, self._seen = self._before + self._seen, 0
         self._epoch, self._calls, self._passing, self._at_epoch = epoch + 1, 0, 0, {}
         self._save(self._before, self._epoch, logs)
+        self._order()  # the next epoch sets the metrics to zero before it begins
 
     def on_train_end(self, logs: Any = None) -> None:
         """Save the end, due or not; wait until it is durable."""
@@ -126,6 +130,11 @@ class Checkpoint(keras.callbacks.Callback):
             if latest is None or latest.step != step:
                 saver.save(step, self._bridge, _numbers(logs), self._epoch)
         self.close()
+
+    def _order(self) -> None:
+        if self._saver is not None:
+            with self._saver.update():
+                pass
 
     def _save(self, step: int, epoch: int, logs: Any) -> None:
         assert self._saver is not None
