@@ -128,7 +128,8 @@ class Held:
             self.store.go.set()
             self.run.checkpointer.wait()
             self.run.checkpointer.restore(self.run.state)
-            assert frozen(self.run.state) == then
+            same = frozen(self.run.state) == then
+            assert same  # not the two in it: millions of numbers would be compared for a message
 
 
 def test_a_step_of_the_optimizer_waits_until_what_is_held_has_been_read():
@@ -137,12 +138,14 @@ def test_a_step_of_the_optimizer_waits_until_what_is_held_has_been_read():
     held.check(held.optimizer.step)
 
 
-def test_without_the_hooks_it_would_not_wait_and_the_save_would_say_so():
+def test_without_the_hooks_it_would_not_wait_and_the_save_fails_or_has_later_values():
     held = Held()
     held.optimizer.step()
     held.run._hooks.seen.add(0)
     held.run._hooks.remove()
-    with pytest.raises(gpuckpt.TornError):
+    with pytest.raises(
+        (gpuckpt.TornError, AssertionError)
+    ):  # as the change comes amid reads, or before
         held.check(held.optimizer.step, waits=False)
 
 
