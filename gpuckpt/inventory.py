@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuckpt.apart import Flag
-from gpuckpt.devices import Frozen
+from gpuckpt.devices import Frozen, Wants
 from gpuckpt.plan import Plan
 from gpuckpt.spec import Spec
 from gpuckpt.structure import of_one
@@ -167,11 +167,18 @@ class Snapshot:
             for frozen in self.frozen.values():
                 frozen.order_update()
 
-    def settle(self) -> None:
-        """Wait until copies have been made; then what they were made from may go."""
+    def bring(self, wants: Wants | None = None) -> None:
+        """Begin to bring to the host what has memory of its own there."""
         for frozen in self.frozen.values():
-            frozen.settle()
-        if not self.live:
+            frozen.bring(wants)
+
+    def settle(self) -> None:
+        """Wait until copies have been made, and until what is brought at once is there.
+
+        Then what they were made from may go.
+        """
+        settled = [frozen.settle() for frozen in self.frozen.values()]
+        if all(settled):
             self._set_staged()
 
     def end_downloads(self) -> None:

@@ -170,6 +170,7 @@ def _write_chunks(  # noqa: PLR0917 - all that a save has
     """Bring every chunk of a snapshot to the disk."""
     arena = resources.arena(snapshot.plans, largest_nbytes(snapshot.plans))
     stats.host_nbytes = arena.nbytes + resources.bases.nbytes
+    stats.host_nbytes += sum(resources.devices[name].ahead_nbytes for name in snapshot.plans)
     stats.copy_nbytes = sum(resources.devices[name].kept_nbytes for name in snapshot.plans)
     rows = Rows(snapshot.inventory.specs)
     reads = sum(len(plan.batches) for plan in snapshot.plans.values())

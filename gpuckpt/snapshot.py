@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from gpuckpt.devices import Device, Devices, Frozen
 from gpuckpt.errors import DeviceMemoryError, InvalidError
@@ -63,14 +61,21 @@ def capture(
         raise InvalidError(f"snapshot is one of {', '.join(MODES)}; got {mode!r}")
     snapshot = Snapshot(replace(inventory, owners=[]), plans)
     try:
+        copied = {
+            name: _is_copied(plan, devices[name], mode, host_room_nbytes)
+            for name, plan in plans.items()
+        }
+        room = host_room_nbytes
+        if copied.get("cpu"):
+            room -= devices["cpu"].copy_nbytes(plans["cpu"])
         for name, plan in plans.items():
-            copy = _is_copied(plan, devices[name], mode, host_room_nbytes)
             owners = inventory.owners
             if len(plans) > 1:
                 owners = [owners[tensor] for tensor in plan.tensors]
-            snapshot.frozen[name] = _freeze(
-                plan, inventory.addresses, owners, devices[name], copy=copy, may_hold=mode == "auto"
-            )
+            freeze = partial(devices[name].freeze, plan, inventory.addresses, owners)
+            frozen = _freeze(freeze, room, copy=copied[name], may_hold=mode == "auto")
+            snapshot.frozen[name] = frozen
+            room -= devices[name].ahead_nbytes if frozen.live else 0
     except BaseException:
         snapshot.release()
         raise
@@ -142,18 +147,12 @@ def _is_copied(plan: Plan, device: Device, mode: str, host_room_nbytes: int) -> 
 
 
 def _freeze(
-    plan: Plan,
-    addresses: npt.NDArray[np.uint64],
-    owners: Sequence[object],
-    device: Device,
-    *,
-    copy: bool,
-    may_hold: bool,
+    freeze: Callable[..., Frozen], host_nbytes: int, *, copy: bool, may_hold: bool
 ) -> Frozen:
     try:
-        return device.freeze(plan, addresses, owners, copy=copy)
+        return freeze(copy=copy, host_nbytes=host_nbytes)
     except DeviceMemoryError:
         # What is free isn't always free in one piece.
         if not (copy and may_hold):
             raise
-    return device.freeze(plan, addresses, owners, copy=False)
+    return freeze(copy=False, host_nbytes=host_nbytes)

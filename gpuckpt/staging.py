@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gpuckpt.arena import Arena, Slot
-from gpuckpt.devices import Arrived, Device, Frozen, Piece, Transfer, Upload, Wants
+from gpuckpt.devices import Arrived, Device, Piece, Transfer, Upload, Wants
 from gpuckpt.inventory import Snapshot
 from gpuckpt.ordered import alternated
 from gpuckpt.plan import Plan, aligned
@@ -50,29 +50,36 @@ def stage(
     """Begin to bring each batch of a snapshot's chunks to a slot of the arena, or what is wanted.
 
     Each device's in order, the devices in turn.  After them, what was read
-    where the caller has it is looked at again.  Waits for a free slot, never
-    for a copy to the host, but first for the snapshot's own and, of each GPU,
-    for what it says of the chunks.
+    where the caller has it is looked at again.  Waits for a free slot, and
+    first for the snapshot's own copies and, of each GPU, for what it says of
+    the chunks.  For a copy to the host it waits only once all slots are in use:
+    if everything comes at once, the state is the caller's again after that.
     """
     try:
-        snapshot.settle()
+        snapshot.bring(wants)
+        if not snapshot.live:
+            snapshot.settle()
         yield from alternated(
-            _stage(frozen, snapshot.plans[name], arena, wants)
-            for name, frozen in snapshot.frozen.items()
+            _stage(name, snapshot, arena, wants) for name in tuple(snapshot.frozen)
         )
     finally:
         snapshot.end_downloads()
 
 
 def _stage(
-    frozen: Frozen, plan: Plan, arena: Arena, wants: Wants | None
+    name: str, snapshot: Snapshot, arena: Arena, wants: Wants | None
 ) -> Iterator[Staged | Reread]:
     """One device's share."""
+    frozen, plan = snapshot.frozen[name], snapshot.plans[name]
     for at, chunks in enumerate(plan.batches):
+        if at == arena.count:
+            snapshot.settle()
         slot = arena.take()
         with _given_back(slot, arena):
             transfer = frozen.download(at, slot, wants)
         yield Staged(plan, chunks, slot, transfer)
+    if len(plan.batches) <= arena.count:
+        snapshot.settle()
     for at, chunks in enumerate(plan.rereads if frozen.live else ()):
         slot = arena.take()
         with _given_back(slot, arena):

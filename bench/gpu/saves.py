@@ -25,14 +25,22 @@ CODECS = ("auto", "raw")
 def save_rows(
     directory: Path, scale: Scale, best: Limits, training: Training
 ) -> Iterator[dict[str, Any]]:
-    """Each size, in few and in many tensors, in each mode; the codecs where tensors are few."""
+    """Each size, in few and in many tensors, in each mode; the codecs where tensors are few.
+
+    What is held has host memory for all of the state, and once for some slots alone.
+    """
     for at, nbytes in enumerate(scale.states_nbytes):
         for tensors in (scale.few, scale.many):
             state = state_of(nbytes, tensors)
-            for mode in MODES:
-                for codec in CODECS if tensors == scale.few else CODECS[:1]:
-                    root = directory / f"save-{at}-{tensors}-{mode}-{codec}"
-                    yield save_row(root, scale, best, training, state, mode=mode, codec=codec)
+            codecs = CODECS if tensors == scale.few else CODECS[:1]
+            ways = [
+                (mode, codec, nbytes + scale.memory_nbytes) for mode in MODES for codec in codecs
+            ]
+            ways += [("hold", codec, scale.slots_nbytes) for codec in codecs[1:]]
+            for way, (mode, codec, memory) in enumerate(ways):
+                root = directory / f"save-{at}-{tensors}-{way}"
+                given = {"snapshot": mode, "codec": codec, "memory": memory}
+                yield save_row(root, scale, best, training, state, given=given)
             del state
 
 
@@ -43,8 +51,7 @@ def save_row(
     training: Training,
     state: dict[str, Any],
     *,
-    mode: str,
-    codec: str,
+    given: dict[str, Any],
 ) -> dict[str, Any]:
     """The first save apart; the later ones each with a step's work already on the stream.
 
@@ -54,9 +61,9 @@ def save_row(
     without.
     """
     nbytes = state_nbytes(state)
-    options: dict[str, Any] = {"snapshot": mode, "codec": codec, "memory": scale.memory_nbytes}
-    options["full_every"] = 1  # all of it each time, also what no step has changed
-    with gpuckpt.Checkpointer(root, keep=gpuckpt.Keep(last=1), **options) as ckpt:
+    # All of it each time, also what no step has changed.
+    options = {**given, "keep": gpuckpt.Keep(last=1), "full_every": 1}
+    with gpuckpt.Checkpointer(root, **options) as ckpt:
         steps = itertools.count(1)
         first = _round(ckpt, state, training, next(steps))
         rounds = [
@@ -71,8 +78,9 @@ def save_row(
     copied = 2 * nbytes / best.copy
     return {
         "case": "save",
-        "mode": mode,
-        "codec": codec,
+        "mode": given["snapshot"],
+        "codec": given["codec"],
+        "memory_nbytes": given["memory"],
         "tensors": len(state),
         "state_nbytes": nbytes,
         "step": "matrix products" if training.products else "passes over memory",

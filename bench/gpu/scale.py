@@ -16,7 +16,8 @@ class Scale:
     `copy_nbytes` and `disk_nbytes` are copied, written and read to find the
     limits, `pieces_nbytes` the lengths of single copies between host and
     device.  A step of the training loop takes about `step_seconds`; `steps`
-    of them are timed without a save.
+    of them are timed without a save.  `memory_nbytes` of host memory come on
+    top of a state that is saved, `slots_nbytes` are too few for any.
     """
 
     rounds: int
@@ -31,6 +32,7 @@ class Scale:
     step_seconds: float
     steps: int
     memory_nbytes: int
+    slots_nbytes: int
 
     def rounds_of(self, nbytes: int) -> int:
         """Fewer of what takes long."""
@@ -50,6 +52,7 @@ TINY = Scale(
     step_seconds=0.001,
     steps=2,
     memory_nbytes=64 * MIB,
+    slots_nbytes=48 * MIB,
 )
 
 
@@ -73,4 +76,5 @@ def full(device_free_nbytes: int, disk_free_nbytes: int) -> Scale:
         step_seconds=0.010,
         steps=50,
         memory_nbytes=2 * GIB,
+        slots_nbytes=256 * MIB,
     )

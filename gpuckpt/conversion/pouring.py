@@ -77,8 +77,12 @@ class Poured:
     def order_update(self) -> None:
         """Nothing: no live memory is read."""
 
-    def settle(self) -> None:
-        """Nothing: there is no copy."""
+    def bring(self, wants: Wants | None = None) -> None:
+        """Nothing: they are read by and by."""
+
+    def settle(self) -> bool:
+        """Nothing to wait for: there is no copy, and nobody else has what is read."""
+        return True
 
     def end_downloads(self) -> None:
         """Nothing: they end when they have been made."""

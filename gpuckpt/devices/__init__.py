@@ -135,8 +135,19 @@ class Frozen(Protocol):
         """
         ...
 
-    def settle(self) -> None:
-        """Wait until a copy has been made, and let go of what it was made from."""
+    def bring(self, wants: Wants | None = None) -> None:
+        """Begin to bring to the host what has host memory of its own.
+
+        May wait until the device knows what the snapshot's chunks are.  Give
+        it what downloads are given, and call it before them, or not at all.
+        """
+        ...
+
+    def settle(self) -> bool:
+        """Wait until a copy has been made, and let go of what it was made from.
+
+        So if all was brought.  Whether nothing of the caller's is read any more.
+        """
         ...
 
     def end_downloads(self) -> None:
@@ -187,6 +198,11 @@ class Device(Protocol):
         """Bytes of its memory that it keeps for copies and for chunks on their way."""
         ...
 
+    @property
+    def ahead_nbytes(self) -> int:
+        """Bytes of host memory that it keeps for what is held, and brought at once."""
+        ...
+
     def host_memory(self, nbytes: int) -> Bytes:
         """Host memory for transfers, page-locked if the device wants it; kept while referenced."""
         ...
@@ -221,6 +237,7 @@ class Device(Protocol):
         owners: Sequence[object],
         *,
         copy: bool,
+        host_nbytes: int = 0,
     ) -> Frozen:
         """Freeze a plan's tensors at this point of the caller's stream.
 
@@ -228,7 +245,9 @@ class Device(Protocol):
         them alive: both are held only as long as they are read.  With `copy`,
         into memory that the device keeps for the next time, after which the
         caller may change the tensors at once.  Else they are read where they
-        are, and the caller must order its changes by `order_update`.
+        are, and the caller must order its changes by `order_update`; a device
+        may take `host_nbytes` bytes of host memory, and keep them, to have
+        these reads behind it soon.
         """
         ...
 

@@ -32,6 +32,11 @@ class CpuDevice:
         """The memory for copies."""
         return self._shadow.size
 
+    @property
+    def ahead_nbytes(self) -> int:
+        """None: what is held is on the host."""
+        return 0
+
     def host_memory(self, nbytes: int) -> Bytes:
         """Memory in huge pages where the system has them, none of them touched yet.
 
@@ -83,6 +88,7 @@ class CpuDevice:
         owners: Sequence[object],
         *,
         copy: bool,
+        host_nbytes: int = 0,  # noqa: ARG002 - what is held is host memory
     ) -> Frozen:
         """Copy the tensors now, or hold them where they are; those that can't change, in any case.
 

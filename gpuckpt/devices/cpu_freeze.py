@@ -95,8 +95,12 @@ class CpuCopy:
     def order_update(self) -> None:
         """Nothing: nothing is read that an update changes."""
 
-    def settle(self) -> None:
-        """Nothing: the copies were made at once."""
+    def bring(self, wants: Wants | None = None) -> None:
+        """Nothing: they are on the host."""
+
+    def settle(self) -> bool:
+        """Nothing to wait for: the copies were made at once."""
+        return True
 
     def end_downloads(self) -> None:
         """Nothing: copies are read in place."""
@@ -176,8 +180,12 @@ class CpuHold:
         """
         self._released.wait_out()
 
-    def settle(self) -> None:
-        """Nothing: there is no copy."""
+    def bring(self, wants: Wants | None = None) -> None:
+        """Nothing: they are on the host."""
+
+    def settle(self) -> bool:
+        """Nothing to wait for: there is no copy, and what is held is read until the end."""
+        return False
 
     def end_downloads(self) -> None:
         """Nothing: on the host, downloads end when they have been waited for."""

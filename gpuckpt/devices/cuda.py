@@ -10,6 +10,7 @@ order it with the caller's streams; the host waits for the second alone, with `h
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 
 from gpuckpt.arena import Slot
 from gpuckpt.devices import Bytes, Frozen, Piece, Upload, kernels
+from gpuckpt.devices.ahead import Ahead
 from gpuckpt.devices.cuda_copy import CudaCopy
 from gpuckpt.devices.cuda_deltas import DeltaRoom, Deltas
 from gpuckpt.devices.cuda_freeze import CudaHold
@@ -30,6 +32,8 @@ from gpuckpt.devices.tables import Addresses, Tables
 from gpuckpt.errors import DeviceMemoryError
 from gpuckpt.plan import Plan, area_nbytes
 from gpuckpt.statistics import byte_values
+
+log = logging.getLogger("gpuckpt")
 
 # Of the free memory, this much is left to the training run; and this much if bases are kept.
 _HEADROOM = 0.1
@@ -48,6 +52,7 @@ class CudaDevice:
         self._deltas: tuple[Plan, DeltaRoom] | None = None
         self._scratch: Scratch | None = None
         self._rows: Bytes = np.empty(0, np.uint8)
+        self._ahead: Bytes = np.empty(0, np.uint8)
         self._values: dict[str, tuple[Any, Bytes]] = {}
         self._copy: CudaCopy | None = None
         self._copying: tuple[Plan, Tables] | None = None
@@ -61,6 +66,11 @@ class CudaDevice:
         memories = [one.memory for one in (self._scratch, self._deltas and self._deltas[1]) if one]
         shadows = [one for one in (self._shadow, self._older) if one is not None]
         return sum(int(one.nbytes) for one in (*memories, *shadows))
+
+    @property
+    def ahead_nbytes(self) -> int:
+        """Page-locked memory for what is held."""
+        return self._ahead.size
 
     def host_memory(self, nbytes: int) -> Bytes:
         """Page-locked memory of exactly `nbytes`, for all devices."""
@@ -123,7 +133,13 @@ class CudaDevice:
         return True
 
     def freeze(
-        self, plan: Plan, addresses: Addresses, owners: Sequence[object], *, copy: bool
+        self,
+        plan: Plan,
+        addresses: Addresses,
+        owners: Sequence[object],
+        *,
+        copy: bool,
+        host_nbytes: int = 0,
     ) -> Frozen:
         """Freeze tensors after the caller's current streams; returns before anything is read.
 
@@ -147,9 +163,12 @@ class CudaDevice:
             self._copy.begin()
             return self._copy
         both, scratch = self._hold_tables(plan), self._reserved_scratch(plan.chunk_nbytes)
+        ahead = self._reserved_ahead(host_nbytes, both)
         with self._stream.used("take a snapshot"):
             self._stream.follow_callers()
-            return CudaHold(*(self._stream, both, scratch), addresses=addresses, owners=owners)
+            return CudaHold(
+                *(self._stream, both, scratch, ahead), addresses=addresses, owners=owners
+            )
 
     def _differences(self, plan: Plan, tables: Tables) -> Deltas | None:
         """Of a copy that is to be made from the last one, if bases are kept: they take turns."""
@@ -199,6 +218,18 @@ class CudaDevice:
             memory = self._stream.allocate(nbytes, "chunks on their way", remedy)
             self._scratch = Scratch(memory)
         return self._scratch
+
+    def _reserved_ahead(self, nbytes: int, tables: tuple[Tables, Tables]) -> tuple[Ahead, Bytes]:
+        """Host memory within so many bytes for what is held; none where it can't be had."""
+        ahead = Ahead.within(nbytes, *tables)
+        if not ahead.nbytes <= self._ahead.size <= nbytes:
+            self._ahead = np.empty(0, np.uint8)
+            try:
+                self._ahead = self.host_memory(ahead.nbytes)
+            except DeviceMemoryError as error:
+                log.warning("held tensors are read as slots become free: %s", error)
+                return Ahead(0), self._ahead
+        return ahead, self._ahead
 
     def _values_at(self, dtype: str) -> int:
         """The address of the 256 values of a type of one-byte floats; 0 for any other."""

@@ -176,12 +176,16 @@ class CudaCopy:
         with self._stream.used("order an update"):
             self._stream.lead_callers(self._made)
 
-    def settle(self) -> None:
+    def bring(self, wants: Wants | None = None) -> None:
+        """Nothing: copies wait for slots without being in anybody's way."""
+
+    def settle(self) -> bool:
         """Wait for the copies; only then may the sources' memory be used again."""
         if self._owners:
             # No event: an interrupt came before it was made, but not before the rest.
             self._stream.synchronize(self._made or self._stream.stream)
             self._owners = ()
+        return True
 
     def end_downloads(self) -> None:
         """Nothing: downloads read the copies."""

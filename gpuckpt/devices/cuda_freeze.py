@@ -6,17 +6,20 @@ gpuckpt's own stream; what is left for the host is to copy them out.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from gpuckpt.apart import Flag
 from gpuckpt.arena import Slot
-from gpuckpt.devices import Arrived, Transfer, Wants, kernels
+from gpuckpt.devices import Arrived, Bytes, Transfer, Wants, kernels
+from gpuckpt.devices.ahead import Ahead, Room
 from gpuckpt.devices.merging import Span, merged
 from gpuckpt.devices.peeking import bring, rounds
 from gpuckpt.devices.room import Scratch
 from gpuckpt.devices.stream import OwnStream
 from gpuckpt.devices.tables import Addresses, Tables, fingerprints
+from gpuckpt.errors import DeviceError
 from gpuckpt.spec import Chunk
 
 R = TypeVar("R")
@@ -40,8 +43,9 @@ class CudaTransfer(Transfer[R]):
 class CudaHold:
     """Live tensors, read batch by batch as host memory allows, and then once more.
 
-    The second reading takes digests alone: whoever changed something meanwhile
-    is found out.
+    What has host memory of its own (`ahead`) is read at once.  The second
+    reading takes digests alone: whoever changed something meanwhile is found
+    out.
     """
 
     live = True
@@ -51,55 +55,48 @@ class CudaHold:
         stream: OwnStream,
         tables: tuple[Tables, Tables],
         scratch: Scratch,
+        ahead: tuple[Ahead, Bytes],
         *,
         addresses: Addresses,
         owners: Sequence[object],
     ) -> None:
-        """`tables` are those of the batches and of the rereads."""
+        """`tables` are those of the batches and of the rereads; `ahead` is with its memory."""
         self._stream, self._scratch, self._addresses = stream, scratch, addresses
         (self._tables, self._rereads), self._owners = tables, owners
+        self._ahead, self._memory = ahead
         self._ended = Flag()
         self._brought: frozenset[Chunk] | None = None
+        self._batches: dict[int, Transfer[Sequence[Arrived]]] = {}
+        self._looks: dict[int, Transfer[Sequence[str]]] = {}
         self._last = stream.mark()
+
+    def bring(self, wants: Wants | None = None) -> None:
+        """Begin to read all that has memory of its own; updates then wait for no slot."""
+        ahead = self._ahead
+        looks = [ahead.room(place, self._memory) for place in ahead.looks]
+        if wants is not None and looks:
+            begun = [self._look(at, room) for at, room in enumerate(looks)]
+            self._want(wants, [transfer.wait() for transfer in begun])
+        for at, place in ahead.batches.items():
+            self._batches[at] = self._read(at, ahead.room(place, self._memory))
+        if ahead.is_whole:
+            self._looks = {at: self._look(at, room) for at, room in enumerate(looks)}
+            self.end_downloads()
 
     def download(
         self, batch: int, slot: Slot, wants: Wants | None = None
     ) -> Transfer[Sequence[Arrived]]:
-        """Split the chunks in the device's scratch memory, and copy what is wanted of that."""
-        tables, scratch, stream = self._tables, self._scratch, self._stream
-        wanted = self._wanted(batch, slot, wants)
-        summaries, planes = tables.spans(batch)
-        end = summaries.nbytes
-        room = slot.planes[: end + planes.nbytes]
-        parts = merged([Span(0, end), *(part.after(end) for part in tables.parts(batch, wanted))])
-        table = tables.group(batch, self._addresses, scratch.packed)
-        with stream.turn, stream.steps("copy to the host"):
-            scratch.gather(table, slot.raw, stream)
-            kernels.filter_chunks(
-                scratch.table, len(table.rows), table.leaves, scratch.staged, stream.stream
-            )
-            for part in parts:
-                place = room[part.start : part.start + part.nbytes]
-                stream.to_host(place, scratch.staged + part.start)
-            found = room[:end].view(kernels.SUMMARY)
-            places = _where(tables.starts(batch), wanted)
-            return self._transfer(lambda: tables.arrived(batch, found, room[end:], places))
+        """Split the chunks in the device's scratch memory, and copy what is wanted of that.
 
-    def _wanted(self, batch: int, slot: Slot, wants: Wants | None) -> list[bool]:
-        """Which chunks are wanted, by their digests, which the first call waits for.
-
-        What changes between this look and the second one is found out by either.
+        Unless that has begun.
         """
-        chunks = self._tables.chunks(batch)
-        if wants is None:
-            return [True] * len(chunks)
-        if self._brought is None:
-            prints: dict[Chunk, str] = {}
-            for at in range(self._rereads.groups):
-                found = self.reread(at, slot).wait()
-                prints.update(zip(self._rereads.chunks(at), found, strict=True))
-            self._brought = wants.wanted(prints)
-        return [chunk in self._brought for chunk in chunks]
+        if batch in self._batches:
+            return self._batches.pop(batch)
+        room = Room(slot.raw, slot.planes)
+        if wants is not None and self._brought is None:
+            every = range(self._rereads.groups)
+            self._want(wants, [self._look(at, room).wait() for at in every])
+        return self._read(batch, room)
 
     def peek(self, chunks: Sequence[Chunk], slot: Slot) -> list[bytes]:
         """A small copy each; nothing of a strided tensor, which only a kernel can gather."""
@@ -112,18 +109,10 @@ class CudaHold:
         return found
 
     def reread(self, at: int, slot: Slot) -> Transfer[Sequence[str]]:
-        """Take the digests of what is there now, and copy these."""
-        tables, scratch, stream = self._rereads, self._scratch, self._stream
-        table = tables.group(at, self._addresses, scratch.packed)
-        room = slot.planes[: table.leaves * kernels.DIGEST_NBYTES]
-        firsts, nbytes = table.rows["first_leaf"].tolist(), table.rows["nbytes"].tolist()
-        with stream.turn, stream.steps("look for changes"):
-            scratch.gather(table, slot.raw, stream)
-            kernels.digest_chunks(
-                scratch.table, len(table.rows), table.leaves, scratch.staged, stream.stream
-            )
-            stream.to_host(room, scratch.staged)
-            return self._transfer(lambda: fingerprints(room.tobytes(), firsts, nbytes))
+        """Take the digests of what is there now, and copy these; unless that has begun."""
+        if at in self._looks:
+            return self._looks.pop(at)
+        return self._look(at, Room(slot.raw, slot.planes))
 
     def order_update(self) -> None:
         """Wait until the last read was given to the device; then the caller's streams wait for it.
@@ -138,8 +127,12 @@ class CudaHold:
         with self._stream.used("order an update"):
             self._stream.lead_callers(self._last)
 
-    def settle(self) -> None:
-        """Nothing: there is no copy."""
+    def settle(self) -> bool:
+        """Wait for what has begun, and let go of the tensors, if that was all of them."""
+        if self._ahead.is_whole:
+            self._stream.synchronize(self._last)
+            self._owners = ()
+        return self._ahead.is_whole
 
     def end_downloads(self) -> None:
         """Let updates go on after all that was given to the device so far.
@@ -153,9 +146,59 @@ class CudaHold:
         self._ended.set()
 
     def release(self) -> None:
-        """Let go of the tensors, and updates go on."""
+        """Let go of the tensors, once nothing is read that nobody waits for; and updates go on."""
+        begun = [*self._batches.values(), *self._looks.values()]
+        self._batches, self._looks = {}, {}
+        if begun:
+            with contextlib.suppress(DeviceError):  # a lost device reads nothing any more
+                self._stream.synchronize(self._stream.stream)
         self._ended.set()
         self._owners = ()
+
+    def _want(self, wants: Wants, prints: Sequence[Sequence[str]]) -> None:
+        """Choose the chunks to read by their digests, of each reread's chunks.
+
+        What changes between this look and the second one is found out by either.
+        """
+        every = [self._rereads.chunks(at) for at in range(self._rereads.groups)]
+        found = (zip(*each, strict=True) for each in zip(every, prints, strict=True))
+        self._brought = wants.wanted({chunk: one for each in found for chunk, one in each})
+
+    def _read(self, batch: int, room: Room) -> Transfer[Sequence[Arrived]]:
+        """Begin to bring a batch's summaries, and what is wanted of its planes."""
+        tables, scratch, stream = self._tables, self._scratch, self._stream
+        brought, chunks = self._brought, tables.chunks(batch)
+        wanted = [brought is None or chunk in brought for chunk in chunks]
+        summaries, planes = tables.spans(batch)
+        end = summaries.nbytes
+        data = room.found[: end + planes.nbytes]
+        parts = merged([Span(0, end), *(part.after(end) for part in tables.parts(batch, wanted))])
+        table = tables.group(batch, self._addresses, scratch.packed)
+        with stream.turn, stream.steps("copy to the host"):
+            scratch.gather(table, room.table, stream)
+            kernels.filter_chunks(
+                scratch.table, len(table.rows), table.leaves, scratch.staged, stream.stream
+            )
+            for part in parts:
+                place = data[part.start : part.start + part.nbytes]
+                stream.to_host(place, scratch.staged + part.start)
+            found = data[:end].view(kernels.SUMMARY)
+            places = _where(tables.starts(batch), wanted)
+            return self._transfer(lambda: tables.arrived(batch, found, data[end:], places))
+
+    def _look(self, at: int, room: Room) -> Transfer[Sequence[str]]:
+        """Begin to take the digests of what is there now."""
+        tables, scratch, stream = self._rereads, self._scratch, self._stream
+        table = tables.group(at, self._addresses, scratch.packed)
+        data = room.found[: table.leaves * kernels.DIGEST_NBYTES]
+        firsts, nbytes = table.rows["first_leaf"].tolist(), table.rows["nbytes"].tolist()
+        with stream.turn, stream.steps("look for changes"):
+            scratch.gather(table, room.table, stream)
+            kernels.digest_chunks(
+                scratch.table, len(table.rows), table.leaves, scratch.staged, stream.stream
+            )
+            stream.to_host(data, scratch.staged)
+            return self._transfer(lambda: fingerprints(data.tobytes(), firsts, nbytes))
 
     def _transfer(self, read: Callable[[], R]) -> CudaTransfer[R]:
         return CudaTransfer(self._stream, read, self._scratch.memory)

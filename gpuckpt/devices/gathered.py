@@ -40,6 +40,10 @@ class Gathered:
         self._tensors = np.array([chunk.tensor for chunk in self._chunks], np.intp)
         self.runs = lay_out_runs([self._run(chunk, 0, 0) for chunk in self._chunks]).rows
 
+    def count(self, group: int) -> int:
+        """How many runs a group has."""
+        return self._ends[group + 1] - self._ends[group]
+
     def fill(
         self, groups: slice, addresses: npt.NDArray[np.uint64], packed: int
     ) -> tuple[npt.NDArray[np.intp], Runs]:

@@ -130,6 +130,17 @@ class Tables:
         """Room that gathered tensors take at most."""
         return self._strided.nbytes
 
+    def leaves(self, group: int) -> int:
+        """How many leaves a group's chunks have."""
+        return self._edges[group + 1][0] - self._edges[group][0]
+
+    def table_nbytes(self, group: int) -> int:
+        """Room for the rows and runs of one group."""
+        rows = self._ends[group + 1] - self._ends[group]
+        return aligned(rows * kernels.CHUNK.itemsize) + aligned(
+            self._strided.count(group) * RUN.itemsize
+        )
+
     def spans(self, group: int) -> tuple[Span, Span]:
         """Where a group's summaries and its planes lie."""
         (first, planes), (end, planes_end) = self._edges[group : group + 2]
