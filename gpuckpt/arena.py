@@ -89,6 +89,11 @@ class Arena:
             self._changed.notify()
 
     @property
+    def is_used_up(self) -> bool:
+        """Whether none is free."""
+        return not self._free
+
+    @property
     def lacks_slots(self) -> bool:
         """Whether some aren't free: while nobody works with it, a failure has cost them."""
         return len(self._free) < self.count

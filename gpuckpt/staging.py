@@ -50,15 +50,12 @@ def stage(
     """Begin to bring each batch of a snapshot's chunks to a slot of the arena, or what is wanted.
 
     Each device's in order, the devices in turn.  After them, what was read
-    where the caller has it is looked at again.  Waits for a free slot, and
-    first for the snapshot's own copies and, of each GPU, for what it says of
-    the chunks.  For a copy to the host it waits only once all slots are in use:
-    if everything comes at once, the state is the caller's again after that.
+    where the caller has it is looked at again.  Waits for a free slot and, of
+    each GPU, first for what it says of the chunks; once all slots are in use,
+    for copies and for all that comes at once: then the state is the caller's.
     """
     try:
         snapshot.bring(wants)
-        if not snapshot.live:
-            snapshot.settle()
         yield from alternated(
             _stage(name, snapshot, arena, wants) for name in tuple(snapshot.frozen)
         )
@@ -72,19 +69,23 @@ def _stage(
     """One device's share."""
     frozen, plan = snapshot.frozen[name], snapshot.plans[name]
     for at, chunks in enumerate(plan.batches):
-        if at == arena.count:
-            snapshot.settle()
-        slot = arena.take()
+        slot = _slot(snapshot, arena)
         with _given_back(slot, arena):
             transfer = frozen.download(at, slot, wants)
         yield Staged(plan, chunks, slot, transfer)
-    if len(plan.batches) <= arena.count:
-        snapshot.settle()
+    snapshot.settle()
     for at, chunks in enumerate(plan.rereads if frozen.live else ()):
-        slot = arena.take()
+        slot = _slot(snapshot, arena)
         with _given_back(slot, arena):
             again = frozen.reread(at, slot)
         yield Reread(chunks, slot, again)
+
+
+def _slot(snapshot: Snapshot, arena: Arena) -> Slot:
+    """A slot; before it is waited for, for how long nobody knows, the state goes back if it can."""
+    if arena.is_used_up:
+        snapshot.settle()
+    return arena.take()
 
 
 def give_back(staged: Staged | Reread, arena: Arena) -> None:

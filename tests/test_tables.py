@@ -20,9 +20,11 @@ from hypothesis import strategies as st
 from gpuckpt.arrays import host_view
 from gpuckpt.census import take_inventory
 from gpuckpt.devices import Arrived, kernels
+from gpuckpt.devices.ahead import Ahead
 from gpuckpt.devices.merging import moved
 from gpuckpt.devices.strided import RUN
-from gpuckpt.devices.tables import Table, Tables, fingerprints
+from gpuckpt.devices.summaries import fingerprints
+from gpuckpt.devices.tables import Table, Tables
 from gpuckpt.dtypes import is_turned
 from gpuckpt.fingerprint import fingerprint, leaf_digests
 from gpuckpt.inventory import Inventory
@@ -270,6 +272,47 @@ def test_a_second_look_gives_the_fingerprints_of_every_chunk(case: Case):
         firsts, nbytes = rows["first_leaf"].tolist(), rows["nbytes"].tolist()
         expected = [fingerprint(case.bytes_of(chunk).data) for chunk in chunks]
         assert fingerprints(digests, firsts, nbytes) == expected
+
+
+@settings(max_examples=50, deadline=None)
+@given(cases(), st.data())
+def test_several_tables_made_at_once_are_those_that_are_made_one_by_one(case: Case, data):
+    tables = case.tables(case.plan.batches, together=False)
+    start = data.draw(st.integers(0, tables.groups))
+    groups = range(start, data.draw(st.integers(start, tables.groups)))
+    addresses = case.inventory.addresses
+    for at, table in zip(groups, tables.each(groups, addresses, 640), strict=True):
+        one, room = tables.group(at, addresses, 640), room_for(table.nbytes)
+        assert table.nbytes == tables.table_nbytes(at)
+        assert (table.leaves, table.runs.pieces) == (one.leaves, one.runs.pieces)
+        assert table.write(room).tobytes() == one.write(room_for(table.nbytes)).tobytes()
+
+
+@settings(max_examples=50, deadline=None)
+@given(cases(), st.integers(0, 1 << 18))
+def test_as_many_of_the_last_batches_as_fit_have_room_of_their_own(case: Case, nbytes: int):
+    batches = case.tables(case.plan.batches, together=False)
+    looks = case.tables(case.plan.rereads, together=False)
+    ahead = Ahead.within(nbytes, batches, looks)
+    assert ahead.nbytes <= nbytes
+    assert ahead.is_whole == (len(ahead.batches.groups) == batches.groups > 0)
+    if not ahead.batches.groups:
+        assert ahead == Ahead()
+        return
+    assert ahead.batches.groups.stop == batches.groups
+    assert list(ahead.looks.groups) == list(range(looks.groups))
+    taken = np.zeros(ahead.nbytes, np.uint8)
+    for rooms in (ahead.batches, ahead.looks):
+        taken[rooms.table.start : rooms.table.end] += np.uint8(1)
+        for group in rooms.groups:
+            rooms.at(group, taken)[...] += np.uint8(1)
+    assert taken.max(initial=0) <= 1, "no two share a byte"
+    for at in ahead.batches.groups:
+        sizes = [span.nbytes for span in batches.spans(at)]
+        assert ahead.batches.at(at, taken).size == sum(sizes)
+    if not ahead.is_whole:
+        more = Ahead.within(ahead.nbytes, batches, looks)
+        assert more == ahead, "no more fit what these take"
 
 
 def test_a_table_is_made_again_for_other_addresses():

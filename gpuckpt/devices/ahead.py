@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from gpuckpt.devices import Bytes, kernels
+from gpuckpt.devices.merging import Span
 from gpuckpt.devices.tables import Tables
 from gpuckpt.plan import aligned
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """Page-locked memory for one step: a table on its way there, and what comes back."""
+class Rooms:
+    """Where some groups' tables, one after the other, and what comes back of each have room."""
 
-    table: Bytes
-    found: Bytes
+    groups: range
+    table: Span
+    found: tuple[Span, ...]
+
+    def at(self, group: int, memory: Bytes) -> Bytes:
+        """The part of page-locked `memory` for what comes back of a group."""
+        place = self.found[group - self.groups.start]
+        return memory[place.start : place.end]
+
+
+NOWHERE = Rooms(range(0), Span(0, 0), ())
 
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """Where each batch and each second look has its room, as far as there is memory.
+    """Where batches and second looks have room of their own, as far as there is memory.
 
     The slots hand chunks on as fast as the disk takes them, and an update of
     what is held waits for the last read.  What has room of its own needn't
@@ -29,48 +39,39 @@ class Ahead:
     meanwhile, and so do the second looks, which come after every read.
     """
 
-    nbytes: int
-    batches: dict[int, tuple[int, int, int]] = field(default_factory=dict)
-    looks: tuple[tuple[int, int, int], ...] = ()
-    is_whole: bool = False
+    nbytes: int = 0
+    batches: Rooms = NOWHERE
+    looks: Rooms = NOWHERE
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing needs a slot."""
+        return bool(self.batches.found) and not self.batches.groups.start
 
     @classmethod
     def within(cls, nbytes: int, batches: Tables, looks: Tables) -> Ahead:
         """What `nbytes` of memory are enough for."""
-        places, end = _placed([*_looks(looks)], 0)
-        first, found = batches.groups, {}
+        digests = [looks.leaves(at) * kernels.DIGEST_NBYTES for at in range(looks.groups)]
+        seen, end = _placed(0, range(looks.groups), looks, digests)
+        sizes = [sum(span.nbytes for span in batches.spans(at)) for at in range(batches.groups)]
+        first, room = batches.groups, nbytes - end
         while first:
-            place, after = _placed([_batch(batches, first - 1)], end)
-            if after > nbytes:
+            room -= batches.table_nbytes(first - 1) + aligned(sizes[first - 1])
+            if room < 0:
                 break
-            first, end = first - 1, after
-            found[first] = place[0]
-        if not found:
-            return cls(0)
-        ascending = dict(sorted(found.items()))
-        return cls(end, ascending, tuple(places), is_whole=first == 0)
-
-    def room(self, place: tuple[int, int, int], memory: Bytes) -> Room:
-        """A place in page-locked `memory`, which has `nbytes` bytes at least."""
-        start, middle, end = place
-        return Room(memory[start:middle], memory[middle:end])
+            first -= 1
+        groups = range(first, batches.groups)
+        if not groups:
+            return cls()
+        brought, end = _placed(end, groups, batches, sizes[first:])
+        return cls(end, brought, seen)
 
 
-def _looks(looks: Tables) -> Iterator[tuple[int, int]]:
-    for at in range(looks.groups):
-        yield looks.table_nbytes(at), looks.leaves(at) * kernels.DIGEST_NBYTES
-
-
-def _batch(batches: Tables, at: int) -> tuple[int, int]:
-    summaries, planes = batches.spans(at)
-    return batches.table_nbytes(at), summaries.nbytes + planes.nbytes
-
-
-def _placed(sizes: list[tuple[int, int]], end: int) -> tuple[list[tuple[int, int, int]], int]:
-    """Where tables and what comes back begin and end, from `end` on; where the last ends."""
-    places = []
-    for table, found in sizes:
-        middle = end + aligned(table)
-        places.append((end, middle, middle + found))
-        end = middle + aligned(found)
-    return places, end
+def _placed(start: int, groups: range, tables: Tables, sizes: Sequence[int]) -> tuple[Rooms, int]:
+    """Room from `start` on, and where it ends."""
+    table = Span(start, sum(map(tables.table_nbytes, groups)))
+    found, end = [], table.end
+    for nbytes in sizes:
+        found.append(Span(end, nbytes))
+        end += aligned(nbytes)
+    return Rooms(groups, table, tuple(found)), end

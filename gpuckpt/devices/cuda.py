@@ -228,7 +228,7 @@ class CudaDevice:
                 self._ahead = self.host_memory(ahead.nbytes)
             except DeviceMemoryError as error:
                 log.warning("held tensors are read as slots become free: %s", error)
-                return Ahead(0), self._ahead
+                return Ahead(), self._ahead
         return ahead, self._ahead
 
     def _values_at(self, dtype: str) -> int:

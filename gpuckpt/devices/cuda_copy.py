@@ -19,7 +19,8 @@ from gpuckpt.devices.merging import moved
 from gpuckpt.devices.peeking import bring, rounds
 from gpuckpt.devices.room import Shadow, gather
 from gpuckpt.devices.stream import OwnStream
-from gpuckpt.devices.tables import Addresses, Summaries, Tables
+from gpuckpt.devices.summaries import Summaries
+from gpuckpt.devices.tables import Addresses, Tables
 from gpuckpt.errors import DeviceError
 from gpuckpt.spec import Chunk
 

@@ -6,20 +6,19 @@ gpuckpt's own stream; what is left for the host is to copy them out.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from gpuckpt.apart import Flag
 from gpuckpt.arena import Slot
 from gpuckpt.devices import Arrived, Bytes, Transfer, Wants, kernels
-from gpuckpt.devices.ahead import Ahead, Room
+from gpuckpt.devices.ahead import Ahead, Rooms
 from gpuckpt.devices.merging import Span, merged
 from gpuckpt.devices.peeking import bring, rounds
-from gpuckpt.devices.room import Scratch
+from gpuckpt.devices.room import Scratch, gather
 from gpuckpt.devices.stream import OwnStream
-from gpuckpt.devices.tables import Addresses, Tables, fingerprints
-from gpuckpt.errors import DeviceError
+from gpuckpt.devices.summaries import fingerprints
+from gpuckpt.devices.tables import Addresses, Table, Tables
 from gpuckpt.spec import Chunk
 
 R = TypeVar("R")
@@ -73,14 +72,12 @@ class CudaHold:
     def bring(self, wants: Wants | None = None) -> None:
         """Begin to read all that has memory of its own; updates then wait for no slot."""
         ahead = self._ahead
-        looks = [ahead.room(place, self._memory) for place in ahead.looks]
-        if wants is not None and looks:
-            begun = [self._look(at, room) for at, room in enumerate(looks)]
-            self._want(wants, [transfer.wait() for transfer in begun])
-        for at, place in ahead.batches.items():
-            self._batches[at] = self._read(at, ahead.room(place, self._memory))
+        if wants is not None and ahead.looks.groups:
+            begun = self._begin(self._rereads, ahead.looks, self._look)
+            self._want(wants, [transfer.wait() for transfer in begun.values()])
+        self._batches = self._begin(self._tables, ahead.batches, self._read)
         if ahead.is_whole:
-            self._looks = {at: self._look(at, room) for at, room in enumerate(looks)}
+            self._looks = self._begin(self._rereads, ahead.looks, self._look)
             self.end_downloads()
 
     def download(
@@ -92,11 +89,11 @@ class CudaHold:
         """
         if batch in self._batches:
             return self._batches.pop(batch)
-        room = Room(slot.raw, slot.planes)
         if wants is not None and self._brought is None:
             every = range(self._rereads.groups)
-            self._want(wants, [self._look(at, room).wait() for at in every])
-        return self._read(batch, room)
+            prints = [self._by_slot(self._rereads, at, slot, self._look).wait() for at in every]
+            self._want(wants, prints)
+        return self._by_slot(self._tables, batch, slot, self._read)
 
     def peek(self, chunks: Sequence[Chunk], slot: Slot) -> list[bytes]:
         """A small copy each; nothing of a strided tensor, which only a kernel can gather."""
@@ -112,7 +109,7 @@ class CudaHold:
         """Take the digests of what is there now, and copy these; unless that has begun."""
         if at in self._looks:
             return self._looks.pop(at)
-        return self._look(at, Room(slot.raw, slot.planes))
+        return self._by_slot(self._rereads, at, slot, self._look)
 
     def order_update(self) -> None:
         """Wait until the last read was given to the device; then the caller's streams wait for it.
@@ -146,12 +143,12 @@ class CudaHold:
         self._ended.set()
 
     def release(self) -> None:
-        """Let go of the tensors, once nothing is read that nobody waits for; and updates go on."""
-        begun = [*self._batches.values(), *self._looks.values()]
+        """Let go of the tensors, and updates go on.
+
+        What was begun and nobody waits for writes to memory that the device
+        keeps, before anything of the next save does.
+        """
         self._batches, self._looks = {}, {}
-        if begun:
-            with contextlib.suppress(DeviceError):  # a lost device reads nothing any more
-                self._stream.synchronize(self._stream.stream)
         self._ended.set()
         self._owners = ()
 
@@ -164,41 +161,77 @@ class CudaHold:
         found = (zip(*each, strict=True) for each in zip(every, prints, strict=True))
         self._brought = wants.wanted({chunk: one for each in found for chunk, one in each})
 
-    def _read(self, batch: int, room: Room) -> Transfer[Sequence[Arrived]]:
-        """Begin to bring a batch's summaries, and what is wanted of its planes."""
-        tables, scratch, stream = self._tables, self._scratch, self._stream
+    def _begin(
+        self, tables: Tables, rooms: Rooms, step: Callable[[int, Table, int, Bytes], Transfer[R]]
+    ) -> dict[int, Transfer[R]]:
+        """Begin a step for each group that has room of its own; many tables cross at a time."""
+        begun, stream = {}, self._stream
+        place = rooms.table.start
+        for groups in self._scratch.takes(rooms.groups, tables) if rooms.groups else ():
+            some = tables.each(groups, self._addresses, self._scratch.packed)
+            with stream.turn, stream.steps("read at once"):
+                addresses = self._scratch.put(some, self._memory[place:], stream)
+                for at, table, address in zip(groups, some, addresses, strict=True):
+                    begun[at] = step(at, table, address, rooms.at(at, self._memory))
+            place += sum(table.nbytes for table in some)
+        return begun
+
+    def _by_slot(
+        self,
+        tables: Tables,
+        at: int,
+        slot: Slot,
+        step: Callable[[int, Table, int, Bytes], Transfer[R]],
+    ) -> Transfer[R]:
+        """Begin a step by way of a slot."""
+        table, stream = tables.group(at, self._addresses, self._scratch.packed), self._stream
+        with stream.turn, stream.steps("read"):
+            (address,) = self._scratch.put([table], slot.raw, stream)
+            return step(at, table, address, slot.planes)
+
+    def _read(
+        self, batch: int, table: Table, address: int, room: Bytes
+    ) -> Transfer[Sequence[Arrived]]:
+        """Give the device a batch, to bring its summaries, and what is wanted of its planes."""
+        tables, staged, stream = self._tables, self._scratch.staged, self._stream
         brought, chunks = self._brought, tables.chunks(batch)
-        wanted = [brought is None or chunk in brought for chunk in chunks]
         summaries, planes = tables.spans(batch)
         end = summaries.nbytes
-        data = room.found[: end + planes.nbytes]
-        parts = merged([Span(0, end), *(part.after(end) for part in tables.parts(batch, wanted))])
-        table = tables.group(batch, self._addresses, scratch.packed)
-        with stream.turn, stream.steps("copy to the host"):
-            scratch.gather(table, room.table, stream)
-            kernels.filter_chunks(
-                scratch.table, len(table.rows), table.leaves, scratch.staged, stream.stream
-            )
-            for part in parts:
-                place = data[part.start : part.start + part.nbytes]
-                stream.to_host(place, scratch.staged + part.start)
-            found = data[:end].view(kernels.SUMMARY)
-            places = _where(tables.starts(batch), wanted)
-            return self._transfer(lambda: tables.arrived(batch, found, data[end:], places))
+        data, parts = room[: end + planes.nbytes], [Span(0, end + planes.nbytes)]
+        wanted = [brought is None or chunk in brought for chunk in chunks]
+        if not all(wanted):
+            parts = [part.after(end) for part in tables.parts(batch, wanted)]
+            parts = merged([Span(0, end), *parts])
+        gather(table, address, stream)
+        kernels.filter_chunks(address, len(table.rows), table.leaves, staged, stream.stream)
+        for part in parts:
+            stream.to_host(data[part.start : part.end], staged + part.start)
 
-    def _look(self, at: int, room: Room) -> Transfer[Sequence[str]]:
-        """Begin to take the digests of what is there now."""
-        tables, scratch, stream = self._rereads, self._scratch, self._stream
-        table = tables.group(at, self._addresses, scratch.packed)
-        data = room.found[: table.leaves * kernels.DIGEST_NBYTES]
-        firsts, nbytes = table.rows["first_leaf"].tolist(), table.rows["nbytes"].tolist()
-        with stream.turn, stream.steps("look for changes"):
-            scratch.gather(table, room.table, stream)
-            kernels.digest_chunks(
-                scratch.table, len(table.rows), table.leaves, scratch.staged, stream.stream
-            )
-            stream.to_host(data, scratch.staged)
-            return self._transfer(lambda: fingerprints(data.tobytes(), firsts, nbytes))
+        def read() -> list[Arrived]:
+            places = _where(tables.starts(batch), wanted)
+            return tables.arrived(batch, data[:end].view(kernels.SUMMARY), data[end:], places)
+
+        return self._transfer(read)
+
+    def _look(
+        self,
+        at: int,  # noqa: ARG002
+        table: Table,
+        address: int,
+        room: Bytes,
+    ) -> Transfer[Sequence[str]]:
+        """Give the device chunks, to take the digests of what is there now."""
+        staged, stream = self._scratch.staged, self._stream
+        data = room[: table.leaves * kernels.DIGEST_NBYTES]
+        gather(table, address, stream)
+        kernels.digest_chunks(address, len(table.rows), table.leaves, staged, stream.stream)
+        stream.to_host(data, staged)
+
+        def read() -> list[str]:
+            firsts, nbytes = (table.rows[name].tolist() for name in ("first_leaf", "nbytes"))
+            return fingerprints(data.tobytes(), firsts, nbytes)
+
+        return self._transfer(read)
 
     def _transfer(self, read: Callable[[], R]) -> CudaTransfer[R]:
         return CudaTransfer(self._stream, read, self._scratch.memory)

@@ -13,7 +13,8 @@ from gpuckpt.devices.cuda_freeze import CudaTransfer
 from gpuckpt.devices.room import Scratch
 from gpuckpt.devices.stream import OwnStream
 from gpuckpt.devices.strided import Run, lay_out_runs
-from gpuckpt.devices.tables import Table, fingerprints
+from gpuckpt.devices.summaries import fingerprints
+from gpuckpt.devices.tables import Table
 from gpuckpt.dtypes import to_numpy
 from gpuckpt.layout import LEAF_NBYTES
 from gpuckpt.plan import aligned, is_dense

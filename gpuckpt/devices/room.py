@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,27 @@ class Scratch:
     def __init__(self, memory: Any) -> None:
         """`memory` is a cupy array of bytes; nothing is done with it by two launches at once."""
         self.memory = memory
-        region = memory.nbytes // 3
+        self._region = memory.nbytes // 3
         self.table: int = memory.data.ptr
-        self.packed, self.staged = self.table + region, self.table + 2 * region
+        self.packed, self.staged = (self.table + k * self._region for k in (1, 2))
 
-    def gather(self, table: Table, room: Bytes, stream: OwnStream) -> None:
-        """Bring a table to the device by way of page-locked `room`, and gather strided tensors."""
-        stream.to_device(self.table, table.write(room))
-        gather(table, self.table, stream)
+    def put(self, tables: Sequence[Table], room: Bytes, stream: OwnStream) -> list[int]:
+        """Bring tables to the device by way of page-locked `room`; their addresses there."""
+        starts = list(accumulate((table.nbytes for table in tables), initial=0))
+        for table, start in zip(tables, starts, strict=False):
+            table.write(room[start:])
+        stream.to_device(self.table, room[: starts[-1]])
+        return [self.table + start for start in starts[:-1]]
+
+    def takes(self, groups: range, tables: Tables) -> Iterator[range]:
+        """Groups whose tables there is room for at a time."""
+        start, room = groups.start, self._region
+        for at in groups:
+            room -= tables.table_nbytes(at)
+            if room < 0 and at > start:
+                yield range(start, at)
+                start, room = at, self._region - tables.table_nbytes(at)
+        yield range(start, groups.stop)
 
 
 class Shadow:

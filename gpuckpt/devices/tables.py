@@ -18,10 +18,10 @@ from gpuckpt.devices import Arrived, Bytes, kernels
 from gpuckpt.devices.gathered import Gathered
 from gpuckpt.devices.merging import Span, merged
 from gpuckpt.devices.strided import RUN, Runs
-from gpuckpt.fingerprint import root
+from gpuckpt.devices.summaries import Summaries, fingerprints, planes_of, statistics
 from gpuckpt.plan import PLANE_ALIGNMENT, RUN_NBYTES, SUMMARY_NBYTES, Plan, aligned
 from gpuckpt.spec import Chunk
-from gpuckpt.statistics import Statistics, kind_of
+from gpuckpt.statistics import kind_of
 
 # What a plan reckons with.
 assert kernels.ALIGNMENT == PLANE_ALIGNMENT
@@ -29,7 +29,6 @@ assert kernels.SUMMARY.itemsize == SUMMARY_NBYTES >= kernels.CHUNK.itemsize
 assert RUN.itemsize <= RUN_NBYTES
 
 Rows = npt.NDArray[Any]  # of kernels.CHUNK
-Summaries = npt.NDArray[Any]  # of kernels.SUMMARY
 Addresses = npt.NDArray[np.uint64]
 
 
@@ -184,6 +183,23 @@ class Tables:
         table.rows["planes"] -= np.uint64(planes.start - summaries.nbytes)
         return table
 
+    def each(self, groups: range, addresses: Addresses, packed: int) -> list[Table]:
+        """As `group`, of several that follow each other; quickly, if none is strided."""
+        if self._strided.nbytes or not groups:
+            return [self.group(at, addresses, packed) for at in groups]
+        whole = self._table(groups.start, groups.stop, addresses, packed)
+        starts = self._ends[groups.start : groups.stop + 1]
+        edges = np.array(self._edges[groups.start : groups.stop + 1], np.uint64)
+        first, planes = np.repeat(edges[:-1], np.diff(starts), axis=0).T
+        ahead = np.repeat(np.diff(edges[:, 0]), np.diff(starts)) * np.uint64(SUMMARY_NBYTES)
+        whole.rows["first_leaf"] -= first
+        whole.rows["summaries"] -= first * np.uint64(SUMMARY_NBYTES)
+        whole.rows["planes"] -= planes - ahead
+        cuts = np.split(whole.rows, np.array(starts[1:-1]) - starts[0])
+        return [
+            Table(rows, self.leaves(at), whole.runs) for at, rows in zip(groups, cuts, strict=True)
+        ]
+
     def own(self, group: int, summaries: Summaries) -> Summaries:
         """A group's summaries among those of all groups."""
         return summaries[self._edges[group][0] : self._edges[group + 1][0]]
@@ -220,9 +236,9 @@ class Tables:
         rows = self.layout.rows[self._ends[group] : self._ends[group + 1]]
         firsts = (rows["first_leaf"] - np.uint64(self._edges[group][0])).astype(np.intp)
         prints = fingerprints(found["digest"].tobytes(), firsts.tolist(), rows["nbytes"].tolist())
-        counts = _statistics(found, firsts, (rows["kind"] > 0).tolist())
+        counts = statistics(found, firsts, (rows["kind"] > 0).tolist())
         return [
-            Arrived(() if start is None else _planes(data, start, *shape), one, counted)
+            Arrived(() if start is None else planes_of(data, start, *shape), one, counted)
             for start, one, counted, *shape in zip(
                 *(places, prints, counts),
                 *(rows[name].tolist() for name in ("stride", "width", "nbytes")),
@@ -243,31 +259,3 @@ class Tables:
         places, runs = self._strided.fill(slice(low, high), addresses, packed)
         rows["tensor"][places - part.start] = runs.rows["packed"]
         return Table(rows, self._edges[high][0] - self._edges[low][0], runs)
-
-
-def fingerprints(digests: bytes, firsts: Sequence[int], nbytes: Sequence[int]) -> list[str]:
-    """Of chunks, from the digests of all their leaves, the first of each at `firsts`."""
-    ends = [*firsts, len(digests) // kernels.DIGEST_NBYTES][1:]
-    return [
-        root(digests[first * kernels.DIGEST_NBYTES : end * kernels.DIGEST_NBYTES], length)
-        for first, end, length in zip(firsts, ends, nbytes, strict=True)
-    ]
-
-
-def _statistics(
-    summaries: Rows, firsts: npt.NDArray[np.intp], floats: Sequence[bool]
-) -> list[Statistics | None]:
-    """Of chunks, from the summaries of all their leaves."""
-    if not len(firsts):
-        return []
-    sums = (
-        np.add.reduceat(summaries[name].astype(kind), firsts).tolist()
-        for name, kind in (("nans", np.int64), ("infs", np.int64), ("squares", np.float64))
-    )
-    every = zip(floats, *sums, strict=True)
-    return [Statistics(*counts) if is_float else None for is_float, *counts in every]
-
-
-def _planes(data: Bytes, start: int, stride: int, width: int, nbytes: int) -> tuple[Bytes, ...]:
-    count = nbytes // width
-    return tuple(data[start + k * stride :][:count] for k in range(width))

@@ -15,10 +15,11 @@ import cupy as cp
 import numpy as np
 
 import gpuckpt
-from gpuckpt.arena import AREAS, FEWEST_SLOTS
+from gpuckpt.arena import AREAS, FEWEST_SLOTS, arena_nbytes
 from gpuckpt.arrays import dlpack
 from gpuckpt.devices import kernels
 from gpuckpt.plan import area_nbytes
+from gpuckpt.resources import Resources
 from gpuckpt.stores.memory import MemoryAppender, MemoryStore
 from tests.cuda.gates import Gate
 
@@ -26,6 +27,8 @@ CHUNK = 1 << 16
 COUNT = 1 << 18  # elements of four bytes: sixteen chunks, more than there are slots
 FEW = 1 << 16  # four chunks, fewer than there are slots
 LEAST = FEWEST_SLOTS * AREAS * area_nbytes(CHUNK)
+# As much as all useful slots take: nothing of what is held has host memory of its own.
+SLOTS = arena_nbytes(1 << 30, CHUNK, Resources("1 GiB").workers)
 
 
 class FullStore(MemoryStore):

@@ -10,7 +10,7 @@ from typing import Any
 from tests.cuda import scenarios_of_ends as ends
 from tests.cuda import scenarios_of_restores as restores
 from tests.cuda import scenarios_of_saves as saves
-from tests.cuda.held import LEAST
+from tests.cuda.held import LEAST, SLOTS
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,17 @@ SCENARIOS: dict[str, Scenario] = {
     "update after given reads": Scenario(saves.update_behind_given_reads),
     "update after a copy, unannounced": Scenario(partial(saves.update_unannounced, "copy")),
     "update after a hold, unannounced": Scenario(partial(saves.update_unannounced, "hold")),
-    "update once a copy is staged": Scenario(saves.update_when_staged),
+    "update once a copy is staged": Scenario(partial(saves.update_when_staged, "copy")),
+    "update once a hold is staged": Scenario(partial(saves.update_when_staged, "hold")),
+    "update of a hold while the disk is stuck": Scenario(saves.update_while_the_disk_is_stuck),
     "copy staged before it is written": Scenario(
-        partial(saves.staged_while_the_disk_is_stuck, "copy")
+        partial(saves.staged_while_the_disk_is_stuck, "copy", memory=LEAST)
     ),
     "hold staged before it is written": Scenario(
-        partial(saves.staged_while_the_disk_is_stuck, "hold")
+        partial(saves.staged_while_the_disk_is_stuck, "hold", memory=SLOTS)
     ),
+    "hold staged at once": Scenario(partial(saves.staged_while_the_disk_is_stuck, "hold")),
+    "hold staged when its slots are full": Scenario(saves.staged_when_its_slots_are_full),
     "dropped after a copy": Scenario(partial(saves.drop_behind_save, "copy")),
     "dropped after a hold": Scenario(partial(saves.drop_behind_save, "hold")),
     "host arrays updated after a hold": Scenario(saves.update_behind_hold_of_host_arrays),
@@ -49,7 +53,8 @@ SCENARIOS: dict[str, Scenario] = {
         partial(ends.slots_come_back_if_refused, "copy", "cuMemcpyAsync", 1), "faults"
     ),
     "slots after a refused second look": Scenario(
-        partial(ends.slots_come_back_if_refused, "hold", "cuLaunchKernel", 5), "faults"
+        partial(ends.slots_come_back_if_refused, "hold", "cuLaunchKernel", 5, memory=SLOTS),
+        "faults",
     ),
     "update goes on without threads": Scenario(
         partial(ends.update_goes_on_without_threads, "gpuckpt-work")

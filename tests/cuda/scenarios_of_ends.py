@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 from unittest.mock import patch
 
 import cupy as cp
@@ -43,10 +44,10 @@ def slots_come_back_from_a_full_disk() -> bool:
         return isinstance(failure_of(ckpt), gpuckpt.StorageError) and has_all_slots(ckpt)
 
 
-def slots_come_back_if_refused(snapshot: str, call: str, after: int) -> bool:
+def slots_come_back_if_refused(snapshot: str, call: str, after: int, **options: Any) -> bool:
     """A download, or a second look, can't be begun."""
     store, array = MemoryStore(), filled(1, FEW)
-    with checkpoints(store, snapshot) as ckpt, ckpt.update():
+    with checkpoints(store, snapshot, **options) as ckpt, ckpt.update():
         ckpt.save(1, {"w": array}).result(60)
         array += np.uint32(1)
         cp.cuda.Device().synchronize()

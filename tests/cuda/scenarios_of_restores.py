@@ -22,6 +22,7 @@ from tests.cuda.held import (
     COUNT,
     FEW,
     LEAST,
+    SLOTS,
     FullStore,
     LateStore,
     checkpoints,
@@ -108,7 +109,7 @@ def drop_behind_upload() -> bool:
 def restore_after_a_failed_save() -> bool:
     """Copies to the host that a failed save began may still arrive in slots that it gave back."""
     store, array = FullStore(), filled(1)
-    with checkpoints(store, "hold") as ckpt:
+    with checkpoints(store, "hold", memory=SLOTS) as ckpt:
         ckpt.save(1, {"w": array}).result(60)
         array += np.uint32(1)
         store.full = True

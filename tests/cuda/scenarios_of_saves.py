@@ -19,15 +19,18 @@ from gpuckpt.statistics import Statistics
 from gpuckpt.stores.memory import MemoryStore
 from tests.cuda.gates import Gate
 from tests.cuda.held import (
+    CHUNK,
     COUNT,
     FEW,
     LEAST,
+    SLOTS,
     Float8,
     StuckStore,
     checkpoints,
     filled,
     filled_on,
     frozen_of,
+    goes_on,
     held_up,
     is_saved,
     new_stream,
@@ -86,10 +89,10 @@ def update_unannounced(snapshot: str) -> bool:
     return is_saved(store, 1)
 
 
-def update_when_staged() -> bool:
+def update_when_staged(snapshot: str) -> bool:
     """Nothing is read any more once `staged` is set, so nothing has to be announced."""
     store, stream, array = MemoryStore(), new_stream(), filled(1)
-    with checkpoints(store, "copy") as ckpt, held_up(ckpt):
+    with checkpoints(store, snapshot) as ckpt, ckpt.update(), held_up(ckpt):
         pending = ckpt.save(1, {"w": array})
         assert pending.staged.wait(30)
         with stream:
@@ -102,7 +105,7 @@ def update_when_staged() -> bool:
 def update_behind_given_reads() -> bool:
     """All reads have been given to the device when the update comes, and none was made."""
     store, stream, array = MemoryStore(), new_stream(), filled(1, FEW)
-    with checkpoints(store, "hold") as ckpt, ckpt.update(), held_up(ckpt):
+    with checkpoints(store, "hold", memory=SLOTS) as ckpt, ckpt.update(), held_up(ckpt):
         pending = ckpt.save(1, {"w": array})
         assert frozen_of(ckpt)._ended.wait(30)
         with stream, ckpt.update():
@@ -117,7 +120,7 @@ def update_on_the_host_goes_on() -> bool:
     store, array = MemoryStore(), filled(1, FEW)
     gc.collect()  # freeing page-locked memory would make the host wait
     with (
-        checkpoints(store, "hold") as ckpt,
+        checkpoints(store, "hold", memory=SLOTS) as ckpt,
         ckpt.update(),
         held_up(ckpt, 2) as gate,
     ):
@@ -129,20 +132,52 @@ def update_on_the_host_goes_on() -> bool:
     return early
 
 
-def staged_while_the_disk_is_stuck(snapshot: str) -> bool:
+def staged_while_the_disk_is_stuck(snapshot: str, **options: Any) -> bool:
     """The state is the caller's again, to be changed or dropped, though nothing was written.
 
-    A copy needs no more for this than memory on the device; what is held must fit the slots.
+    A copy needs no more for this than memory on the device; what is held must
+    fit the slots, or have host memory of its own.
     """
-    store, array = StuckStore(), filled(1, COUNT if snapshot == "copy" else FEW)
-    options = {"memory": LEAST} if snapshot == "copy" else {}
+    store, count = StuckStore(), FEW if options.get("memory") == SLOTS else COUNT
     with checkpoints(store, snapshot, **options) as ckpt, ckpt.update():
-        pending, alive = ckpt.save(1, {"w": array}), weakref.ref(array)
-        del array
-        right = pending.staged.wait(5) and alive() is None
+        return _is_staged(ckpt, store, {"w": filled(1, count)})
+
+
+def staged_when_its_slots_are_full() -> bool:
+    """The second looks, which have been made, would wait for a slot to be seen."""
+    store = StuckStore()
+    store.freed.set()
+    with checkpoints(store, "hold") as ckpt, ckpt.update():
+        ckpt.save(1, {"w": filled(1, FEW)}).result(60)
+        store.freed.clear()
+        arena = ckpt._resources._arena
+        assert arena is not None
+        return _is_staged(ckpt, store, {"w": filled(1, arena.count * CHUNK // 4)})
+
+
+def _is_staged(ckpt: gpuckpt.Checkpointer, store: StuckStore, state: dict[str, Any]) -> bool:
+    pending, alive = ckpt.save(2, state), weakref.ref(state["w"])
+    state.clear()
+    right = pending.staged.wait(5) and alive() is None
+    store.freed.set()
+    return right and pending.result(60).step == 2
+
+
+def update_while_the_disk_is_stuck() -> bool:
+    """What has host memory of its own is read at once: an update waits for no slot."""
+    store, stream, array = StuckStore(), new_stream(), filled(1)
+    with checkpoints(store, "hold") as ckpt, ckpt.update():
+        pending = ckpt.save(1, {"w": array})
+
+        def update() -> None:
+            with stream, ckpt.update():
+                array.__iadd__(np.uint32(1))
+
+        right = goes_on(update)
         store.freed.set()
         pending.result(60)
-    return right
+    stream.synchronize()
+    return right and is_saved(store, 1)
 
 
 def differences_of_copies() -> bool:

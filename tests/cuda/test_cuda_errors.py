@@ -95,6 +95,21 @@ def test_auto_holds_where_the_free_memory_is_in_pieces(faults):
     assert is_saved(store, 2, 2)
 
 
+def test_what_is_held_goes_by_the_slots_where_no_more_memory_can_be_page_locked(faults, caplog):
+    store, array = MemoryStore(), filled(1)
+    with checkpoints(store, "hold") as ckpt:
+        fault = faults("cudaHostAlloc", error=OUT_OF_MEMORY, after=1, times=FOREVER)
+        pending = ckpt.save(1, {"w": array})
+        pending.result(60)
+        assert fault.struck
+        assert "as slots become free" in caplog.text
+        standin.heal()
+        ckpt.save(2, {"w": array}).result(60)
+        assert ckpt._resources.devices["cuda:0"].ahead_nbytes > array.nbytes
+    assert is_saved(store, 1)
+    assert is_saved(store, 1, 2)
+
+
 def test_page_locked_memory_that_is_refused_says_what_to_do(faults):
     store, array = MemoryStore(), filled(1)
     with checkpoints(store, "copy") as ckpt:

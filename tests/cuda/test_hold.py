@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 import gpuckpt
+from gpuckpt.devices import kernels
 from gpuckpt.stores.memory import MemoryStore
 from tests.cuda.held import (
     CHUNK,
     COUNT,
     FEW,
     LEAST,
+    SLOTS,
     StuckStore,
     checkpoints,
     failure_of,
@@ -93,6 +95,71 @@ def test_without_update_in_the_loop_save_waits_until_all_was_read():
                     other.synchronize()
     assert is_saved(store, 1, 1)
     assert is_saved(store, 2, 2)
+
+
+# ---- host memory of its own ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.1])
+def test_what_has_host_memory_of_its_own_is_within_the_budget_and_comes_back(view, share):
+    store, array = MemoryStore(), cp.arange(COUNT, dtype=np.uint32)
+    memory = SLOTS + int(share * 1.1 * array.nbytes)
+    with checkpoints(store, "hold", memory=memory) as ckpt:
+        for step in (1, 2):
+            pending = ckpt.save(step, {"w": VIEWS[view](array), "few": filled(7, 3)})
+            pending.result(60)
+            ahead = ckpt._resources.devices["cuda:0"].ahead_nbytes
+            assert share * array.nbytes * 0.6 < ahead
+            assert SLOTS + ahead <= pending.stats.host_nbytes <= memory
+            found = gpuckpt.load("", step, "cpu", store=store)
+            assert found["w"].tobytes() == VIEWS[view](array).get().tobytes()
+            assert (found["few"] == 7).all()
+            with ckpt.update():
+                array += np.uint32(1)
+
+
+def test_a_smaller_state_keeps_the_memory_and_a_larger_one_takes_more():
+    store = MemoryStore()
+    with checkpoints(store, "hold") as ckpt:
+        sizes = []
+        for step, count in enumerate((COUNT, FEW, 2 * COUNT), 1):
+            ckpt.save(step, {"w": filled(step, count)}).result(60)
+            sizes.append(ckpt._resources.devices["cuda:0"].ahead_nbytes)
+            assert is_saved(store, step, step)
+    assert 0 < sizes[0] == sizes[1] < sizes[2]
+
+
+def test_unchanged_chunks_are_not_brought_to_memory_of_their_own():
+    store, array = MemoryStore(), filled(1)
+    with checkpoints(store, "hold", full_every=8) as ckpt:
+        ckpt.save(1, {"w": array}).result(60)
+        with ckpt.update():
+            array[-1] += np.uint32(1)
+        pending = ckpt.save(2, {"w": array})
+        pending.result(60)
+        assert 0 < pending.stats.brought_nbytes <= CHUNK
+    found = gpuckpt.load("", 2, "cpu", store=store)["w"]
+    assert found.tobytes() == array.get().tobytes()
+
+
+def test_a_change_between_two_looks_at_what_came_at_once_is_found_out(monkeypatch):
+    store, array = MemoryStore(), filled(1)
+    digest = kernels.digest_chunks
+
+    def change_and_digest(*arguments: Any) -> None:
+        with arguments[-1]:
+            array[-1:] += np.uint32(1)
+        digest(*arguments)
+
+    with checkpoints(store, "hold") as ckpt, ckpt.update():
+        monkeypatch.setattr(kernels, "digest_chunks", change_and_digest)
+        ckpt.save(1, {"w": array})
+        failure = failure_of(ckpt)
+        monkeypatch.undo()
+        assert isinstance(failure, gpuckpt.TornError)
+        ckpt.save(2, {"w": array}).result(60)
+    assert gpuckpt.load("", 2, "cpu", store=store)["w"].tobytes() == array.get().tobytes()
 
 
 # ---- torn ---------------------------------------------------------------------------------------

@@ -77,10 +77,10 @@ NOTICED = {
     ),
     f"{COPY}.settle: self._owners = ()": By("copy staged before it is written"),
     f"{HOLD}.__init__: self._owners keeps owners": By("dropped after a hold"),
-    f"{HOLD}.download: stream.steps('copy to the host')": By("slot reused after a refused read"),
-    f"{HOLD}.reread: stream.steps('look for changes')": By(
-        "slot reused after a refused second look"
-    ),
+    f"{HOLD}._by_slot: stream.steps('read')": By("slot reused after a refused read"),
+    f"{HOLD}.bring: self.end_downloads()": By("update of a hold while the disk is stuck"),
+    f"{HOLD}.settle: self._stream.synchronize(self._last)": By("update once a hold is staged"),
+    f"{HOLD}.settle: self._owners = ()": By("hold staged at once"),
     f"{HOLD}.order_update: self._ended.wait_out()": By("update after a hold"),
     f"{HOLD}.order_update: self._stream.lead_callers(self._last)": By("update after given reads"),
     f"{HOLD}.end_downloads: self._last = self._stream.mark()": By("update after given reads"),
@@ -117,7 +117,6 @@ NOTICED = {
     ),
     "saving: Saves.reap: save.join()": By("slots after a full disk"),
     "inventory: Snapshot.order_update: frozen.order_update()": By("update after a copy"),
-    "inventory: Snapshot.settle: frozen.settle()": By("update once a copy is staged"),
     "inventory: Snapshot.settle: self._set_staged()": By("copy staged before it is written"),
     "inventory: Snapshot.release: frozen.release()": By(
         "host arrays updated after a hold", hangs=True
@@ -137,7 +136,7 @@ NOTICED = {
     "encoder: Encoder.work: self._arrived() (no. 1)": By("hold staged before it is written"),
     "encoder: Encoder.work: self._arrived() (no. 2)": By("hold staged before it is written"),
     "encoder: countdown.fewer: finish()": By("hold staged before it is written"),
-    "staging: stage: snapshot.settle()": By("copy staged before it is written"),
+    "staging: _slot: snapshot.settle()": By("hold staged at once"),
     "staging: _stage: with _given_back(slot, arena) (no. 1)": By("slots after a refused download"),
     "staging: _stage: with _given_back(slot, arena) (no. 2)": By(
         "slots after a refused second look"
@@ -173,8 +172,11 @@ EQUIVALENT = {
     f"{COPY}.release: self._owners, self._shadow, self._deltas = ((), None, None)": (
         "snapshots live hardly longer"
     ),
-    f"{HOLD}.download: with stream.turn": ONE_DRAWS,
-    f"{HOLD}.reread: with stream.turn": ONE_DRAWS,
+    f"{HOLD}._by_slot: with stream.turn": ONE_DRAWS,
+    f"{HOLD}._begin: with stream.turn": ONE_DRAWS,
+    f"{HOLD}._begin: stream.steps('read at once')": (
+        "what was begun writes to the device's own memory, before the next save does"
+    ),
     f"{HOLD}._transfer: CudaTransfer keeps self._scratch.memory": ITS_OWN,
     f"{CPU}.release: self._owners = ()": "snapshots live hardly longer",
     "devices/cpu_freeze: CpuCopy.release: self._owners = ()": "snapshots live hardly longer",
@@ -191,6 +193,7 @@ EQUIVALENT = {
     "save: save_snapshot: snapshot.release()": "BackgroundSave does it a moment later",
     "saving: Saves.__init__: self._keep keeps keep": "these are the checkpoints to keep, no memory",
     "snapshot: capture: snapshot.release()": DROPPED,
+    "staging: _stage: snapshot.settle()": "the last chunk's arrival does it, a little later",
 }
 
 
