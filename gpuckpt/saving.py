@@ -67,6 +67,7 @@ class Saves:
         """The step that was saved last, as far as that was taken note of; None after a restore."""
         self.save: BackgroundSave | None = None
         """The one in flight, or that nobody has taken note of yet."""
+        self._tail: BackgroundSave | None = None  # committed; it may still delete older ones
         self.previous: Manifest | None = None
         """What the next one refers to for what hasn't changed."""
 
@@ -81,15 +82,15 @@ class Saves:
     ) -> Pending:
         """Take a snapshot of `state` and save it in the background.
 
-        Waits for the save before, and, for a `hold` whose loop announces no
-        updates, until nothing of the state is read any more.  `lap` has run
+        Waits until the save before is durable, and, for a `hold` whose loop
+        announces no updates, until nothing of the state is read any more.  `lap` has run
         since the caller was blocked.  With `left` seconds until the process is
         to end, it is saved by `way`.
         """
         lap = lap or Lap()
         spans = Spans() if self._options.trace else None
         stats = Stats(header.step, codec=self._options.codec, spans=spans)
-        self.reap(wait=True)
+        self.reap(wait=True, deletes=self._joint is not None)
         self._governor.begin()
         if self.tiers.damaged:
             self.tiers.damaged, self._anew = False, True
@@ -122,9 +123,9 @@ class Saves:
 
     def steps(self) -> list[int]:
         """All committed steps, ascending."""
-        save = self.save  # another thread may take note of its end
-        if save is not None and save.pending.committed.is_set():
-            save.join()  # it may still delete some
+        for save in (self._tail, self.save):  # another thread may take note of its end
+            if save is not None and save.pending.committed.is_set():
+                save.join()  # it may still delete some
         return steps(self._store)
 
     def latest(self) -> Checkpoint | None:
@@ -171,8 +172,18 @@ class Saves:
             *(self.save.elapsed_seconds, self.save.share, self._governor.effort.codec)
         )
 
-    def reap(self, *, wait: bool, seconds: float | None = None, on_error: str = "") -> None:
+    def reap(
+        self,
+        *,
+        wait: bool,
+        seconds: float | None = None,
+        on_error: str = "",
+        deletes: bool = True,
+    ) -> None:
         """Take note of a save that has ended; wait for it if asked to, or at most some `seconds`.
+
+        Without `deletes` one that is durable has ended, though it may still
+        delete what needn't be kept.
 
         Raises:
             BusyError: it hasn't ended by then; it goes on.
@@ -182,6 +193,7 @@ class Saves:
         save = self.save
         if save is None:
             if wait:
+                self._end_tail()
                 self._tell_of(CheckpointError("it was interrupted before it had begun"))
             return
         save.cancel_unless_begun()
@@ -189,13 +201,7 @@ class Saves:
             return
         if self._joint is not None and not wait and save.pending.failure is not None:
             return  # it is raised where all ranks wait for it, and so at the same step
-        if seconds is not None and not save.ends_within(seconds):
-            raise BusyError(
-                f"step {save.pending.step} is still being saved after {seconds:g} s (it waits "
-                f"for {save.waits_for}); it goes on, and keeps the root locked until it has "
-                "ended: close again, or let the process end, which waits for it"
-            )
-        save.join()
+        self._end(save, seconds, deletes=deletes)
         self.save = None
         failure = save.pending.failure
         if failure is not None:
@@ -208,10 +214,31 @@ class Saves:
             self._taken.note(self._governor.effort.codec, save.pending.stats)
         conclude(save.pending, on_error or self._options.on_error, stacklevel=6)
 
+    def _end(self, save: BackgroundSave, seconds: float | None, *, deletes: bool) -> None:
+        """Wait until a save has ended, or is durable, at most some `seconds`."""
+        if seconds is not None and not save.ends_within(seconds):
+            raise BusyError(
+                f"step {save.pending.step} is still being saved after {seconds:g} s (it waits "
+                f"for {save.waits_for}); it goes on, and keeps the root locked until it has "
+                "ended: close again, or let the process end, which waits for it"
+            )
+        if deletes:
+            save.join()
+        else:
+            save.pending.committed.wait()
+            self._tail = save
+
+    def _end_tail(self) -> None:
+        """Wait until the save before has deleted what needn't be kept."""
+        if self._tail is not None:
+            self._tail.join()
+            self._tail = None
+
     def settle(self) -> None:
         """Wait until none is in flight; nobody takes note of it yet."""
-        if self.save is not None:
-            self.save.join()
+        for save in (self._tail, self.save):
+            if save is not None:
+                save.join()
 
     def reserve(self, state: Any) -> None:
         """Take the memory that copies of `state` will need."""
@@ -244,6 +271,7 @@ class Saves:
         return snapshot
 
     def _write(self, snapshot: Snapshot, header: Header, stats: Stats) -> Manifest:
+        self._end_tail()  # it mustn't take what is being written for something left behind
         effort, begun = self._governor.effort, self.save
         full_every = 1 if self._anew else self._options.full_every
         assert begun is not None

@@ -376,6 +376,37 @@ def test_a_save_is_durable_before_what_it_replaces_is_deleted():
         assert ckpt.step(4, state) is not None
 
 
+def test_the_next_save_begins_while_the_one_before_still_deletes_and_writes_once_it_has():
+    store, state = KeepingStore(), {"w": np.zeros(100)}
+    with gpuckpt.Checkpointer("", keep=Keep(last=1), store=store, full_every=1) as ckpt:
+        ckpt.save(1, state).result()
+        ckpt.save(2, state).result(30)
+        assert store.reached.wait(30)
+        before = set(store.files)
+        pending = ckpt.save(3, state)
+        state["w"] += 1.0
+        assert not pending.committed.wait(0.05)
+        assert set(store.files) == before
+        threading.Timer(0.05, store.may.set).start()
+        assert pending.result(30).step == 3
+        assert ckpt.steps() == [3]
+    assert steps(store) == [3]
+    assert (gpuckpt.load("", store=store)["w"] == 0).all()
+    assert sum(name.endswith(".segment") for name in store.files) == 1
+
+
+def test_a_save_that_is_refused_while_the_one_before_deletes_leaves_the_root_in_order():
+    store, state = KeepingStore(), {"w": np.zeros(100)}
+    with gpuckpt.Checkpointer("", keep=Keep(last=1), store=store, full_every=1) as ckpt:
+        for step in (1, 2):
+            ckpt.save(step, state).result(30)
+        assert store.reached.wait(30)
+        with pytest.raises(gpuckpt.CheckpointError):
+            ckpt.save(3, {"w": object()})
+        threading.Timer(0.05, store.may.set).start()
+    assert steps(store) == [2]
+
+
 def test_what_goes_wrong_with_deleting_is_logged_and_no_save_fails(monkeypatch, caplog):
     def broken(*_: object) -> None:
         raise ZeroDivisionError

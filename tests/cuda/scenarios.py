@@ -48,6 +48,7 @@ SCENARIOS: dict[str, Scenario] = {
     "host arrays dropped after a hold": Scenario(saves.drop_behind_hold_of_host_arrays),
     "slots after a copy": Scenario(partial(ends.slots_come_back, "copy")),
     "slots after a hold": Scenario(partial(ends.slots_come_back, "hold")),
+    "two saves, one after the other": Scenario(saves.save_behind_a_save),
     "slots after a full disk": Scenario(ends.slots_come_back_from_a_full_disk),
     "slots after a refused download": Scenario(
         partial(ends.slots_come_back_if_refused, "copy", "cuMemcpyAsync", 1), "faults"

@@ -78,6 +78,19 @@ def update_behind_save(snapshot: str, count: int = COUNT, **options: Any) -> boo
     return all(is_saved(store, step, step) for step in (1, 2))
 
 
+def save_behind_a_save() -> bool:
+    """A second save would write to the copy that the first one is still being read from."""
+    store, array, slow = MemoryStore(), filled(1), StuckStore()
+    with checkpoints(slow, "copy", memory=LEAST) as ckpt:
+        ckpt.save(1, {"w": array})
+        assert slow.reached.wait(30)
+        array += np.uint32(1)
+        threading.Timer(0.1, slow.freed.set).start()
+        ckpt.save(2, {"w": array}).result(60)
+    store.files.update(slow.files)
+    return is_saved(store, 1) and is_saved(store, 2, 2)
+
+
 def update_unannounced(snapshot: str) -> bool:
     """A loop without `update` goes on, on the stream on which it saved."""
     store, stream, array = MemoryStore(), new_stream(), filled(1)

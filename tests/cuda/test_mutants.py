@@ -115,7 +115,8 @@ NOTICED = {
     "saving: Saves.begin: snapshot.staged.wait_out(self.save.start_or_fail)": By(
         "update after a hold, unannounced", hangs=True
     ),
-    "saving: Saves.reap: save.join()": By("slots after a full disk"),
+    "saving: Saves._end: save.join()": By("slots after a full disk"),
+    "saving: Saves._end: save.pending.committed.wait()": By("two saves, one after the other"),
     "inventory: Snapshot.order_update: frozen.order_update()": By("update after a copy"),
     "inventory: Snapshot.settle: self._set_staged()": By("copy staged before it is written"),
     "inventory: Snapshot.release: frozen.release()": By(
@@ -157,7 +158,10 @@ EQUIVALENT = {
     "checkpointer: Checkpointer.steps: self._saves.steps()": LISTED,
     "saving: Saves.steps: save.join()": LISTED,
     "saving: Saves.latest: self.steps()": LISTED,
-    "saving: Saves.settle: self.save.join()": "of ranks that meet in one thread alone",
+    "saving: Saves.settle: save.join()": "of ranks that meet in one thread alone",
+    "saving: Saves._end_tail: self._tail.join()": (
+        "of files alone: tests/test_schedule_and_retention.py"
+    ),
     f"{TRANSFER}.wait: self._keep = None": "transfers live hardly longer",
     f"{COPY}.begin: stream.steps('take a snapshot')": DROPPED,
     f"{COPY}.download: CudaTransfer keeps self._shadow": ITS_OWN,
