@@ -50,7 +50,7 @@ ROWS: list[set[str]] = [
     {"sharing", "census", "snapshot", "staging", "coding", "segments", "commit", "remaking"},
     {"bases", "deltacoding", "matching", "rows", "increments"},
     {"resources", "encoder", "reading", "contents"},
-    {"portions"},
+    {"portions", "overlaps"},
     {"save", "restore"},
     {
         "verify",

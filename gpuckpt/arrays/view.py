@@ -154,6 +154,8 @@ def checked(leaf: Any, name: str) -> Any:
 
 
 def _look_numpy(array: npt.NDArray[Any], owner: object, name: str, kind: str) -> Tensor:
+    if type(array) is np.ndarray and kind == "numpy":  # mostly
+        return _tensor(array.view(), owner, name, kind, writable=array.flags.writeable)
     if isinstance(array, np.ma.MaskedArray):
         raise UnsupportedError(name, "a masked array; save its .data and its .mask")
     writable = kind in ("numpy", "numba") and array.flags.writeable
@@ -286,6 +288,10 @@ def _tensor(
     if dtype is None:
         raise UnsupportedError(name, f"elements of type {array.dtype} can't be saved as bytes")
     device = "cpu" if isinstance(array, np.ndarray) else f"cuda:{array.device.id}"
+    if array.flags.c_contiguous:
+        return Tensor(
+            Spec(name, dtype, tuple(array.shape), None, kind, device), array, owner, writable
+        )
     spec = Spec(name, dtype, tuple(array.shape), _axes(array), kind, device)
     # Where an element of memory is there twice, filling it in place would keep the last of two.
     pairs = zip(array.shape, array.strides, strict=True)
