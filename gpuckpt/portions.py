@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 
 from gpuckpt.arrays import Tensor
 from gpuckpt.boxes import Box, cover, whole_box
 from gpuckpt.dtypes import to_numpy
 from gpuckpt.reading import Job
+from gpuckpt.record import record
 from gpuckpt.runs import before
 from gpuckpt.shards import Shards, is_whole
 from gpuckpt.spec import ChunkEntry
 from gpuckpt.stores import Store
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Portion:
     """What of a chunk some targets get, which all are of one box: bytes `start` … of theirs.
 
@@ -29,7 +30,7 @@ class Portion:
     targets: tuple[Tensor, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Task:
     """A chunk to be read, and its portions.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
@@ -17,6 +17,7 @@ from gpuckpt.deltacoding import decode_delta
 from gpuckpt.errors import AuthenticationError, CorruptError
 from gpuckpt.fingerprint import checks_of, checksum, leaf_digests, root
 from gpuckpt.layout import LEAF_NBYTES
+from gpuckpt.record import record
 from gpuckpt.rounding import MASTER, round_to
 from gpuckpt.segments import PART_NBYTES, Reader, open_segment
 from gpuckpt.spec import ChunkEntry
@@ -26,7 +27,7 @@ from gpuckpt.tensors import TensorEntry
 Bytes = npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Job:
     """A tensor of a checkpoint or a shard of one, and the tensors to fill with its bytes.
 
@@ -38,7 +39,7 @@ class Job:
     targets: tuple[Tensor, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Wanted:
     """A chunk to be read, and where its bytes belong: a room for each plane, or one for all.
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gpuckpt.boxes import Box, Shape, whole_box
 from gpuckpt.dtypes import is_turned, to_numpy, width_of
+from gpuckpt.record import record
 
 if TYPE_CHECKING:
     from functools import cached_property
@@ -27,7 +27,7 @@ else:
             return found
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Spec:
     """A tensor without its data.
 
@@ -98,7 +98,7 @@ class Spec:
         return is_turned(self.dtype)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Extent:
     """Where bytes lie: `length` bytes at `offset` of the file `segment`."""
 
@@ -114,7 +114,7 @@ class Extent:
         return f"{self.segment} at offset {self.offset}"
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Chunk:
     """A run of one tensor's bytes: the unit of coding and checking.
 
@@ -127,7 +127,7 @@ class Chunk:
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Plane:
     """One plane of an encoded chunk: how it is coded, and its bytes on disk.
 
@@ -140,7 +140,7 @@ class Plane:
     parts: tuple[Plane, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class ChunkEntry:
     """An encoded chunk as a manifest lists it.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
@@ -23,6 +22,7 @@ from gpuckpt.entries import (
     pack_chunk,
     unpack_chunk,
 )
+from gpuckpt.record import record
 from gpuckpt.spec import ChunkEntry, Spec
 from gpuckpt.statistics import Statistics
 from gpuckpt.values import Json
@@ -33,7 +33,7 @@ _TEXTS = itemgetter("name", "dtype", "kind", "device")
 _OF_SHARDS = frozenset(("offset", "whole", "rank"))
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class TensorEntry:
     """A tensor of a checkpoint: its spec, its chunks in order, and its version.
 

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import math
 import mmap
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from gpuckpt.arrays.torched import detached, is_torch
 from gpuckpt.boxes import Box, Shape, whole_box
 from gpuckpt.dtypes import name_of, to_numpy
 from gpuckpt.errors import UnsupportedError
+from gpuckpt.record import record
 from gpuckpt.spec import Spec
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _MEMORY = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t,
 _READABLE, _WRITABLE = 0x100, 0x200
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Tensor:
     """A leaf of the state: its spec, and its memory as a numpy or cupy array.
 
