@@ -232,10 +232,10 @@ def _encoded(job: Job, chunk: ChunkEntry, reader: Reader, room: Bytes) -> Bytes:
 
 
 def _check_encoded(job: Job, chunk: ChunkEntry, parts: Iterable[memoryview]) -> None:
-    digest = hashlib.sha256()
-    if checksum(_noted(parts, digest.update) if chunk.digest else parts) != chunk.checksum:
+    digest = hashlib.sha256() if chunk.digest else None
+    if checksum(_noted(parts, digest.update) if digest else parts) != chunk.checksum:
         raise _changed_on_disk(job, chunk)
-    if chunk.digest and digest.hexdigest() != chunk.digest:
+    if digest and digest.hexdigest() != chunk.digest:
         raise AuthenticationError(
             where_of(job, chunk),
             "the bytes on disk aren't those that were sealed, though their checksum fits",
