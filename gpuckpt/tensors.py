@@ -69,19 +69,22 @@ def pack_tensors(tensors: Sequence[TensorEntry], segments: Sequence[str]) -> lis
 
 
 def unpack_tensors(
-    rows: Sequence[Json],
+    rows: list[Json],
     segments: Sequence[str],
     digests: Digests | None = None,
     *,
     whole: bool = True,
 ) -> tuple[TensorEntry, ...]:
-    """Read tensors' rows: the inverse of `pack_tensors`.
+    """Read tensors' rows, and take them out of `rows`: the inverse of `pack_tensors`.
 
     `whole` asks for every byte of each tensor to be there, once.
     """
-    tensors = tuple(_unpack_tensor(row, segments, digests, whole=whole) for row in rows)
+    rows.reverse()
+    tensors = []
+    while rows:  # each goes at once: of what stays, Python's collector looks at all again and again
+        tensors.append(_unpack_tensor(rows.pop(), segments, digests, whole=whole))
     check_names([entry.spec for entry in tensors])
-    return tensors
+    return tuple(tensors)
 
 
 def segments_of(tensors: Iterable[TensorEntry]) -> list[str]:
