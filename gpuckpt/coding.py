@@ -6,7 +6,6 @@ A chunk none of whose planes gets smaller stays one plane, unsplit.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -19,6 +18,7 @@ from gpuckpt.errors import CorruptError
 from gpuckpt.layout import LEAF_NBYTES
 from gpuckpt.native import native_for
 from gpuckpt.planes import join, join_in_parts, split, turn
+from gpuckpt.record import record
 from gpuckpt.spec import Plane
 
 Bytes = npt.NDArray[np.uint8]
@@ -42,7 +42,7 @@ FEWEST_NBYTES = 16 << 10
 _JOINED = LEAF_NBYTES
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Encoded:
     """A chunk's bytes for the disk: one part for each plane, all in its slot's memory.
 

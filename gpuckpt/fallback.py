@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from gpuckpt.arrays import Tensor
 from gpuckpt.commit import open_step, steps
 from gpuckpt.errors import CheckpointError, CorruptError, MismatchError, NotFoundError, StorageError
 from gpuckpt.loading import fill_match
@@ -177,8 +178,8 @@ class Restoration:
         self._rename, self._strict, self._rank = rename, strict, rank
         self._seal = seal
         self._flat: Flat | None = None
-        self._touched: dict[tuple[object, ...], str] = {}
-        """Arrays that a damaged step may have been written to, and a name of each."""
+        self._touched: list[Tensor] = []
+        """What a damaged step may have been written to."""
 
     def take(self, store: Store, manifest: Manifest) -> Match:
         """Restore a step; every array that an attempt before may have touched is overwritten.
@@ -197,23 +198,29 @@ class Restoration:
         subject = f"{store.root}, step {manifest.step} doesn't fit the state"
         if self._strict:
             found.raise_if_not_exact(subject)
-        filled = {
-            target.where: target.spec.name for every in found.filled.values() for target in every
-        }
-        left = [name for where, name in self._touched.items() if where not in filled]
+        filled = [target for every in found.filled.values() for target in every]
+        left = _others(self._touched, filled)
         if left:
             raise MismatchError(
                 subject,
                 missing=left,
                 hint="they hold parts of a newer step, which is damaged; restore others by names=",
             )
-        self._touched |= filled
+        self._touched += filled
         _tell_kept(found.kept, manifest.step, self._rank)
         fill_match(self._state, flat, found, manifest, store, self._resources)
         return found
 
     def _match(self, flat: Flat, manifest: Manifest) -> Match:
         return match(flat, manifest, names=self._names, rename=self._rename, rank=self._rank)
+
+
+def _others(tensors: Sequence[Tensor], filled: Sequence[Tensor]) -> list[str]:
+    """The names of those tensors, each once, which are none of those that are filled."""
+    if not tensors:  # mostly
+        return []
+    known = {one.where for one in filled}
+    return list({one.where: one.spec.name for one in tensors if one.where not in known}.values())
 
 
 def _tell_kept(names: Sequence[str], step: int, rank: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,9 @@ class Filled:
     For several threads.  Refers to the targets, which nobody else changes meanwhile.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, masters: Collection[Extent]) -> None:
+        """`masters` says where the chunks lie that are worth a note."""
+        self.masters = masters
         self._places: dict[Extent, tuple[str, Bytes]] = {}
         self._lock = threading.Lock()
 

@@ -8,7 +8,7 @@ fingerprint is a tree, so that a GPU can take its leaves at the same time
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import xxhash
 
@@ -22,6 +22,23 @@ LEAF_UNIT_NBYTES = 256
 def fingerprint(raw: memoryview) -> str:
     """128 bits, as hex, of a chunk's raw bytes (uint8, contiguous)."""
     return root(leaf_digests(raw), raw.nbytes)
+
+
+def checks_of(raws: Sequence[memoryview]) -> list[tuple[str, str]]:
+    """`fingerprint` and `checksum` of each of some chunks of at most a leaf, as they are."""
+    found = []
+    digest, check, whole = (
+        xxhash.xxh3_128_digest,
+        xxhash.xxh3_64_hexdigest,
+        xxhash.xxh3_128_hexdigest,
+    )
+    for raw in raws:
+        nbytes = raw.nbytes
+        assert 0 < nbytes <= LEAF_NBYTES, nbytes
+        short = -nbytes % LEAF_UNIT_NBYTES
+        leaf = digest(raw.tobytes() + bytes(short) if short else raw)
+        found.append((whole(leaf + nbytes.to_bytes(8, "little")), check(raw)))
+    return found
 
 
 def leaf_digests(raw: memoryview) -> bytes:

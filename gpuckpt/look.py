@@ -9,7 +9,6 @@ ones either way.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +17,7 @@ from gpuckpt.dtypes import is_turned
 from gpuckpt.fingerprint import fingerprint, root
 from gpuckpt.native import NONE, WIDTHS, native
 from gpuckpt.planes import split
+from gpuckpt.record import record
 from gpuckpt.statistics import (
     Statistics,
     squares_in_loops,
@@ -28,7 +28,7 @@ from gpuckpt.statistics import (
 Bytes = npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Look:
     """What was seen of a chunk; `planes` lie in the memory that was given for them.
 

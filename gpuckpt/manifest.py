@@ -161,6 +161,7 @@ def unpack_manifest(data: bytes, where: str, seal: Seal | None = None) -> Manife
         check_features(body["requires"], where)
         segments = [check_segment(name) for name in body["segments"]]
         digests = None if seal is None else unpack_digests(body["digests"], segments)
+        ranks = _unpack_ranks(body, segments)  # before the rows of tensors are taken
         manifest = Manifest(
             step=layout.check_step(body["step"]),
             structure=body["structure"],
@@ -169,7 +170,7 @@ def unpack_manifest(data: bytes, where: str, seal: Seal | None = None) -> Manife
             metrics={name: float(value) for name, value in body["metrics"].items()},
             created=_time(body["created"]),
             writer=str(body["writer"]),
-            **_unpack_ranks(body, segments),
+            **ranks,
         )
         _check_structure(manifest)
     except NOT_AS_EXPECTED as error:

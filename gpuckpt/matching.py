@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gpuckpt.arrays import Tensor, form_of, look_all
+from gpuckpt.arrays import Tensor, are_apart, form_of, look_all
 from gpuckpt.errors import InvalidError, MismatchError, NotFoundError
 from gpuckpt.manifest import Manifest
 from gpuckpt.names import names_of
@@ -83,11 +83,9 @@ def match(
         else ()
     )
     stored = _stored_leaves(saved, whole, rename)
-    target = {
-        name: leaf
-        for name, leaf in zip(flat.names, flat.leaves, strict=True)
-        if not _inside(leaf.path, whole)
-    }
+    target = dict(zip(flat.names, flat.leaves, strict=True))
+    if whole:
+        target = {name: leaf for name, leaf in target.items() if not _inside(leaf.path, whole)}
     if names is not None:
         wanted = select(names, [*target, *(name for name in stored if name not in target)])
         stored = {name: node for name, node in stored.items() if name in wanted}
@@ -218,9 +216,12 @@ def _child(node: Any, key: Any) -> Any:
 def _stored_leaves(saved: Saved, whole: Collection[Path], rename: Rename) -> dict[str, Json]:
     """The checkpoint's leaves by the names that the state has for them."""
     every = list(walk_json(saved.structure))
+    names = names_of([path for path, _ in every])
+    if not (rename or whole or saved.absent):  # mostly
+        return dict(zip(names, (node for _, node in every), strict=True))
     renamed = _renamer(rename)
     stored: dict[str, Json] = {}
-    for name, (path, node) in zip(names_of([path for path, _ in every]), every, strict=True):
+    for name, (path, node) in zip(names, every, strict=True):
         if _inside(path, whole) or _inside(path, saved.absent):
             continue
         new = renamed(name)
@@ -304,12 +305,18 @@ def _difference(here: Sequence[Tensor], shards: Shards, position: int) -> str | 
                 f"{mine.dtype}{list(mine.full_shape)} here, "
                 f"{saved.dtype}{list(saved.shape)} in the checkpoint"
             )
-    lacks = (shards.lack(position, tensor.spec.box) for tensor in here)
-    return next((lack for lack in lacks if lack is not None), None)
+    for tensor in here:
+        lack = shards.lack(position, tensor.spec.box)
+        if lack is not None:
+            return lack
+    return None
 
 
 def _check_ties(shards: Shards, result: Match) -> None:
     """Names that are one array here must have had the same bytes in the checkpoint."""
+    tensors = [target for targets in result.filled.values() for target in targets]
+    if are_apart(tensors):  # mostly
+        return
     seen: dict[tuple[object, ...], int] = {}
     for position, targets in result.filled.items():
         unique = {target.where: target for target in targets}

@@ -29,7 +29,10 @@ def names_of(paths: Sequence[tuple[Any, ...]]) -> list[str]:
 
 def plain_name(path: Iterable[Any]) -> str:
     """The path's keys with dots between them; keys that are no strings as JSON."""
-    return ".".join(key if isinstance(key, str) else key_text(key) for key in path)
+    keys = tuple(path)
+    if len(keys) == 1 and type(keys[0]) is str:  # mostly, or nearly
+        return keys[0]
+    return ".".join(key if isinstance(key, str) else key_text(key) for key in keys)
 
 
 def exact_name(path: Iterable[Any]) -> str:

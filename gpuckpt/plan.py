@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from gpuckpt.cutting import longest_chunk
 from gpuckpt.dtypes import to_numpy
@@ -24,6 +25,7 @@ _DIGEST_NBYTES = 16
 # To look at a smaller copy takes as long as to save it; all of them are little of a model.
 _FEWEST_NBYTES = 8 << 10
 
+T = TypeVar("T")
 Strides = tuple[int, ...]
 
 
@@ -111,19 +113,19 @@ def plan_chunks(
 
 
 def batch_chunks(
-    chunks: Iterable[Chunk],
-    cost: Callable[[Chunk], int],
+    chunks: Iterable[T],
+    cost: Callable[[T], int],
     *,
     batch_nbytes: int,
     most: int = 1 << 20,
-) -> Iterator[tuple[Chunk, ...]]:
+) -> Iterator[tuple[T, ...]]:
     """Put chunks that follow each other together while their costs fit `batch_nbytes`.
 
     At most `most` of them.  Thousands of small tensors then cost a few rounds
     through the stages, not thousands.  One chunk that is larger makes a batch
     of its own.
     """
-    batch: list[Chunk] = []
+    batch: list[T] = []
     room = batch_nbytes
     for chunk in chunks:
         nbytes = cost(chunk)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 
 from gpuckpt.arrays import Tensor
-from gpuckpt.boxes import Box, cover
+from gpuckpt.boxes import Box, cover, whole_box
 from gpuckpt.dtypes import to_numpy
 from gpuckpt.reading import Job
+from gpuckpt.record import record
 from gpuckpt.runs import before
 from gpuckpt.shards import Shards, is_whole
 from gpuckpt.spec import ChunkEntry
 from gpuckpt.stores import Store
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Portion:
     """What of a chunk some targets get, which all are of one box: bytes `start` … of theirs.
 
@@ -29,7 +30,7 @@ class Portion:
     targets: tuple[Tensor, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Task:
     """A chunk to be read, and its portions.
 
@@ -39,11 +40,7 @@ class Task:
     job: Job
     chunk: ChunkEntry
     portions: tuple[Portion, ...]
-
-    @property
-    def direct(self) -> bool:
-        """Whether the chunk goes to its targets as it is."""
-        return len(self.portions) == 1 and self.portions[0].nbytes == self.chunk.nbytes
+    direct: bool
 
 
 def jobs_of(
@@ -62,11 +59,15 @@ def jobs_of(
     """
     for position, every in targets.items():
         rows = [row for row in shards.rows(position) if is_whole(row)]
+        wanted = tuple(every)
+        if len(rows) == 1 and _has_all(rows[0].spec.box, wanted):  # mostly
+            yield Job(elsewhere.get(rows[0].spec.label, store), rows[0], wanted)
+            continue
         boxes = [row.spec.box for row in rows]
         found: dict[int, list[Tensor]] = {}
-        for target in every:
+        for target in wanted:
             box = target.spec.box
-            if len(boxes) == 1 and boxes[0] == box:  # mostly; also if there is no element
+            if len(boxes) == 1 and boxes[0] == box:  # also if there is no element
                 found.setdefault(0, []).append(target)
                 continue
             for at, common in cover(boxes, box):
@@ -74,6 +75,15 @@ def jobs_of(
         for at, views in sorted(found.items()):
             place = elsewhere.get(rows[at].spec.label, store)
             yield Job(place, rows[at], tuple(views))
+
+
+def _has_all(box: Box, targets: Iterable[Tensor]) -> bool:
+    """Whether all of these are of this box."""
+    for target in targets:
+        own = target.spec.box
+        if own is not box and own != box:
+            return False
+    return True
 
 
 def _view(target: Tensor, box: Box) -> Tensor:
@@ -88,19 +98,21 @@ def _view(target: Tensor, box: Box) -> Tensor:
 def tasks_of(job: Job) -> Iterator[Task]:
     """The chunks of a job's shard of which its targets want something."""
     own = job.entry.spec.box
+    if _has_all(own, job.targets):  # mostly
+        box = whole_box(own.shape)
+        for chunk in job.entry.chunks:
+            portion = Portion(box, chunk.start, chunk.nbytes, job.targets)
+            yield Task(job, chunk, (portion,), direct=True)
+        return
     groups: dict[Box, list[Tensor]] = {}
     for target in job.targets:
         groups.setdefault(target.spec.box, []).append(target)
     wanted = [(box.inside(own), tuple(targets)) for box, targets in groups.items()]
-    if list(groups) == [own]:
-        ((box, targets),) = wanted
-        for chunk in job.entry.chunks:
-            yield Task(job, chunk, (Portion(box, chunk.start, chunk.nbytes, targets),))
-        return
     for chunk in job.entry.chunks:
         portions = tuple(_portions(job, chunk, wanted))
         if portions:
-            yield Task(job, chunk, portions)
+            direct = len(portions) == 1 and portions[0].nbytes == chunk.nbytes
+            yield Task(job, chunk, portions, direct)
 
 
 def _portions(

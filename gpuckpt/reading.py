@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +15,11 @@ from gpuckpt.arrays import Tensor
 from gpuckpt.coding import decode
 from gpuckpt.deltacoding import decode_delta
 from gpuckpt.errors import AuthenticationError, CorruptError
-from gpuckpt.fingerprint import checksum, leaf_digests, root
+from gpuckpt.fingerprint import checks_of, checksum, leaf_digests, root
+from gpuckpt.layout import LEAF_NBYTES
+from gpuckpt.record import record
 from gpuckpt.rounding import MASTER, round_to
-from gpuckpt.segments import Reader, open_segment
+from gpuckpt.segments import PART_NBYTES, Reader, open_segment
 from gpuckpt.spec import ChunkEntry
 from gpuckpt.stores import Store
 from gpuckpt.tensors import TensorEntry
@@ -24,7 +27,7 @@ from gpuckpt.tensors import TensorEntry
 Bytes = npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Job:
     """A tensor of a checkpoint or a shard of one, and the tensors to fill with its bytes.
 
@@ -36,7 +39,7 @@ class Job:
     targets: tuple[Tensor, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Wanted:
     """A chunk to be read, and where its bytes belong: a room for each plane, or one for all.
 
@@ -69,7 +72,8 @@ class _Leaves:
 
 def rooms_of(chunk: ChunkEntry) -> int:
     """How many rooms a chunk wants, for planes or for all bytes: what it is decoded to."""
-    return len(chunk.planes) if chunk.is_plain else 1
+    count = len(chunk.planes)
+    return count if count > 1 and chunk.is_plain else 1
 
 
 def read_chunks(every: Sequence[Wanted], slot: Slot, arena: Arena) -> list[str | None]:
@@ -90,7 +94,11 @@ def read_chunks(every: Sequence[Wanted], slot: Slot, arena: Arena) -> list[str |
             continue
         with open_segment(first.job.store, first.chunk.extent.segment) as reader:
             reader.expect([one.chunk.extent for one in run])
-            found += [_read_one(one, reader, slot, arena) for one in run]
+            for is_small, some in groupby(run, _is_small):
+                if is_small:
+                    found += _read_small(list(some), reader)
+                else:
+                    found += [_read_one(one, reader, slot, arena) for one in some]
     return found
 
 
@@ -145,6 +153,27 @@ def _goes_on(before: Wanted, after: Wanted) -> bool:
         and before.job.store is after.job.store
         and before.chunk.extent.segment == after.chunk.extent.segment
     )
+
+
+def _is_small(one: Wanted) -> bool:
+    """Whether a chunk is one leaf, as it is: many of these are read and looked at together."""
+    chunk = one.chunk
+    if chunk.nbytes > LEAF_NBYTES or len(chunk.planes) != 1 or chunk.base or chunk.digest:
+        return False
+    return chunk.planes[0].codec == "raw"
+
+
+def _read_small(every: Sequence[Wanted], reader: Reader) -> Iterator[str | None]:
+    together = max(PART_NBYTES // max(one.chunk.nbytes for one in every), 1)  # while in a cache
+    for at in range(0, len(every), together):
+        some = every[at : at + together]
+        rooms = [one.rooms[0] for one in some]
+        reader.read_small([one.chunk.extent for one in some], rooms)
+        checks = checks_of([room.data for room in rooms])
+        for one, (printed, check) in zip(some, checks, strict=True):
+            if check != one.chunk.checksum:
+                raise _changed_on_disk(one.job, one.chunk)
+            yield printed if one.looked_at else None
 
 
 def _read_one(one: Wanted, reader: Reader, slot: Slot, arena: Arena) -> str | None:
@@ -203,17 +232,21 @@ def _encoded(job: Job, chunk: ChunkEntry, reader: Reader, room: Bytes) -> Bytes:
 
 
 def _check_encoded(job: Job, chunk: ChunkEntry, parts: Iterable[memoryview]) -> None:
-    digest = hashlib.sha256()
-    if checksum(_noted(parts, digest.update) if chunk.digest else parts) != chunk.checksum:
-        raise CorruptError(
-            where_of(job, chunk), "the checksum of the bytes on disk isn't the manifest's"
-        )
-    if chunk.digest and digest.hexdigest() != chunk.digest:
+    digest = hashlib.sha256() if chunk.digest else None
+    if checksum(_noted(parts, digest.update) if digest else parts) != chunk.checksum:
+        raise _changed_on_disk(job, chunk)
+    if digest and digest.hexdigest() != chunk.digest:
         raise AuthenticationError(
             where_of(job, chunk),
             "the bytes on disk aren't those that were sealed, though their checksum fits",
             "somebody without the key has changed them: don't use them",
         )
+
+
+def _changed_on_disk(job: Job, chunk: ChunkEntry) -> CorruptError:
+    return CorruptError(
+        where_of(job, chunk), "the checksum of the bytes on disk isn't the manifest's"
+    )
 
 
 def _noted(

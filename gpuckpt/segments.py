@@ -22,7 +22,7 @@ from gpuckpt.manifest import NOT_AS_EXPECTED
 from gpuckpt.seal import INDEX, Seal
 from gpuckpt.spans import Lap
 from gpuckpt.spec import Extent
-from gpuckpt.stores import Ahead, Appender, Bytes, File, Opens, Store
+from gpuckpt.stores import Ahead, Appender, Bytes, File, Opens, Parts, Store
 from gpuckpt.tensors import (
     TensorEntry,
     check_segment,
@@ -135,6 +135,7 @@ class Reader:
         self._file = file
         # Where each request takes long, a chunk is asked for as a whole.
         self._ahead = cast(Ahead, file) if hasattr(file, "expect") else None
+        self._parts = cast(Parts, file) if hasattr(file, "read_parts") else None
 
     def expect(self, extents: Sequence[Extent]) -> None:
         """Tell that these will be read, one after the other; where requests are slow, in one."""
@@ -161,6 +162,24 @@ class Reader:
             if self._ahead is None:
                 self._file.read_into(extent.offset + at, part)
             yield part
+
+    def read_small(self, extents: Sequence[Extent], rooms: Sequence[Bytes]) -> None:
+        """As `read`, of chunks that needn't be looked at part by part; by few requests."""
+        if self._parts is None:
+            for extent, room in zip(extents, rooms, strict=True):
+                self._file.read_into(extent.offset, room.data)
+            return
+        views: list[memoryview] = []
+        begin = end = 0
+        for extent, room in zip(extents, rooms, strict=True):
+            assert room.nbytes == extent.length, (room.nbytes, extent)
+            if views and extent.offset != end:
+                self._parts.read_parts(begin, views)
+                views = []
+            begin = begin if views else extent.offset
+            end = extent.offset + extent.length
+            views.append(room.data)
+        self._parts.read_parts(begin, views)
 
 
 @contextlib.contextmanager

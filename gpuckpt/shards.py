@@ -17,13 +17,12 @@ class Shards:
 
     def __init__(self, manifest: Manifest) -> None:
         """`manifest` isn't changed, and its rows are referred to."""
-        groups = by_tensor(manifest.tensors)
-        self._groups = groups if len(groups) < len(manifest.tensors) else None
+        count = len({(spec.name, spec.rank) for spec in [row.spec for row in manifest.tensors]})
+        self._groups = by_tensor(manifest.tensors) if count < len(manifest.tensors) else None
         self._tensors, self._absent = manifest.tensors, manifest.absent
         self._firsts = {
             entry.spec.tensor: at
-            for at, entry in reversed(list(enumerate(manifest.tensors)))
-            if self._groups is not None
+            for at, entry in reversed(list(enumerate(manifest.tensors if self._groups else ())))
         }
 
     def first(self, position: int) -> int:
@@ -73,8 +72,10 @@ class Shards:
     def lack(self, position: int, box: Box) -> str | None:
         """What of a box of a tensor isn't here, in words; None if all is."""
         rows = self.rows(position)
-        if len(rows) == 1 and rows[0].spec.box == box and is_whole(rows[0]):  # mostly
-            return None
+        if len(rows) == 1 and is_whole(rows[0]):  # mostly
+            own = rows[0].spec.box
+            if own is box or own == box:
+                return None
         missing = gap([row.spec.box for row in rows if is_whole(row)], box)
         if missing is None:
             return None

@@ -116,6 +116,8 @@ def place(
     that were restored in place; an object with none of all these inside is
     left alone.  Returns the state, or a new tuple if it was one.
     """
+    if not (leaves or objects or flat.opened):  # nothing to put anywhere
+        return state
     inside = {leaf.path: leaf.leaf for leaf in flat.leaves}
     changed = {path[:end] for path in (*leaves, *objects, *touched) for end in range(len(path) + 1)}
     opened = {

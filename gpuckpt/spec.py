@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from gpuckpt.boxes import Box, Shape, whole_box
 from gpuckpt.dtypes import is_turned, to_numpy, width_of
+from gpuckpt.record import record
+
+if TYPE_CHECKING:
+    from functools import cached_property
+else:
+
+    class cached_property:  # noqa: N801 - takes its place
+        """As `functools` has it from Python 3.12 on: without a lock, which would take longest."""
+
+        def __init__(self, make: Any) -> None:
+            self._make = make
+            self.__doc__ = make.__doc__
+
+        def __get__(self, one: Any, _kind: type | None = None) -> Any:
+            if one is None:
+                return self
+            found = one.__dict__[self._make.__name__] = self._make(one)
+            return found
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Spec:
     """A tensor without its data.
 
@@ -41,6 +58,8 @@ class Spec:
             raise ValueError(f"{self.name}: a shard has an offset, and the whole tensor's shape")
         if self.whole is not None and not self.box.fits(self.whole):
             raise ValueError(f"{self.name}: {self.box} isn't in a tensor of {self.whole}")
+        if self.offset is None and self.rank is None:  # mostly: a cached property takes a lock
+            self.__dict__["label"] = self.name
 
     @property
     def box(self) -> Box:
@@ -79,7 +98,7 @@ class Spec:
         return is_turned(self.dtype)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Extent:
     """Where bytes lie: `length` bytes at `offset` of the file `segment`."""
 
@@ -95,7 +114,7 @@ class Extent:
         return f"{self.segment} at offset {self.offset}"
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Chunk:
     """A run of one tensor's bytes: the unit of coding and checking.
 
@@ -108,7 +127,7 @@ class Chunk:
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Plane:
     """One plane of an encoded chunk: how it is coded, and its bytes on disk.
 
@@ -121,7 +140,7 @@ class Plane:
     parts: tuple[Plane, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class ChunkEntry:
     """An encoded chunk as a manifest lists it.
 

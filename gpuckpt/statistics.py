@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy.typing as npt
 
 from gpuckpt.dtypes import to_numpy
 from gpuckpt.native import HALF, NARROW, NONE, SINGLE, WIDE, Squares
+from gpuckpt.record import record
 from gpuckpt.squares import Narrow, half_squares, narrow_of, narrow_squares, wide_squares
 
 Bytes = npt.NDArray[np.uint8]
@@ -41,7 +41,7 @@ _KINDS = {
 _ONE_BYTE = {"float8": 8, "float6": 6, "float4": 4}
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Statistics:
     """NaNs, infinities, and the sum of squares of the finite elements.
 

@@ -52,12 +52,26 @@ def _walk_json(node: Json, path: Path, depth: int) -> Iterator[tuple[Path, Json]
         yield path, node
         return
     for keys, child in _inside(kind, payload):
-        yield from _walk_json(child, (*path, *keys), depth + 1)
+        if depth < 2 * DEPTH_LIMIT and _is_leaf(child):  # mostly
+            yield (*path, *keys), child
+        else:
+            yield from _walk_json(child, (*path, *keys), depth + 1)
+
+
+def _is_leaf(node: Json) -> bool:
+    """Whether a node surely is a leaf; of what isn't as it should be, it is never said."""
+    return (
+        type(node) is dict
+        and len(node) == 1
+        and (type(node.get("tensor")) is int or "value" in node)
+    )
 
 
 def nodes_at(structure: Json, paths: Collection[Path]) -> dict[Path, Json]:
     """The outermost node of a structure at each of `paths` that there is."""
     found: dict[Path, Json] = {}
+    if not paths:
+        return found
     _nodes_at(structure, (), frozenset(paths), found, 0)
     return found
 
@@ -99,7 +113,7 @@ def _inside(kind: str, payload: Any) -> Iterator[tuple[Path, Json]]:
 
 def _items(payload: list[Json]) -> list[tuple[Any, Json]]:
     """A dict's keys and nodes, checked: no key is there twice."""
-    items = [(decode_value(key), child) for key, child in payload]
+    items = [(key if type(key) is str else decode_value(key), child) for key, child in payload]
     try:
         count = len(dict(items))
     except TypeError as error:
@@ -141,32 +155,49 @@ def from_json(node: Json, depth: int = 0) -> Any:
     return items if kind == "list" else tuple(items)
 
 
-def of_rank(node: Json, rank: int, depth: int = 0) -> Json | None:
+def of_rank(node: Json, rank: int) -> Json | None:
     """The structure as one rank has it; None if it has nothing here.
 
     In a list or a tuple, where the others' places must stay, None is then a value.
     """
+    return _of_rank(node, rank, 0) if _has_own(node, 0) else node
+
+
+def _has_own(node: Json, depth: int) -> bool:
+    """Whether anything in it is some rank's own."""
+    kind, payload = split_node(node, depth)
+    if kind in ("rank", "ranks"):
+        return True
+    if kind in ("tensor", "value"):
+        return False
+    inside = {"object": [payload]}.get(kind, payload)
+    children = [child for _, child in inside] if kind == "dict" else inside
+    return any(_has_own(child, depth + 1) for child in children if not _is_leaf(child))
+
+
+def _of_rank(node: Json, rank: int, depth: int) -> Json | None:
     kind, payload = split_node(node, depth)
     if kind == "ranks":
         own = _ranks(payload).get(rank)
-        return None if own is None else of_rank(own, rank, depth + 1)
+        return None if own is None else _of_rank(own, rank, depth + 1)
     if kind in ("tensor", "value"):
         return node
     if kind == "rank":
-        return of_rank(payload, rank, depth + 1)
+        return _of_rank(payload, rank, depth + 1)
     if kind == "object":
-        inner = of_rank(payload, rank, depth + 1)
+        inner = _of_rank(payload, rank, depth + 1)
         return None if inner is None else {kind: inner}
     if kind == "dict":
-        pairs = [[key, of_rank(child, rank, depth + 1)] for key, child in payload]
+        pairs = [[key, _of_rank(child, rank, depth + 1)] for key, child in payload]
         return {"dict": [pair for pair in pairs if pair[1] is not None]}
-    children = [of_rank(child, rank, depth + 1) for child in payload]
+    children = [_of_rank(child, rank, depth + 1) for child in payload]
     return {kind: [{"value": None} if child is None else child for child in children]}
 
 
 def absent_of(node: Json, rank: int) -> Iterator[Path]:
     """The paths at which each rank has something of its own, and this rank nothing."""
-    yield from _absent_of(node, rank, (), 0)
+    if _has_own(node, 0):
+        yield from _absent_of(node, rank, (), 0)
 
 
 def _absent_of(node: Json, rank: int, path: Path, depth: int) -> Iterator[Path]:

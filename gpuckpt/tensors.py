@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from gpuckpt import layout
@@ -15,21 +15,25 @@ from gpuckpt.entries import (
     SHARDS_FEATURE,
     Digests,
     as_count,
-    as_text,
+    as_counts,
+    as_texts,
     check_chunks,
     features_of,
     pack_chunk,
     unpack_chunk,
 )
+from gpuckpt.record import record
 from gpuckpt.spec import ChunkEntry, Spec
 from gpuckpt.statistics import Statistics
 from gpuckpt.values import Json
 
 # What numpy can hold.
 AXES_MAX = 64
+_TEXTS = itemgetter("name", "dtype", "kind", "device")
+_OF_SHARDS = frozenset(("offset", "whole", "rank"))
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class TensorEntry:
     """A tensor of a checkpoint: its spec, its chunks in order, and its version.
 
@@ -65,19 +69,22 @@ def pack_tensors(tensors: Sequence[TensorEntry], segments: Sequence[str]) -> lis
 
 
 def unpack_tensors(
-    rows: Sequence[Json],
+    rows: list[Json],
     segments: Sequence[str],
     digests: Digests | None = None,
     *,
     whole: bool = True,
 ) -> tuple[TensorEntry, ...]:
-    """Read tensors' rows: the inverse of `pack_tensors`.
+    """Read tensors' rows, and take them out of `rows`: the inverse of `pack_tensors`.
 
     `whole` asks for every byte of each tensor to be there, once.
     """
-    tensors = tuple(_unpack_tensor(row, segments, digests, whole=whole) for row in rows)
+    rows.reverse()
+    tensors = []
+    while rows:  # each goes at once: of what stays, Python's collector looks at all again and again
+        tensors.append(_unpack_tensor(rows.pop(), segments, digests, whole=whole))
     check_names([entry.spec for entry in tensors])
-    return tensors
+    return tuple(tensors)
 
 
 def segments_of(tensors: Iterable[TensorEntry]) -> list[str]:
@@ -136,7 +143,8 @@ def _unpack_statistics(row: Json, spec: Spec) -> Statistics | None:
     if "statistics" not in row:
         return None
     nans, infs, squares = row["statistics"]
-    if as_count(nans) + as_count(infs) > numbers_of(spec):
+    bad = as_count(nans) + as_count(infs)
+    if bad and bad > numbers_of(spec):
         raise ValueError(f"{spec.name}: {nans} NaNs and {infs} infinities of {numbers_of(spec)}")
     if squares == "inf":
         return Statistics(nans, infs, math.inf)
@@ -159,10 +167,10 @@ def _pack_shard(spec: Spec) -> dict[str, Json]:
 
 
 def _unpack_shard(row: Json) -> dict[str, Any]:
+    if _OF_SHARDS.isdisjoint(row):  # mostly
+        return {}
     found: dict[str, Any] = {
-        field: tuple(as_count(extent) for extent in row[field])
-        for field in ("offset", "whole")
-        if field in row
+        field: as_counts(row[field]) for field in ("offset", "whole") if field in row
     }
     return found | {"rank": as_count(row["rank"])} if "rank" in row else found
 
@@ -171,6 +179,8 @@ def check_names(specs: Sequence[Spec]) -> None:
     """Of tensors of one name all are shards, no two the same, of one type and shape."""
     if len({spec.label for spec in specs}) < len(specs):
         raise ValueError("two tensors have one name")
+    if len({spec.name for spec in specs}) == len(specs):  # mostly
+        return
     first: dict[tuple[str, int | None], Spec] = {}
     for spec in specs:
         one = first.setdefault(spec.tensor, spec)
@@ -182,19 +192,15 @@ def _unpack_tensor(
     row: Json, segments: Sequence[str], digests: Digests | None, *, whole: bool
 ) -> TensorEntry:
     axes = row["axes"]
-    shape = tuple(as_count(extent) for extent in row["shape"])
+    shape = as_counts(row["shape"])
     if len(shape) > AXES_MAX:
         raise ValueError(f"{row['name']!r} has {len(shape)} axes, {AXES_MAX} at most are read")
-    spec = Spec(
-        *(as_text(row["name"]), as_text(row["dtype"]), shape),
-        axes=None if axes is None else tuple(as_count(axis) for axis in axes),
-        kind=as_text(row["kind"]),
-        device=as_text(row["device"]),
-        **_unpack_shard(row),
-    )
-    whole_count = math.prod(n for n in spec.full_shape if n)
-    if spec.nbytes > COUNT_MAX or whole_count > COUNT_MAX:
+    name, dtype, kind, device = _TEXTS(row)
+    as_texts((name, dtype, kind, device))
+    axes = None if axes is None else as_counts(axes)
+    spec = Spec(name, dtype, shape, axes, kind, device, **_unpack_shard(row))
+    if spec.nbytes > COUNT_MAX or math.prod(filter(None, spec.full_shape)) > COUNT_MAX:
         raise ValueError(f"{spec.name}: a shape of {shape} is too large to be one")
-    chunks = tuple(unpack_chunk(chunk, segments, digests) for chunk in row["chunks"])
+    chunks = tuple([unpack_chunk(chunk, segments, digests) for chunk in row["chunks"]])
     check_chunks(spec, chunks, whole=whole)
     return TensorEntry(spec, chunks, as_count(row["version"]), _unpack_statistics(row, spec))

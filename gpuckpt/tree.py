@@ -13,11 +13,12 @@ from typing import Any
 
 from gpuckpt.errors import UnsupportedError
 from gpuckpt.names import names_of, plain_name
+from gpuckpt.record import record
 from gpuckpt.structure import DEPTH_LIMIT, Path
 from gpuckpt.values import Json, NotPlainError, encode_value
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Leaf:
     """A leaf of a state: its path, what is there, and its node of the structure, to be filled."""
 

@@ -431,7 +431,7 @@ def filled_chunk(start: int, nbytes: int, known: str = "1" * 32) -> ChunkEntry:
 
 
 def test_what_a_restore_has_put_into_host_memory_is_rounded_from_there():
-    master, filled, out = numbers(1, 1000), Filled(), np.empty(2000, np.uint8)
+    master, filled, out = numbers(1, 1000), Filled(()), np.empty(2000, np.uint8)
     target = tensor_of(master)
     sources = filled_chunk(0, 2400), filled_chunk(2400, 1600)
     copy = replace(filled_chunk(0, 2000), planes=(), sources=sources)
@@ -449,7 +449,7 @@ def test_what_a_restore_has_put_into_host_memory_is_rounded_from_there():
 def test_only_whole_rows_of_float32_in_host_memory_are_relied_on():
     out = np.empty(2000, np.uint8)
     for array in (numbers(1, 1000)[::-1], numbers(1, 1000).astype(np.float64)):
-        filled, source = Filled(), filled_chunk(0, 4000)
+        filled, source = Filled(()), filled_chunk(0, 4000)
         filled.add([tensor_of(array)], 0, source)
         assert not filled.round("float16", replace(source, sources=(source,)), out)
 

@@ -8,6 +8,8 @@ from gpuckpt.arrays.probe import (
     Addresses,
     Facts,
     Library,
+    addresses,
+    are_apart,
     probed,
 )
 from gpuckpt.arrays.sharding import form_of, look, look_all
@@ -28,6 +30,8 @@ __all__ = [
     "Tensor",
     "Wrapped",
     "Wrapping",
+    "addresses",
+    "are_apart",
     "assembled",
     "facts_of",
     "finish",

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from gpuckpt.arrays.view import host_words
+from gpuckpt.arrays.view import Tensor, host_words
 from gpuckpt.dtypes import name_of
 
 Library = Literal["numpy", "cupy", "torch"]
@@ -125,6 +125,29 @@ def locate(arrays: Sequence[Any], before: Facts) -> tuple[Addresses, list[Any]] 
         return None
     pointers = np.fromiter(map(tensor.data_ptr, arrays), np.uint64, len(arrays))
     return pointers, list(map(tensor.untyped_storage, arrays))
+
+
+def addresses(tensors: Sequence[Tensor]) -> Addresses:
+    """Each tensor's `address`, of thousands in a few operations."""
+    if all(type(one.array) is np.ndarray and one.spec.nbytes for one in tensors):  # mostly
+        return _data_pointers([one.array for one in tensors])
+    return np.fromiter((one.address for one in tensors), np.uint64, len(tensors))
+
+
+def are_apart(tensors: Sequence[Tensor]) -> bool:
+    """Whether each has bytes, one after the other, that surely are in none of the others."""
+    for one in tensors:
+        if not one.spec.nbytes or not one.array.flags.c_contiguous:
+            return False
+    starts = addresses(tensors)
+    ends = starts + np.array([one.spec.nbytes for one in tensors], np.uint64)
+    devices = [one.spec.device for one in tensors]
+    for device in set(devices):
+        own = np.array([one == device for one in devices])
+        order = np.argsort(starts[own])
+        if bool((starts[own][order][1:] < ends[own][order][:-1]).any()):
+            return False
+    return True
 
 
 def _memories(library: Library, arrays: Sequence[Any]) -> Sequence[Any]:

@@ -56,7 +56,7 @@ def look_all(leaf: Any, name: str) -> tuple[Tensor, ...]:
     Raises:
         UnsupportedError: it is an array, but not one that can be saved.
     """
-    form = form_of(leaf)
+    form = None if type(leaf) is np.ndarray else form_of(leaf)
     if form == "Hollow":
         hollow: tuple[Tensor, ...] = leaf.tensors(name)
         return hollow

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import math
 import mmap
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from gpuckpt.arrays.torched import detached, is_torch
 from gpuckpt.boxes import Box, Shape, whole_box
 from gpuckpt.dtypes import name_of, to_numpy
 from gpuckpt.errors import UnsupportedError
+from gpuckpt.record import record
 from gpuckpt.spec import Spec
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _MEMORY = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t,
 _READABLE, _WRITABLE = 0x100, 0x200
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Tensor:
     """A leaf of the state: its spec, and its memory as a numpy or cupy array.
 
@@ -154,6 +155,8 @@ def checked(leaf: Any, name: str) -> Any:
 
 
 def _look_numpy(array: npt.NDArray[Any], owner: object, name: str, kind: str) -> Tensor:
+    if type(array) is np.ndarray and kind == "numpy":  # mostly
+        return _tensor(array.view(), owner, name, kind, writable=array.flags.writeable)
     if isinstance(array, np.ma.MaskedArray):
         raise UnsupportedError(name, "a masked array; save its .data and its .mask")
     writable = kind in ("numpy", "numba") and array.flags.writeable
@@ -286,6 +289,10 @@ def _tensor(
     if dtype is None:
         raise UnsupportedError(name, f"elements of type {array.dtype} can't be saved as bytes")
     device = "cpu" if isinstance(array, np.ndarray) else f"cuda:{array.device.id}"
+    if array.flags.c_contiguous:
+        return Tensor(
+            Spec(name, dtype, tuple(array.shape), None, kind, device), array, owner, writable
+        )
     spec = Spec(name, dtype, tuple(array.shape), _axes(array), kind, device)
     # Where an element of memory is there twice, filling it in place would keep the last of two.
     pairs = zip(array.shape, array.strides, strict=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -13,6 +12,7 @@ from gpuckpt.arena import Slot
 from gpuckpt.arrays import Tensor
 from gpuckpt.errors import InvalidError, NotFoundError
 from gpuckpt.plan import Plan
+from gpuckpt.record import record
 from gpuckpt.spec import Chunk
 from gpuckpt.statistics import Statistics
 
@@ -26,7 +26,7 @@ Histograms = npt.NDArray[np.uint16]
 T_co = TypeVar("T_co", covariant=True)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Arrived:
     """A chunk on the host, in one piece or in planes, with what its device says of it.
 
@@ -50,7 +50,7 @@ class Arrived:
         return self.delta_nbytes + sum(plane.nbytes for plane in self.planes)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Piece:
     """A chunk on its way back: its bytes, how many planes it has, and the tensors to put it into.
 

@@ -40,7 +40,7 @@ class CudaUpload:
         )
         self._layout.rows["turned"] = [piece.turned for piece in pieces]
         self.rooms: list[list[Bytes]] = [
-            [slot.planes[place] for place in self._layout.planes(at)] for at in range(len(pieces))
+            [slot.planes[place] for place in places] for places in self._layout.all_planes()
         ]
 
     def start(self, known: Sequence[str | None] = ()) -> Transfer[Sequence[Sequence[str]]]:  # noqa: ARG002
@@ -78,9 +78,12 @@ class CudaUpload:
         scattered: list[Run] = []
         counts, packed = [], self._scratch.packed
         for at, piece in enumerate(self._pieces):
-            dense = [one for one in piece.targets if is_dense(one.spec, one.strides)]
-            strided = [one for one in piece.targets if not is_dense(one.spec, one.strides)]
-            writes = [one.address + piece.start for one in dense]
+            writes, strided = list[int](), list[Tensor]()
+            for one in piece.targets:
+                if is_dense(one.spec, one.strides):
+                    writes.append(one.address + piece.start)
+                else:
+                    strided.append(one)
             if strided:
                 writes.append(packed)
                 scattered += [_run(one, piece, packed) for one in strided]

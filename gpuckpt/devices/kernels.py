@@ -74,10 +74,16 @@ class Layout:
 
     def planes(self, row: int) -> list[slice]:
         """Where in the staged bytes each of a chunk's planes lies."""
-        start, stride = int(self.rows["planes"][row]), int(self.rows["stride"][row])
-        width = int(self.rows["width"][row])
-        count = int(self.rows["nbytes"][row]) // width
-        return [slice(start + k * stride, start + k * stride + count) for k in range(width)]
+        return self.all_planes(slice(row, row + 1))[0]
+
+    def all_planes(self, which: slice = slice(None)) -> list[list[slice]]:
+        """The same of each of some chunks."""
+        rows = self.rows[which]
+        fields = (rows[name].tolist() for name in ("planes", "stride", "width", "nbytes"))
+        return [
+            [slice(start + k * stride, start + k * stride + nbytes // width) for k in range(width)]
+            for start, stride, width, nbytes in zip(*fields, strict=True)
+        ]
 
     def summaries(self, row: int) -> slice:
         """Where in the staged bytes the summaries (`SUMMARY`) of a chunk's leaves lie."""
@@ -104,7 +110,7 @@ def lay_out(
     """
     lengths, planes = np.asarray(nbytes, np.uint64), np.asarray(widths, np.uint64)
     assert start % ALIGNMENT == 0, start
-    assert np.isin(planes, WIDTHS).all(), widths
+    assert set(planes.tolist()) <= set(WIDTHS), widths
     rows = np.zeros(lengths.size, CHUNK)
     if not rows.size:
         return Layout(rows, start, 0)

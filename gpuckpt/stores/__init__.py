@@ -134,6 +134,14 @@ class File(Protocol):
         ...
 
 
+class Parts(File, Protocol):
+    """A `File` that can bring what follows each other to several places at once."""
+
+    def read_parts(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Fill buffers (uint8) one after the other, as `read_into` fills one."""
+        ...
+
+
 class Ahead(File, Protocol):
     """A `File` that wants to be asked for much at once, since each request takes long."""
 

@@ -63,6 +63,23 @@ def read_some(descriptor: int, buffer: memoryview, offset: int) -> int:
     return done
 
 
+def read_parts(descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
+    """Fill buffers, one after the other, as far as the file goes; how many bytes that is."""
+    done = 0
+    for at in range(0, len(buffers), _VIEWS_MAX):
+        some = buffers[at : at + _VIEWS_MAX]
+        found = os.preadv(descriptor, some, offset + done)
+        done += found
+        for buffer in some:  # what a short read has left
+            if found < buffer.nbytes:
+                more = read_some(descriptor, buffer[found:], offset + done)
+                done += more
+                if more < buffer.nbytes - found:
+                    return done
+            found = max(found - buffer.nbytes, 0)
+    return done
+
+
 def write_some(descriptor: int, views: Sequence[memoryview], offset: int) -> int:
     """Write at least one byte of what isn't empty; how many were."""
     count = os.pwritev(descriptor, views, offset)

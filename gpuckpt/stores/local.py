@@ -14,7 +14,7 @@ from gpuckpt.errors import CorruptError, LockedError, StorageError
 from gpuckpt.layout import LOCK
 from gpuckpt.stores import Buffer
 from gpuckpt.stores.blocks import Blocks
-from gpuckpt.stores.cached import CachedFile, read_some
+from gpuckpt.stores.cached import CachedFile, read_parts
 from gpuckpt.stores.direct import DirectFile
 from gpuckpt.stores.refusals import told, translated
 from gpuckpt.stores.regular import check_regular, open_file
@@ -176,12 +176,17 @@ class LocalFile:
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset` on, through the page cache."""
+        self.read_parts(offset, [buffer])
+
+    def read_parts(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Fill buffers, one after the other, from `offset` on, by one call of the system's."""
         try:
-            found = read_some(self._descriptor, buffer, offset)
+            found = read_parts(self._descriptor, buffers, offset)
         except OSError as error:
             raise translated(error, self._path, "read", f" at byte {offset}") from error
-        if found < buffer.nbytes:
-            wanted, end = offset + buffer.nbytes, offset + found
+        nbytes = sum([buffer.nbytes for buffer in buffers])
+        if found < nbytes:
+            wanted, end = offset + nbytes, offset + found
             raise CorruptError(str(self._path), f"ends at {end}, {wanted} bytes expected")
 
 
