@@ -21,7 +21,7 @@ Bytes = npt.NDArray[np.uint8]
 VARIABLE = "GPUCKPT_NATIVE"
 LIBRARY = Path(__file__).parent / "_native.so"
 # What kernels/cpu/planes.c says of itself: another library may have other signatures.
-VERSION = 3
+VERSION = 4
 # Elements' sizes that the loops know.
 WIDTHS = (1, 2, 4, 8)
 # What `squares` calls float16, bfloat16, and elements of one byte; and the sums that it gives.
@@ -54,6 +54,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "count_runs": (_N, _P, _N),
     "round": (None, _P, _N, _U, _P),
     "squares": (None, _P, _N, _U, _U, _U, _U, _U, _P),
+    "read": (ctypes.c_ssize_t, ctypes.c_int, ctypes.c_uint64, _P, _N, _P, _P),
     "look": (ctypes.c_double, _P, _N, _U, _U, _U, _U, _U, _P, _P, _P, _N, _U, _P),
 }
 
@@ -193,6 +194,20 @@ class Native:
             *about, places[0], digests, ctypes.byref(check), width, turned, places[1]
         )
         return digests.raw, single if lanes is None else float(lanes.view(float).sum()), check.value
+
+    def read(self, descriptor: int, offset: int, room: Bytes) -> tuple[int, bytes, int]:
+        """Fill `room` from an open file, and look at what came while it is in a cache.
+
+        How many bytes there were; if that is all, leaves' digests and the check
+        value as `look` gives them.  Raises the system's `OSError`.
+        """
+        digests = ctypes.create_string_buffer(16 * -(-room.size // LEAF_NBYTES))
+        check, place = ctypes.c_uint64(), _room(room)
+        read = self._functions["read"]
+        found = read(descriptor, offset, place, room.size, digests, ctypes.byref(check))
+        if found < 0:
+            raise OSError(-found, os.strerror(-found))
+        return found, digests.raw, check.value
 
     def _call(self, name: str, *arguments: object) -> int:
         return int(self._functions[name](*arguments) or 0)

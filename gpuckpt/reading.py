@@ -65,6 +65,11 @@ class _Leaves:
         if self._digests is not None:
             self._digests.append(leaf_digests(part))
 
+    def take(self, digests: bytes) -> None:
+        """The digests of all leaves are known."""
+        if self._digests is not None:
+            self._digests.append(digests)
+
     def fingerprint(self, nbytes: int) -> str | None:
         """Of all of them, or None if it isn't wanted."""
         return None if self._digests is None else root(b"".join(self._digests), nbytes)
@@ -180,7 +185,11 @@ def _read_one(one: Wanted, reader: Reader, slot: Slot, arena: Arena) -> str | No
     job, chunk, rooms = one.job, one.chunk, one.rooms
     leaves = _Leaves(wanted=one.looked_at)
     if [plane.codec for plane in chunk.planes] == ["raw"] and chunk.base is None:
-        _check_encoded(job, chunk, _noted(reader.read(chunk.extent, rooms[0]), leaves.note))
+        digests = _read_seen(job, chunk, reader, rooms[0])
+        if digests is None:
+            _check_encoded(job, chunk, _noted(reader.read(chunk.extent, rooms[0]), leaves.note))
+        else:
+            leaves.take(digests)
     elif chunk.is_plain:
         coded = _encoded(job, chunk, reader, slot.coded)
         where, turned = where_of(job, chunk), chunk.turned
@@ -227,8 +236,24 @@ def _read_links(job: Job, chunk: ChunkEntry, out: Bytes, reader: Reader, arena: 
 def _encoded(job: Job, chunk: ChunkEntry, reader: Reader, room: Bytes) -> Bytes:
     """A chunk's encoded bytes, at the beginning of `room`."""
     coded = room[: chunk.extent.length]
-    _check_encoded(job, chunk, reader.read(chunk.extent, coded))
+    if _read_seen(job, chunk, reader, coded) is None:
+        _check_encoded(job, chunk, reader.read(chunk.extent, coded))
     return coded
+
+
+def _read_seen(job: Job, chunk: ChunkEntry, reader: Reader, room: Bytes) -> bytes | None:
+    """Read a chunk's encoded bytes and compare their checksum, at once; their leaves' digests.
+
+    In parts each is two calls that let go of the interpreter's lock and wait for it: sixteen
+    times two a chunk.  None: nothing was read.
+    """
+    seen = None if chunk.digest else reader.read_seen(chunk.extent, room)
+    if seen is None:
+        return None
+    digests, check = seen
+    if f"{check:016x}" != chunk.checksum:
+        raise _changed_on_disk(job, chunk)
+    return digests
 
 
 def _check_encoded(job: Job, chunk: ChunkEntry, parts: Iterable[memoryview]) -> None:

@@ -22,7 +22,7 @@ from gpuckpt.manifest import NOT_AS_EXPECTED
 from gpuckpt.seal import INDEX, Seal
 from gpuckpt.spans import Lap
 from gpuckpt.spec import Extent
-from gpuckpt.stores import Ahead, Appender, Bytes, File, Opens, Parts, Store
+from gpuckpt.stores import Ahead, Appender, Bytes, File, Opens, Parts, Seeing, Store
 from gpuckpt.tensors import (
     TensorEntry,
     check_segment,
@@ -136,6 +136,7 @@ class Reader:
         # Where each request takes long, a chunk is asked for as a whole.
         self._ahead = cast(Ahead, file) if hasattr(file, "expect") else None
         self._parts = cast(Parts, file) if hasattr(file, "read_parts") else None
+        self._seeing = cast(Seeing, file) if hasattr(file, "read_seen") else None
 
     def expect(self, extents: Sequence[Extent]) -> None:
         """Tell that these will be read, one after the other; where requests are slow, in one."""
@@ -162,6 +163,14 @@ class Reader:
             if self._ahead is None:
                 self._file.read_into(extent.offset + at, part)
             yield part
+
+    def read_seen(self, extent: Extent, room: Bytes) -> tuple[bytes, int] | None:
+        """As `read`, all of it, with its leaves' digests and its check value.
+
+        None: nothing was read, since the file can't do so.
+        """
+        assert room.nbytes == extent.length, (room.nbytes, extent)
+        return None if self._seeing is None else self._seeing.read_seen(extent.offset, room)
 
     def read_small(self, extents: Sequence[Extent], rooms: Sequence[Bytes]) -> None:
         """As `read`, of chunks that needn't be looked at part by part; by few requests."""

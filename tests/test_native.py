@@ -329,6 +329,46 @@ def test_a_look_sees_what_xxhash_and_numpy_see(chunk):
     assert all(one.sound() for one in (room, out) if one is not None)
 
 
+READ = (1, 240, 241, 4096, 65_535, 65_537, (1 << 18) - 1, 1 << 18, (1 << 18) + 300, 700_001)
+
+
+@pytest.mark.parametrize("size", READ)
+@pytest.mark.parametrize("start", [0, 13])
+def test_what_is_read_is_seen_as_xxhash_sees_it(tmp_path, size, start):
+    data = np.random.default_rng(size).bytes(start + size + 5)
+    (tmp_path / "file").write_bytes(data)
+    with (tmp_path / "file").open("rb") as file:
+        for one in both():
+            room = Room(size, start)
+            found, digests, check = one.read(file.fileno(), start, room.array)
+            assert found == size
+            assert room.array.tobytes() == data[start : start + size]
+            assert digests == leaf_digests(room.array.data)
+            assert check == (xxhash.xxh3_64_intdigest(room.array.data) if size > 240 else 0)
+            assert room.sound()
+
+
+@pytest.mark.parametrize("missing", [1, 70_000, 300_000])
+def test_what_a_file_does_not_have_is_not_seen(tmp_path, missing):
+    (tmp_path / "file").write_bytes(bytes(300_000))
+    with (tmp_path / "file").open("rb") as file:
+        for one in both():
+            room = Room(300_000)
+            found, _, _ = one.read(file.fileno(), missing, room.array)
+            assert found == 300_000 - missing
+            assert room.sound()
+
+
+def test_what_the_system_refuses_to_read_is_its_error(tmp_path):
+    directory = os.open(tmp_path, os.O_RDONLY)
+    try:
+        for one in both():
+            with pytest.raises(IsADirectoryError):
+                one.read(directory, 0, np.empty(10_000, np.uint8))
+    finally:
+        os.close(directory)
+
+
 @pytest.mark.parametrize("dtype", ["float16", *NARROW_ONES])
 def test_every_code_alone_has_the_square_that_numpy_has_for_it(dtype):
     kind = to_numpy(dtype)

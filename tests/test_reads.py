@@ -17,6 +17,7 @@ from gpuckpt import planes, segments
 from gpuckpt.commit import open_step
 from gpuckpt.errors import CorruptError
 from gpuckpt.fingerprint import fingerprint
+from gpuckpt.native import native
 from gpuckpt.reading import Job, Wanted, read_chunks
 from gpuckpt.resources import Resources
 from gpuckpt.segments import PART_NBYTES
@@ -76,6 +77,27 @@ def test_a_damaged_byte_is_found_wherever_it_comes_from(tmp_path, codec, cold):
         CorruptError, match=f"large in .*{extent.segment} at offset {extent.offset}"
     ):
         gpuckpt.load(tmp_path)
+
+
+@pytest.mark.parametrize("codec", ["raw", "zstd"])
+@pytest.mark.parametrize("key", [None, b"k" * 32])
+def test_a_restore_is_the_same_without_the_compiled_loops(tmp_path, monkeypatch, codec, key):
+    expected = state()
+    gpuckpt.save(tmp_path, expected, 1, codec=codec, key=key)
+    monkeypatch.setattr("gpuckpt.stores.opened.native", lambda: None)
+    found = gpuckpt.load(tmp_path, key=key)
+    assert all(found[name].tobytes() == array.tobytes() for name, array in expected.items())
+
+
+def test_a_file_that_ends_within_a_chunk_says_where_also_by_the_loops(tmp_path):
+    (tmp_path / "f").write_bytes(bytes(50_000))
+    if native() is None:
+        pytest.skip("no compiled loops")
+    with (
+        LocalStore(tmp_path).open("f") as file,
+        pytest.raises(CorruptError, match="ends at 50000, 60000 bytes expected"),
+    ):
+        file.read_seen(0, np.empty(60_000, np.uint8))
 
 
 class OpeningStore(MemoryStore):

@@ -142,6 +142,19 @@ class Parts(File, Protocol):
         ...
 
 
+class Seeing(File, Protocol):
+    """A `File` that can look at bytes while they come."""
+
+    def read_seen(self, offset: int, room: Bytes) -> tuple[bytes, int] | None:
+        """Fill `room` (uint8, contiguous), as `read_into` does, and look at it.
+
+        The digests of its leaves (`fingerprint.leaf_digests`) and the number
+        of which `fingerprint.checksum` is the hex; None: nothing was read, for
+        want of the compiled loops, or of bytes.
+        """
+        ...
+
+
 class Ahead(File, Protocol):
     """A `File` that wants to be asked for much at once, since each request takes long."""
 

@@ -10,13 +10,14 @@ import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gpuckpt.errors import CorruptError, LockedError, StorageError
+from gpuckpt.errors import LockedError, StorageError
 from gpuckpt.layout import LOCK
 from gpuckpt.stores import Buffer
 from gpuckpt.stores.blocks import Blocks
-from gpuckpt.stores.cached import CachedFile, read_parts
+from gpuckpt.stores.cached import CachedFile
 from gpuckpt.stores.direct import DirectFile
-from gpuckpt.stores.refusals import told, translated
+from gpuckpt.stores.opened import LocalFile
+from gpuckpt.stores.refusals import told
 from gpuckpt.stores.regular import check_regular, open_file
 from gpuckpt.stores.room import free_nbytes
 
@@ -165,29 +166,6 @@ def sync_tree(top: Path) -> None:
                     os.close(descriptor)
         with told(Path(folder), "sync"):
             _sync_directory(Path(folder))
-
-
-class LocalFile:
-    """A file of a `LocalStore` that is open for reading."""
-
-    def __init__(self, path: Path, descriptor: int) -> None:
-        """`descriptor` stays the caller's, who closes it."""
-        self._path, self._descriptor = path, descriptor
-
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` from `offset` on, through the page cache."""
-        self.read_parts(offset, [buffer])
-
-    def read_parts(self, offset: int, buffers: Sequence[memoryview]) -> None:
-        """Fill buffers, one after the other, from `offset` on, by one call of the system's."""
-        try:
-            found = read_parts(self._descriptor, buffers, offset)
-        except OSError as error:
-            raise translated(error, self._path, "read", f" at byte {offset}") from error
-        nbytes = sum([buffer.nbytes for buffer in buffers])
-        if found < nbytes:
-            wanted, end = offset + nbytes, offset + found
-            raise CorruptError(str(self._path), f"ends at {end}, {wanted} bytes expected")
 
 
 class _Held:

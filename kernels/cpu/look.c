@@ -2,7 +2,12 @@
 // References: gpuckpt/fingerprint.py, gpuckpt/statistics.py, gpuckpt/planes.py.
 //
 // A leaf is done with while it is in the core's own cache, and the next one is fetched meanwhile.
+#define _XOPEN_SOURCE 700
+#define _FILE_OFFSET_BITS 64
 #include "native.h"
+
+#include <errno.h>
+#include <unistd.h>
 
 #if defined(__x86_64__) && !defined(GPUCKPT_PLAIN)
 #include <immintrin.h>
@@ -13,6 +18,8 @@
 // https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md.
 // FIRST: its accumulators.  SINGLES: those of squares of float32.  SHORT: up to so many bytes,
 // XXH3 is another.
+// PART: bytes that are read before they are looked at, in the core's own cache.
+enum { PART = 1 << 18 };
 enum { LEAF = 1 << 16, UNIT = 256, BLOCK = 1024, STRIPE = 64, FIRST = 8, SINGLES = 32, SHORT = 240 };
 
 static const u64 PRIME32_1 = 0x9E3779B1u, PRIME64_1 = 0x9E3779B185EBCA87;
@@ -174,14 +181,25 @@ static void add_squares(const u8 *leaf, size_t size, const u8 *next, int avx2, u
   (void)avx2, (void)next;
 }
 
+static int has_avx2(void) {
+#ifdef AVX2
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+  return 0;
+#endif
+}
+
+// XXH3-64 of a chunk, from its accumulators; 0 of so few bytes that it is another.
+static u64 check_of(u64 *chunk, const u8 *raw, size_t size) {
+  if (size <= SHORT) return 0;
+  accumulate(chunk, raw + size - STRIPE, 1, (const u8 *)SECRET + 121);
+  return merged(chunk, (const u8 *)SECRET + 11, size * PRIME64_1);
+}
+
 double gpuckpt_look(const u8 *raw, size_t size, u32 kind, u32 mask, u32 shift, u32 top, u32 odd,
                     double *lanes, u8 *digests, u64 *check, size_t width, u32 turned,
                     u8 *out) {
-#ifdef AVX2
-  const int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#else
-  const int avx2 = 0;
-#endif
+  const int avx2 = has_avx2();
   double singles[SINGLES] = {0};
   u64 chunk[FIRST];
   memcpy(chunk, INITIAL, sizeof chunk);
@@ -195,12 +213,36 @@ double gpuckpt_look(const u8 *raw, size_t size, u32 kind, u32 mask, u32 shift, u
       (turned ? gpuckpt_split_turned : gpuckpt_split)(leaf, some / width, width, out + at / width,
                                                       size / width);
   }
-  *check = 0;
-  if (size > SHORT) {
-    accumulate(chunk, raw + size - STRIPE, 1, (const u8 *)SECRET + 121);
-    *check = merged(chunk, (const u8 *)SECRET + 11, size * PRIME64_1);
-  }
+  *check = check_of(chunk, raw, size);
   double sum = 0;
   for (size_t i = 0; i < SINGLES; ++i) sum += singles[i];
   return sum;
+}
+
+// Up to `end` of `out`, from `at` on; how far the file goes, or the system's error below zero.
+static ptrdiff_t read_to(int file, u64 offset, u8 *out, size_t at, size_t end) {
+  while (at < end) {
+    const ssize_t count = pread(file, out + at, end - at, (off_t)(offset + at));
+    if (count < 0 && errno != EINTR) return -errno;
+    if (!count) break;
+    at += count > 0 ? (size_t)count : 0;
+  }
+  return (ptrdiff_t)at;
+}
+
+ptrdiff_t gpuckpt_read(int file, u64 offset, u8 *out, size_t size, u8 *digests, u64 *check) {
+  const int avx2 = has_avx2();
+  u64 chunk[FIRST];
+  memcpy(chunk, INITIAL, sizeof chunk);
+  for (size_t at = 0; at < size;) {
+    const size_t end = size - at < PART ? size : at + PART;
+    const ptrdiff_t found = read_to(file, offset, out, at, end);
+    if (found < 0 || (size_t)found < end) return found;
+    for (; at < end; at += LEAF, digests += 16) {
+      const size_t some = end - at < LEAF ? end - at : LEAF;
+      digest_leaf(out + at, some, avx2, digests, chunk, at + some == size);
+    }
+  }
+  *check = check_of(chunk, out, size);
+  return (ptrdiff_t)size;
 }

@@ -93,4 +93,9 @@ EXPORT double gpuckpt_look(const u8 *raw, size_t size, u32 kind, u32 mask, u32 s
                            u32 odd, double *lanes, u8 *digests, u64 *check,
                            size_t width, u32 turned, u8 *out);
 
+// Fills `out` from byte `offset` of an open file on, and looks at it part by part, as above: digests
+// of each 64 KiB, and *check.  Returns how many bytes there were, or the system's error below zero;
+// unless that is `size`, what was said means nothing.
+EXPORT ptrdiff_t gpuckpt_read(int file, u64 offset, u8 *out, size_t size, u8 *digests, u64 *check);
+
 #endif
