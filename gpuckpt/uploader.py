@@ -175,6 +175,8 @@ class Uploader:
             while not self._stopped.is_set():
                 if self._is_time():
                     self._try(held)
+                if self._is_time():
+                    continue
                 left = self._again_at - self._clock()
                 self._wake_up.acquire(timeout=left if 0 < left < _IDLE_SECONDS else _IDLE_SECONDS)
 
