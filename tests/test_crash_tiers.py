@@ -99,7 +99,7 @@ class Machines:
 
         with warnings.catch_warnings(action="ignore"):
             live(NODES, self.disks, [self.far.of_client(rank) for rank in range(3)], waits, TIER)
-        return whole(self.far)  # type: ignore[arg-type]
+        return whole(self.far)
 
 
 def found(far: Any) -> set[int]:

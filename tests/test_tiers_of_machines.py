@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import secrets
+import shutil
 import threading
+import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import gpuckpt
 from gpuckpt import Keep, Tier
+from gpuckpt.carrier import Carrier
 from gpuckpt.commit import open_step, steps
+from gpuckpt.convoy import Call
 from gpuckpt.groups import Group
-from gpuckpt.layout import manifest_name
+from gpuckpt.layout import is_marker, manifest_name, up_name
 from gpuckpt.resources import Resources
 from gpuckpt.stores import Store
-from gpuckpt.stores.memory import MemoryStore
+from gpuckpt.stores.local import LocalStore
+from gpuckpt.stores.memory import MemoryAppender, MemoryStore
+from gpuckpt.stores.objects import ObjectStore
+from gpuckpt.stores.opening import open_store
 from gpuckpt.verify import verify_step
 from tests.ranks import run_ranks
 
@@ -38,7 +51,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 class Rank:
     """A training loop of one of several ranks."""
 
-    def __init__(self, group: Group, near: Store, far: Store, tier: Any, **options: Any) -> None:
+    def __init__(self, group: Group, near: Any, far: Store, tier: Any, **options: Any) -> None:
         self.group, self.near = group, near
         first, last = (SHAPE[0] * at // group.size for at in (group.rank, group.rank + 1))
         self.rows = np.zeros((last - first, SHAPE[1]), np.float32)
@@ -48,7 +61,7 @@ class Rank:
             "own": gpuckpt.PerRank({"rank": group.rank}),
         }
         tiers = [Tier("near", store=near), Tier("far", store=far, **tier)]
-        defaults = {"memory": "64 MiB", "group_timeout": 20, "keep": Keep(last=1)}
+        defaults: dict[str, Any] = {"memory": "64 MiB", "group_timeout": 20, "keep": Keep(last=1)}
         self.ckpt = gpuckpt.Checkpointer(tiers=tiers, group=group, **(defaults | options))
 
     def save(self, step: int, *, up: bool = True) -> gpuckpt.Pending:
@@ -66,6 +79,10 @@ class Rank:
         assert (self.rows == step).all()
         assert (self.state["w"] == -step).all()
         return step
+
+
+class Above(MemoryStore):
+    root = "above"
 
 
 class SlowNames:
@@ -353,3 +370,178 @@ def test_a_rank_whose_own_part_is_not_enough_has_the_rest_from_above():
 
     with warnings.catch_warnings(action="ignore"):
         live((0, 1), disks, far, turns)
+
+
+def test_a_run_that_is_told_to_end_has_its_last_step_up_though_it_would_have_been_left_out():
+    disks, far, told = [MemoryStore(), MemoryStore()], Above(), threading.Event()
+
+    def works(rank: Rank) -> tuple[str, ...]:
+        rank.save(1)
+        rank.group.barrier(what="saved", timeout=20)
+        told.set()
+        for step in range(2, 100):
+            rank.rows[:], rank.state["w"][:] = step, -step
+            rank.ckpt.step(step, rank.state)
+            if rank.ckpt.should_stop:
+                assert rank.ckpt.preemption is not None
+                return rank.ckpt.preemption.tiers
+        raise AssertionError("it was never told")
+
+    options: dict[str, Any] = {"preempt": told.is_set, "grace": 20}
+    found = live(NODES, disks, far, works, {"every": 1000}, **options)
+    assert found[0] == ("memory", "above")
+    assert whole(far) == steps(disks[0]) == steps(disks[1])
+
+
+def test_a_neighbour_has_what_was_not_up_and_the_tier_what_both_have_lost(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPUCKPT_ADDRESS", "127.0.0.1")
+    far = MemoryStore()
+
+    def machines(work: Callable[[Rank], Any]) -> None:
+        disks = [LocalStore(tmp_path / str(at) / "root") for at in range(3)]
+        tier = {"every": 2}
+        with warnings.catch_warnings(action="ignore"):
+            live(range(3), disks, far, work, tier, replicas=1)
+
+    def saves(rank: Rank) -> None:
+        done = rank.resume()
+        for step in (done + 1, done + 2, done + 3):
+            rank.save(step)
+        assert rank.ckpt.replicated(20)
+        rank.group.barrier(what="all is kept", timeout=20)
+
+    machines(saves)
+    assert whole(far) == [2]
+    shutil.rmtree(tmp_path / "1")
+    machines(lambda rank: assert_equal(rank.resume(), 3))
+    shutil.rmtree(tmp_path / "1")
+    shutil.rmtree(tmp_path / "2")
+    machines(lambda rank: assert_equal(rank.resume(), 2))
+
+
+def test_a_bucket_is_brought_to_by_many_and_published_to_by_one():
+    pytest.importorskip("obstore")
+    root = f"memory://bucket-{secrets.token_hex(4)}/run"
+    disks, fars = [MemoryStore(), MemoryStore()], [open_store(root) for _ in NODES]
+    publish, put = ObjectStore.publish, list[tuple[Any, str]]()
+
+    def note(store: ObjectStore, name: str, data: bytes) -> None:
+        put.append((store, name))
+        publish(store, name, data)
+
+    with mock.patch.object(ObjectStore, "publish", note):
+        live(
+            *(NODES, disks, fars, lambda rank: [rank.save(step) for step in (1, 2, 3)]),
+            tier={"keep": Keep(last=2)},
+        )
+    assert whole(open_store(root)) == [2, 3]
+    assert put == [(fars[0], manifest_name(at)) for at in (1, 2, 3)]
+    for disk in disks:
+        disk.files.clear()
+    live((0,), disks, fars, lambda rank: assert_equal(rank.resume(), 3))
+
+
+# What one machine does when it is called
+
+
+class Called:
+    """A machine with step 1 on its disk, and a tier in which it is called."""
+
+    def __init__(self, far: MemoryStore | None = None) -> None:
+        self.near, self.far = MemoryStore(), far or MemoryStore()
+        gpuckpt.save("", {"w": np.arange(100_000.0)}, 1, store=self.near)
+        self.far.files["up-00000001"] = bytearray()
+        self.call = Call.of("00000001", open_step(self.near))
+        self.carrier = Carrier(self.near, Tier("far", store=self.far), "00000001", 2)
+
+    @contextlib.contextmanager
+    def waits(self) -> Iterator[None]:
+        """Until the end of the block it waits to be called."""
+        self.carrier.open()
+        yield
+        self.far.files.pop("up-00000001", None)
+        assert self.carrier.close(20) == ""
+
+    def comes(self, name: str) -> bool:
+        """Whether there is such a file in the tier, soon."""
+        end = time.monotonic() + 20
+        while name not in self.far.files and time.monotonic() < end:
+            time.sleep(0.001)
+        return name in self.far.files
+
+
+def test_a_machine_answers_once_its_files_are_there():
+    one = Called()
+    with one.waits():
+        one.far.files[one.call.name] = bytearray()
+        assert one.comes(one.call.answer(2, here=True))
+    (segment,) = open_step(one.near).files
+    assert one.far.files[segment] == one.near.files[segment]
+    assert steps(one.far) == []
+
+
+@pytest.mark.parametrize("what", ["another step", "another checkpoint", "another run"])
+def test_a_machine_says_what_it_does_not_have_and_follows_nobody_else(what):
+    one = Called()
+    other = {
+        "another step": replace(one.call, step=7),
+        "another checkpoint": replace(one.call, check="0" * 8),
+        "another run": replace(one.call, run="0" * 8),
+    }[what]
+    with one.waits():
+        one.far.files[other.name] = bytearray()
+        if what == "another run":
+            one.far.files[one.call.name] = bytearray()
+            assert one.comes(one.call.answer(2, here=True))
+        else:
+            assert one.comes(other.answer(2, here=False))
+    answers = {other.answer(2, here=here) for here in (True, False)}
+    assert len(answers & one.far.files.keys()) == (what != "another run")
+
+
+def test_a_machine_stops_bringing_what_is_not_called_for_any_more(monkeypatch):
+    monkeypatch.setattr("gpuckpt.shipping.BUFFER_NBYTES", 1000)
+    one = Called()
+    appends, go_on = threading.Event(), threading.Event()
+
+    def append(_: MemoryAppender, __: object) -> None:
+        appends.set()
+        assert go_on.wait(20)
+        time.sleep(0.001)
+
+    with mock.patch.object(MemoryAppender, "append", append), one.waits():
+        one.far.files[one.call.name] = bytearray()
+        assert appends.wait(20)
+        del one.far.files[one.call.name]
+        go_on.set()
+        assert one.carrier.settle(20)
+        assert one.far.files.keys() == {"up-00000001"}
+
+
+def test_a_machine_whose_tier_is_away_tries_again_and_says_so_once():
+    one = Called()
+    create, count = one.far.create, itertools.count()
+
+    def refuses(name: str) -> Any:
+        if next(count) < 3:
+            raise gpuckpt.StorageError("can't write: no luck")
+        return create(name)
+
+    with mock.patch.object(one.far, "create", refuses), one.waits():
+        one.far.files[one.call.name] = bytearray()
+        assert one.comes(one.call.answer(2, here=True))
+    assert len([said for said in one.carrier.news if "no luck" in said]) == 1
+
+
+@given(st.integers(0, 10**12 - 1), st.binary(min_size=4, max_size=4), st.integers(0, 10**6 - 1))
+def test_a_call_is_found_by_its_name_and_is_a_marker(step, check, rank):
+    call = Call("0123abcd", step, check.hex())
+    assert Call.found([call.name], call.run) == call
+    assert Call.found([call.name], "0" * 8) is None
+    answers = [call.answer(rank, here=here) for here in (True, False)]
+    assert Call.found(answers, call.run) is None
+    assert all(map(is_marker, [call.name, *answers, up_name(call.run)]))
+
+
+def assert_equal(one: object, other: object) -> None:
+    assert one == other

@@ -19,7 +19,8 @@ MACHINES = (0, 0, 1, 1)
 
 
 def lives(place: Path, name: str, machines: tuple[int, ...] = MACHINES, **task: Any) -> list[Any]:
-    task = {"disks": str(place / "disks"), "far": str(place / "far"), "steps": 2} | task
+    defaults: dict[str, Any] = {"disks": str(place / "disks"), "far": str(place / "far")}
+    task = defaults | {"steps": 2} | task
     work = "tests.ranks.machines:goes_on"
     task["machines"] = machines
     found = launch("store", work, len(machines), place / name, task, timeout=90)
