@@ -34,6 +34,7 @@ from gpuckpt.stores.objects import ObjectStore
 from gpuckpt.stores.opening import open_store
 from gpuckpt.verify import verify_step
 from tests.ranks import run_ranks
+from tests.test_tiers import told
 
 SHAPE = (900, 40)
 NODES = (0, 0, 1)  # the machine of each rank
@@ -341,6 +342,25 @@ def test_fewer_and_other_machines_take_the_newest_step_that_is_whole(nodes):
     assert whole(far) == [1, 2]
     for node in nodes:
         assert steps(disks[node]) == [2]
+
+
+def test_what_a_machine_took_with_it_keeps_the_others_from_no_newer_step(caplog):
+    disks, far = [MemoryStore() for _ in range(3)], MemoryStore()
+    live((0, 1, 2), disks, far, lambda rank: rank.save(1))
+    live((0, 1, 2), disks, MemoryStore(), lambda rank: [rank.resume(), rank.save(2)])
+
+    def goes_on(rank: Rank) -> None:
+        assert rank.resume() == 1
+        rank.ckpt.wait(tier="all", timeout=20)
+        assert steps(far) == [1]
+        rank.group.barrier(what="looked", timeout=20)
+        rank.save(2)
+
+    with told() as found:
+        live((0, 1), disks, far, goes_on)
+    assert whole(far) == [1, 2]
+    assert ".segment is on no machine that is here" in caplog.text
+    assert any("step 2 isn't whole, and step 1 was taken in its place" in one for one in found)
 
 
 def test_a_step_that_is_asked_for_and_is_not_whole_is_refused_by_name():
