@@ -13,7 +13,7 @@ from gpuckpt.errors import CheckpointError, NotFoundError
 from gpuckpt.lane import Job
 from gpuckpt.manifest import Manifest
 from gpuckpt.seal import Seal
-from gpuckpt.shipping import DamagedError, copy_files, whole_segments
+from gpuckpt.shipping import DamagedError, copy_files, whole_among
 from gpuckpt.stores import Store, write_all
 from gpuckpt.tiers import Tier
 from gpuckpt.tierstats import TierStats
@@ -104,8 +104,7 @@ class Carrier(Uploader):
         self._wake()
 
     def _take(self, _: object) -> None:
-        """Nothing is locked; see what is whole there."""
-        self._known = whole_segments(self.store)
+        """Nothing is locked."""
 
     def _bring(self, call: Call) -> bool:
         """Copy this machine's files of a step, names durable, too; whether they are there."""
@@ -115,7 +114,9 @@ class Carrier(Uploader):
             log.warning("step %d doesn't go up from %s: %s", call.step, self._local.root, error)
             return False
         job = Job(manifest, TierStats(self.store.root, call.step))
+        wanted = set(manifest.files)
         self._known &= set(self.store.names())
+        self._known |= whole_among(self.store, wanted - self._known)
         try:
             copy_files(
                 *(self._local, self.store, manifest, self._known, job.stats),

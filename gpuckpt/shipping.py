@@ -136,6 +136,18 @@ def whole_segments(store: Store) -> set[str]:
     return found & set(store.names())
 
 
+def whole_among(store: Store, wanted: set[str]) -> set[str]:
+    """Which of these files are there and whole; as few manifests are read as tell."""
+    wanted = wanted & set(store.names())
+    found: set[str] = set()
+    for step in reversed(steps(store)):
+        if found == wanted:
+            break
+        with contextlib.suppress(CorruptError, FormatError, NotFoundError):
+            found |= wanted & set(named_files(store, step))
+    return found
+
+
 def missing_nbytes(source: Store, manifest: Manifest, known: set[str]) -> int:
     """Bytes of the segments that a copy would bring."""
     names = set(source.names()) - known

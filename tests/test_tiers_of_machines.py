@@ -500,6 +500,19 @@ def test_a_machine_answers_once_its_files_are_there():
     assert steps(one.far) == []
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_file_in_the_tier_is_whole_only_if_a_manifest_there_names_it(named):
+    one = Called()
+    (segment,) = open_step(one.near).files
+    one.far.files[segment] = bytearray(b"begun")
+    if named:
+        one.far.files[manifest_name(1)] = one.near.files[manifest_name(1)]
+    with one.waits():
+        one.far.files[one.call.name] = bytearray()
+        assert one.comes(one.call.answer(2, here=True))
+    assert (one.far.files[segment] == b"begun") == named
+
+
 @pytest.mark.parametrize("what", ["another step", "another checkpoint", "another run"])
 def test_a_machine_says_what_it_does_not_have_and_follows_nobody_else(what):
     one = Called()
