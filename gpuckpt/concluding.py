@@ -11,14 +11,16 @@ Where all have one root:
 Where machines have roots of their own, each lead commits the same manifest, and
 nobody deletes before all have: else one root could have only a step that
 another hasn't.  If one can't, the others take theirs back.  Then all gather once
-more, so that nobody writes beside those who delete.
+more, so that nobody writes beside those who delete.  What rank 0 holds for other
+tiers, it tells where it commits, and nobody deletes that.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from gpuckpt.commit import commit, delete, open_step
 from gpuckpt.entering import Site
@@ -60,7 +62,9 @@ def conclude(place: Place, world: Manifest, undo: Callable[[], object], lap: Lap
     gone: list[bool] = []
     failure = _commit(place, world, lambda: gone.append(True)) if place.site.is_lead else None
     lap.mark("manifest")
-    said = {"error": f"{type(failure).__name__}: {failure}", "gone": bool(gone)} if failure else {}
+    said: dict[str, Any] = {"held": sorted(place.held().steps)}
+    if failure:
+        said |= {"error": f"{type(failure).__name__}: {failure}", "gone": bool(gone)}
     try:
         told = gather(place.group, f"commit of step {world.step}", said, place.timeout)
     except UnheardError as error:
@@ -76,8 +80,11 @@ def conclude(place: Place, world: Manifest, undo: Callable[[], object], lap: Lap
         lap.mark("ranks")
     wrong = {rank: one for rank, one in enumerate(told) if "error" in one}
     own = told[place.site.lead]
-    taken_back = not place.site.is_one and _settle(place, world, take_back=bool(wrong), lap=lap)
-    if wrong and (own["gone"] if own else taken_back):
+    taken_back = False
+    if not place.site.is_one:
+        held = frozenset(told[0]["held"])
+        taken_back = _settle(place, world, take_back=bool(wrong), held=held, lap=lap)
+    if wrong and own.get("gone", taken_back):
         undo()
     if failure is not None:
         raise failure
@@ -98,9 +105,11 @@ def _commit(place: Place, world: Manifest, abandon: Callable[[], object]) -> Exc
     return None
 
 
-def _prune(place: Place, world: Manifest) -> None:
+def _prune(place: Place, world: Manifest, more: frozenset[int] = frozenset()) -> None:
+    held = place.held()
+    held = replace(held, steps=held.steps | more)
     try:
-        prune_quietly(place.store, place.keep, world, place.seal, place.held())
+        prune_quietly(place.store, place.keep, world, place.seal, held)
     except Exception:
         log.exception("step %d is saved; to delete others failed", world.step)
 
@@ -125,16 +134,18 @@ def _see(place: Place, world: Manifest, abandon: Callable[[], object]) -> None:
         )
 
 
-def _settle(place: Place, world: Manifest, *, take_back: bool, lap: Lap) -> bool:
+def _settle(
+    place: Place, world: Manifest, *, take_back: bool, held: frozenset[int], lap: Lap
+) -> bool:
     """Delete what needn't be kept, or what others couldn't commit; wait until all have.
 
-    Whether no manifest names the step's files here any more.
+    Steps that are `held` stay.  Whether no manifest names the step's files here any more.
     """
     said = {"gone": False}
     if place.site.is_lead and take_back:
         said = {"gone": _take_back(place, world)}
     elif place.site.is_lead:
-        _prune(place, world)
+        _prune(place, world, held)
     lap.mark("manifest")
     try:
         told = gather(place.group, f"what is left of step {world.step}", said, place.timeout)

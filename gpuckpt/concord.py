@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from gpuckpt.commit import open_step
 from gpuckpt.errors import CheckpointError, NotFoundError, RankError
-from gpuckpt.fallback import Taken, is_damage, passed_over
+from gpuckpt.fallback import Taken, is_damage, is_elsewhere, passed_over
 from gpuckpt.gathering import gather, gather_done
 from gpuckpt.groups import Group
 from gpuckpt.manifest import Manifest
@@ -45,6 +45,7 @@ class Concord:
         """As `take_nearest`, on all ranks: a step, or the newest that all have; None if none is.
 
         With `fallback`, if it is damaged for any of them, all take the next older one.
+        So they do with tiers, if what one wants of the newest is on a machine that isn't here.
 
         Raises:
             CheckpointError: what went wrong on this rank.
@@ -54,6 +55,7 @@ class Concord:
             self._spares.recover()
         candidates = _best_first(self._common(stores, step), step, stores)
         asked, reason = (candidates or [0])[0], ""
+        whys: set[str] = set()
         for at, one in enumerate(candidates):
             last = at + 1 == len(candidates)
             if not self._is_one(stores, one, seal):
@@ -62,17 +64,19 @@ class Concord:
                     raise RankError(list(range(self._size)), f"step {one}: {reason}")
                 log.warning("step %d isn't taken: %s", one, reason)
                 continue
-            found, failure, damaged = _try(stores, one, take, seal, (self.rank, self._size))
-            answer = {"damaged": damaged, "failed": "" if failure is None else _brief(failure)}
+            found, failure, why = _try(stores, one, take, seal, (self.rank, self._size))
+            answer = {"why": why, "failed": "" if failure is None else _brief(failure)}
             try:
                 told = gather(self._group, f"restore of step {one}", answer, self._timeout)
                 failed = [rank for rank, answer in enumerate(told) if answer["failed"]]
                 if not failed:
                     assert found is not None
                     store, taken = found
-                    more = _remarks(asked, reason, one)
+                    more = _remarks(asked, reason, one, whole=whys != {"elsewhere"})
                     return store, replace(taken, remarks=(*taken.remarks, *more))
-                may_go_on = fallback and all(told[rank]["damaged"] for rank in failed)
+                whys = {told[rank]["why"] for rank in failed}
+                passes = {"damaged", "elsewhere"} if fallback else {"elsewhere"}
+                may_go_on = whys <= passes and (fallback or (step is None and len(stores) > 1))
                 reason = f"rank {failed[0]}: {told[failed[0]]['failed']}"
                 if failure is not None and (last or not may_go_on):
                     raise failure
@@ -131,8 +135,9 @@ def _best_first(common: Sequence[int], step: int | None, stores: Sequence[Store]
     return [step, *(older for older in reversed(common) if older < step)]
 
 
-def _remarks(asked: int, reason: str, taken: int) -> tuple[str, ...]:
-    return () if asked == taken else (passed_over(asked, reason, taken),)
+def _remarks(asked: int, reason: str, taken: int, *, whole: bool) -> tuple[str, ...]:
+    what = "is damaged" if whole else "isn't whole"
+    return () if asked == taken else (passed_over(asked, reason, taken, what),)
 
 
 def _brief(error: BaseException) -> str:
@@ -145,8 +150,8 @@ def _try(
     take: Callable[[Store, Manifest], Match],
     seal: Seal | None,
     of: tuple[int, int],
-) -> tuple[tuple[Store, Taken[Match]] | None, BaseException | None, bool]:
-    """What came of restoring a step, or what went wrong, and whether that is damage."""
+) -> tuple[tuple[Store, Taken[Match]] | None, BaseException | None, str]:
+    """What came of restoring a step, or what went wrong; why, if it says nothing of older ones."""
     seen: list[tuple[Store, Manifest]] = []
 
     def noting(store: Store, manifest: Manifest) -> Match:
@@ -154,10 +159,11 @@ def _try(
         return take(store, manifest)
 
     try:
-        found = take_nearest(stores, step, noting, fallback=False, seal=seal, of=of), None, False
+        found = take_nearest(stores, step, noting, fallback=False, seal=seal, of=of), None, ""
     except CheckpointError as error:
         store, manifest = seen[-1] if seen else (stores[0], None)
-        return None, error, is_damage(error, store, manifest)
+        damaged = "damaged" if is_damage(error, store, manifest) else ""
+        return None, error, "elsewhere" if is_elsewhere(error, store, manifest) else damaged
     except BaseException as error:
-        return None, error, False
+        return None, error, ""
     return found

@@ -122,13 +122,7 @@ class Crew:
                 yield
             return
         with entered(store, self._group, self._timeout) as self._joint.site:
-            self._tiers.lead = self._joint.site.is_lead
-            if self._tiers.stores[1:] and not self._joint.site.is_one:
-                raise InvalidError(
-                    "tiers of several ranks begin with one root for all of them, and machines "
-                    "have roots of their own here: give a nearest tier that all see, or "
-                    "replicas=1 in the place of the others"
-                )
+            self._tiers.join(self._joint.site)
             if self._pace is not None:
                 self._pace.meet()
             with self._spares.kept() if self._spares else contextlib.nullcontext():

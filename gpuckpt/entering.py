@@ -22,10 +22,14 @@ from gpuckpt.stores import Store, write_all
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Who leads where: of each rank, the lead of its root; seen by one of them, `rank`."""
+    """Who leads where: of each rank, the lead of its root; seen by one of them, `rank`.
+
+    `run` is a word that they have drawn for this time.
+    """
 
     leads: tuple[int, ...]
     rank: int
+    run: str = ""
 
     @property
     def lead(self) -> int:
@@ -96,4 +100,4 @@ def _site(store: Store, group: Group, timeout: float) -> Site:
             f"{store.root}: they see the mark of a rank that sees one of another root; see "
             "whether the file system shows all machines the same names",
         )
-    return Site(tuple(leads), group.rank)
+    return Site(tuple(leads), group.rank, token)

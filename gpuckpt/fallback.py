@@ -45,12 +45,20 @@ class Taken(Generic[T]):
     remarks: tuple[str, ...] = ()
 
 
+def is_elsewhere(error: BaseException, store: Store, manifest: Manifest | None) -> bool:
+    """Whether a step doesn't fit since ranks' parts of it aren't here."""
+    if not isinstance(error, MismatchError) or manifest is None:
+        return False
+    names = {part.name for part in manifest.parts} if manifest.partial else set()
+    return bool(manifest.absent) or not names <= set(store.names())
+
+
 def is_damage(error: CheckpointError, store: Store, manifest: Manifest | None) -> bool:
     """Whether an error says that files of a step aren't there any more as they were written."""
     if isinstance(error, CorruptError):
         return True
-    if isinstance(error, MismatchError) and manifest is not None and manifest.absent:
-        return True  # what it lacks was in a rank's part
+    if is_elsewhere(error, store, manifest):
+        return True
     if isinstance(error, NotFoundError):
         return manifest is not None and not set(manifest.files) <= set(store.names())
     return isinstance(error, StorageError) and error.errno in UNREADABLE
@@ -140,9 +148,9 @@ def _take_older(
     ) from failure
 
 
-def passed_over(asked: int, reason: str, taken: int) -> str:
+def passed_over(asked: int, reason: str, taken: int, what: str = "is damaged") -> str:
     """What to tell of a step in whose place an older one was taken."""
-    return f"step {asked} is damaged, and step {taken} was taken in its place: {reason}"
+    return f"step {asked} {what}, and step {taken} was taken in its place: {reason}"
 
 
 def _reason(error: CheckpointError) -> str:

@@ -79,6 +79,10 @@ class Joint:
         self._stale = True  # the ranks are to tell each other what they hold
         self._held = ""
         self._owed: str | None = None  # where the others wait for this rank
+        self.damaged = self.anew = False
+        """Whether a tier found files damaged, and whether any rank's did: all write anew then."""
+        self.world: Manifest | None = None
+        """What was committed last, without the rows of any rank."""
 
     def share(self, inventory: Inventory, step: int) -> Inventory:
         """What this rank writes of what it holds; waits for the others if they are to tell.
@@ -165,6 +169,7 @@ class Joint:
         )
         if not conclude(place, world, undo, lap):
             self._stale = True  # others may have failed
+        self.world = world
         return replace(own, parts=world.parts, listed=world.listed)
 
     def _world(self, own: Manifest, part: Part) -> Manifest:
@@ -175,6 +180,7 @@ class Joint:
             "part": [part.name, part.nbytes, part.check, part.raw_nbytes, part.encoded_nbytes],
             "segments": part.segments,
             "held": self._held,
+            "damaged": self.damaged,
             "structure": _hash(text.encode()),
             "samples": self._samples(own),
             "key": None if self._seal is None else _hash(self._seal.sealed(b"{}", MANIFEST)),
@@ -182,6 +188,8 @@ class Joint:
         }
         self._owed = None
         told = gather(self.group, _parts_of(own.step), answer, self._timeout)
+        self.anew = self.anew or any(one["damaged"] for one in told)
+        self.damaged = False
         odd = [rank for rank, one in enumerate(told) if one["key"] != told[0]["key"]]
         if odd:
             raise RankError([0, *odd], "they seal with different keys; give all the same key=")

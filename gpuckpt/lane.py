@@ -67,6 +67,14 @@ class Lane:
                 self.latest = Job(self.latest.manifest, stats)
                 self._queue(self.latest)
 
+    def give_up(self, job: Job) -> bool:
+        """It can't go up; whether it was the newest, so that another may be offered first."""
+        with self._changing:
+            if self.latest is not job:
+                return False
+            self.latest = None
+        return True
+
     def take(self) -> Job | None:
         """What waits is on its way now."""
         with self._changing:

@@ -40,6 +40,8 @@ _SEGMENT_NAME = re.compile(r"step-([0-9]{12})\.([0-9a-f]{8})\.r([0-9]{1,6})\.([0
 _PART_NAME = re.compile(r"step-([0-9]{12})\.([0-9a-f]{8})\.r([0-9]{1,6})\.part\.json")
 _LOG_NAME = re.compile(r"saves\.r([0-9]{1,6})\.jsonl")
 _MARKER_NAME = re.compile(r"rank-([0-9a-f]{8})-([0-9]{1,6})\.here")
+_CALL_NAME = re.compile(r"up-([0-9a-f]{8})-([0-9]{12})\.([0-9a-f]{8})")
+_UP_NAME = re.compile(r"up-[0-9a-f]{8}(-[0-9]{12}\.[0-9a-f]{8}(\.r[0-9]{1,6}\.(here|not))?)?")
 
 
 class SegmentTrailer(NamedTuple):
@@ -118,14 +120,35 @@ def marker_name(token: str, rank: int) -> str:
 
 
 def is_marker(name: str) -> bool:
-    """Whether a file is such a one."""
-    return _MARKER_NAME.fullmatch(name) is not None
+    """Whether a file is such a one, or one by which machines bring a step up together."""
+    return _MARKER_NAME.fullmatch(name) is not None or _UP_NAME.fullmatch(name) is not None
 
 
 def marker_rank(name: str, token: str) -> int | None:
     """The rank that has left a file there, in the round of this token."""
     match = _MARKER_NAME.fullmatch(name)
     return int(match[2]) if match and match[1] == token else None
+
+
+def up_name(run: str) -> str:
+    """The file by which rank 0 shows the other machines of a run that it has a tier."""
+    return f"up-{run}"
+
+
+def call_name(run: str, step: int, check: str) -> str:
+    """The file by which it calls a step up, whose files' names have this check."""
+    return f"{up_name(run)}-{step:012d}.{check}"
+
+
+def called(name: str, run: str) -> tuple[int, str] | None:
+    """The step that such a file of a run calls up, and its check; None for any other file."""
+    match = _CALL_NAME.fullmatch(name)
+    return (int(match[2]), match[3]) if match and match[1] == run else None
+
+
+def answer_name(call: str, rank: int, *, here: bool) -> str:
+    """The file by which the lead of a root says that its files of that are there, or won't be."""
+    return f"{call}.r{rank}.{'here' if here else 'not'}"
 
 
 def data_step(name: str) -> int | None:

@@ -14,7 +14,7 @@ from gpuckpt.errors import (
     NotFoundError,
     StorageError,
 )
-from gpuckpt.fallback import Taken, is_damage, take_step
+from gpuckpt.fallback import Taken, is_damage, is_elsewhere, take_step
 from gpuckpt.manifest import Manifest
 from gpuckpt.seal import Seal
 from gpuckpt.stores import Store
@@ -56,7 +56,8 @@ def take_nearest(
 
     `of` is as `take_step` says.  Of the tiers that have it, the nearest of whose
     copy `take` can make something.  With `fallback`, else of the newest step
-    before it in the same way.
+    before it in the same way; so it is if the newest is on several machines'
+    disks, not all of which are here, and nothing was changed.
 
     Raises:
         NotFoundError: no tier has it.
@@ -74,7 +75,10 @@ def take_nearest(
         roots = ", ".join(store.root for store in stores)
         raise NotFoundError(f"{roots}: step {asked} isn't there; committed steps: {near}")
     failures: list[CheckpointError] = []
-    for one, store in _places(found, asked, fallback=fallback):
+    elsewhere = step is None
+    for one, store in _places(found, asked):
+        if one != asked and not (fallback or elsewhere):
+            break
         attempt = _Attempt(store, take)
         try:
             taken = take_step(store, one, attempt.take, fallback=False, seal=seal, of=of)
@@ -84,6 +88,7 @@ def take_nearest(
                 raise
             log.warning("step %d isn't taken from %s: %s", one, store.root, error)
             failures.append(error)
+            elsewhere = elsewhere and attempt.is_elsewhere(error)
             continue
         told = [*remarks, *_told(store, asked, one, failures)]
         return store, Taken(taken.manifest, taken.result, tuple(told))
@@ -109,12 +114,14 @@ class _Attempt(Generic[T]):
             return True
         return is_damage(error, self._store, self._manifest)
 
+    def is_elsewhere(self, error: CheckpointError) -> bool:
+        """Whether what it lacks is on another machine."""
+        return is_elsewhere(error, self._store, self._manifest)
 
-def _places(
-    found: dict[int, list[Store]], asked: int, *, fallback: bool
-) -> Iterator[tuple[int, Store]]:
+
+def _places(found: dict[int, list[Store]], asked: int) -> Iterator[tuple[int, Store]]:
     for step in sorted(found, reverse=True):
-        if step == asked or (fallback and step < asked):
+        if step <= asked:
             for store in found[step]:
                 yield step, store
 

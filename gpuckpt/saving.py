@@ -94,6 +94,8 @@ class Saves:
         self._governor.begin()
         if self.tiers.damaged:
             self.tiers.damaged, self._anew = False, True
+            if self._joint is not None:
+                self._joint.damaged = True
         if way is not None:
             self._governor.effort = Effort(self._resources.workers, way.codec)
             stats.codec, stats.left_seconds = way.codec, max(left, 0.0)
@@ -298,6 +300,8 @@ class Saves:
                 manifest = save_with_room(save, snapshot, room, stats, codec=codec, asked=asked)
         # Here, so that the loop needn't take the one before apart.
         before, self.previous, self._anew = self.previous, manifest, False
+        if self._joint is not None:
+            self._anew, self._joint.anew = self._joint.anew, False
         # What one of several ranks writes may well stand still.
         stats.remarks = remarks_on(manifest, None if self._joint is not None else before)
         self._fastest.compare(stats)
@@ -306,9 +310,8 @@ class Saves:
     def _committed(self, pending: Pending, manifest: Manifest) -> None:
         """Let a step go up before any that it replaces may be deleted."""
         if self._joint is not None:  # the lead has deleted what it may
-            if self._joint.site.is_lead and pending.tiers[1:]:
-                whole = open_step(self._store, manifest.step, self._seal)
-                self.tiers.offer(whole, pending.tiers)
+            if self._joint.site.is_lead and self._joint.world is not None:
+                self.tiers.offer(self._joint.world, pending.tiers)
             if self._spares is not None:
                 self._spares.after_commit()
             return

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +28,7 @@ from gpuckpt.errors import (
 )
 from gpuckpt.fingerprint import Checksum, checksum
 from gpuckpt.manifest import Manifest
-from gpuckpt.parts import read_part
+from gpuckpt.parts import read_part, read_parts
 from gpuckpt.seal import Seal
 from gpuckpt.segments import Reader, open_segment, read_index, read_trailer
 from gpuckpt.spec import ChunkEntry, Extent
@@ -77,14 +77,39 @@ def copy_step(
         DamagedError: a file of the source isn't what was saved; it wasn't copied.
         StorageError: either storage refused.
     """
+    copy_files(source, target, manifest, known, stats, check=check, seal=seal)
+    check()
+    commit(target, manifest, abandon=lambda: None, seal=seal)
+    stats.files += 1
+
+
+def copy_files(
+    source: Store,
+    target: Store,
+    manifest: Manifest,
+    known: set[str],
+    stats: TierStats,
+    *,
+    check: Callable[[], object] = lambda: None,
+    seal: Seal | None = None,
+    present: Collection[str] | None = None,
+) -> None:
+    """Bring the files of a step, or those that are `present`; as `copy_step`, but no manifest.
+
+    Their contents are durable on return, and not yet their names.  Of a manifest of
+    several ranks the parts are read, if they haven't been.
+    """
     stats.buffer_nbytes = BUFFER_NBYTES
+    if manifest.parts and not manifest.tensors:
+        with _reading(f"{source.root}, step {manifest.step}"):
+            manifest = read_parts(source, manifest, seal)
     copier = _Copier(source, target, stats, check, np.empty(BUFFER_NBYTES, np.uint8))
     links: dict[str, list[ChunkEntry]] = {name: [] for name in manifest.segments}
     for chunk in chunks_of(manifest.tensors):
         for link in chunk.links:
             links[link.extent.segment].append(link)
     for name, chunks in links.items():
-        if name in known:
+        if name in known or (present is not None and name not in present):
             continue
         check()
         with _reading(f"{source.root}/{name}"):
@@ -93,16 +118,13 @@ def copy_step(
         known.add(name)
     for part in manifest.parts:
         check()
-        if part.name not in known:
+        if part.name not in known and (present is None or part.name in present):
             with _reading(f"{source.root}/{part.name}"):
                 data = read_part(source, part)
             write_all(target, part.name, data)
             stats.nbytes += part.nbytes
             stats.files += 1
             known.add(part.name)
-    check()
-    commit(target, manifest, abandon=lambda: None, seal=seal)
-    stats.files += 1
 
 
 def whole_segments(store: Store) -> set[str]:
@@ -114,9 +136,22 @@ def whole_segments(store: Store) -> set[str]:
     return found & set(store.names())
 
 
+def whole_among(store: Store, wanted: set[str]) -> set[str]:
+    """Which of these files are there and whole; as few manifests are read as tell."""
+    wanted = wanted & set(store.names())
+    found: set[str] = set()
+    for step in reversed(steps(store)):
+        if found == wanted:
+            break
+        with contextlib.suppress(CorruptError, FormatError, NotFoundError):
+            found |= wanted & set(named_files(store, step))
+    return found
+
+
 def missing_nbytes(source: Store, manifest: Manifest, known: set[str]) -> int:
     """Bytes of the segments that a copy would bring."""
-    return sum(source.size(name) for name in manifest.files if name not in known)
+    names = set(source.names()) - known
+    return sum(source.size(name) for name in manifest.files if name in names)
 
 
 @dataclass(frozen=True, slots=True)

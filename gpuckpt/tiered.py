@@ -6,8 +6,12 @@ import contextlib
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
+from gpuckpt.carrier import Carrier
 from gpuckpt.commit import steps
+from gpuckpt.convoy import Convoy
+from gpuckpt.entering import Site
 from gpuckpt.errors import BusyError, CheckpointError, StorageError
 from gpuckpt.lane import Job
 from gpuckpt.manifest import Manifest
@@ -33,12 +37,33 @@ class Tiers:
         self, store: Store, higher: Sequence[Tier] = (), *, seal: Seal | None = None
     ) -> None:
         """`store` is the nearest tier's."""
-        self._store = store
+        self._store, self._seal = store, seal
         self._each = [Uploader(store, tier, seal=seal) for tier in higher]
         self.damaged = False
         """Whether a file of the nearest was found damaged, and nobody has asked since."""
         self.lead = True
         """Whether it is this rank that brings steps up, for all who have the same nearest one."""
+        self._carries = False
+
+    def join(self, site: Site) -> None:
+        """Before `open`: which of several ranks this one is, and whose roots are the same.
+
+        If not all are, rank 0 says which steps go up, and each root's lead brings its files.
+        """
+        self.lead = site.is_lead
+        if site.is_one or not self._own:
+            return
+        self._carries = site.rank != 0
+        if self._carries:
+            self._each = [
+                Carrier(
+                    *(self._store, replace(one.tier, store=one.store), site.run, site.rank),
+                    seal=self._seal,
+                )
+                for one in self._each
+            ]
+        for one in [] if self._carries else self._each:
+            one.convoy = Convoy(site.run, sorted({*site.leads} - {0}))
 
     @property
     def stores(self) -> list[Store]:
@@ -55,12 +80,14 @@ class Tiers:
             one.open()
 
     def begin(self, step: int) -> tuple[TierStats, ...]:
-        """For each tier what will become of a step."""
-        stores = [self._store, *(one.store for one in self._own)]
+        """For each tier what will become of a step, as far as this rank knows."""
+        stores = [self._store, *(one.store for one in self._own if not self._carries)]
         return tuple(TierStats(store.root, step) for store in stores)
 
     def offer(self, manifest: Manifest, stats: Sequence[TierStats]) -> None:
         """For the thread that saves: a step is durable in the nearest tier."""
+        if self._carries:
+            stats = [TierStats(store.root, manifest.step) for store in self.stores]
         for one, own in zip(self._own, stats[1:], strict=True):
             one.offer(Job(manifest, own))
 

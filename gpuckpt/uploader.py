@@ -11,6 +11,7 @@ from __future__ import annotations
 import _thread
 import contextlib
 import logging
+import math
 import random
 import time
 from collections import deque
@@ -18,6 +19,7 @@ from collections.abc import Callable
 
 from gpuckpt.apart import Apart, Flag
 from gpuckpt.commit import named_files, open_step, steps, writing
+from gpuckpt.convoy import Convoy, LackingError
 from gpuckpt.errors import BusyError, CheckpointError, ClosedError, CorruptError
 from gpuckpt.lane import Job, Lane
 from gpuckpt.manifest import Manifest
@@ -38,7 +40,7 @@ WIND_DOWN_SECONDS = 5.0
 _LOOK_SECONDS, _IDLE_SECONDS = 0.02, 1.0
 
 
-class _GivenUpError(Exception):
+class GivenUpError(Exception):
     """What was on its way is to stop."""
 
 
@@ -59,6 +61,8 @@ class Uploader:
         """`local` is the nearest tier's store; nothing is reached before `open`."""
         self.store, self._local, self.tier = tier.open(), local, tier
         self._seal, self._clock = seal, clock
+        self.convoy: Convoy | None = None
+        """The machines that have files of the steps, too, if there are any; set before `open`."""
         self._schedule = Schedule(tier.every, clock) if isinstance(tier.every, Every) else None
         self.lane = Lane()
         self._known: set[str] = set()
@@ -171,6 +175,8 @@ class Uploader:
             while not self._stopped.is_set():
                 if self._is_time():
                     self._try(held)
+                if self._is_time():
+                    continue
                 left = self._again_at - self._clock()
                 self._wake_up.acquire(timeout=left if 0 < left < _IDLE_SECONDS else _IDLE_SECONDS)
 
@@ -184,7 +190,7 @@ class Uploader:
                 self._take(held)
             self._look_for_latest()
             self._upload()
-        except _GivenUpError:
+        except GivenUpError:
             self._put_back()
             self._wake()
         except Exception as error:
@@ -201,28 +207,39 @@ class Uploader:
         with contextlib.ExitStack() as opened:
             opened.enter_context(writing(self.store))
             self._known = whole_segments(self.store)
+            there = steps(self.store)
+            self.durable = there[-1] if there else None
             self._catch_up()
+            if self.convoy is not None:
+                opened.enter_context(self.convoy.led(self.store))
             held.enter_context(opened.pop_all())
         self._taken = True
 
-    def _catch_up(self) -> None:
-        """What a run before has left behind goes up."""
-        own, there = steps(self._local), steps(self.store)
-        self.durable = there[-1] if there else None
-        if not own or (there and there[-1] > own[-1]):
-            return
+    def _catch_up(self, below: float = math.inf) -> None:
+        """What a run before has left behind goes up: the newest, below the one that couldn't."""
         try:
-            manifest = open_step(self._local, seal=self._seal)
+            manifest = self._left_behind(below)
         except CheckpointError as error:
             log.warning("nothing goes up to %s yet: %s", self.store.root, error)
             return
-        if there and there[-1] == manifest.step:
-            with contextlib.suppress(CheckpointError):
-                if named_files(self.store, manifest.step) == manifest.files:
-                    return
-        job = Job(manifest, TierStats(self.store.root, manifest.step))
-        if self._is_due(manifest):
-            self.lane.offer_first(job)
+        if manifest is not None and self._is_due(manifest):
+            self.lane.offer_first(Job(manifest, TierStats(self.store.root, manifest.step)))
+
+    def _left_behind(self, below: float) -> Manifest | None:
+        """The newest step here that isn't there, and may be had whole."""
+        names, newest = set(self._local.names()), self.durable
+        for step in reversed([one for one in steps(self._local) if one < below]):
+            if newest is not None and newest > step:
+                return None
+            manifest = open_step(self._local, step, self._seal, parts=False)
+            if newest == step:
+                with contextlib.suppress(CheckpointError):
+                    if named_files(self.store, step) == manifest.files:
+                        return None
+            if self.convoy is not None or {part.name for part in manifest.parts} <= names:
+                return manifest
+            log.warning("step %d doesn't go up: parts of it are on other machines", step)
+        return None
 
     def _is_due(self, manifest: Manifest) -> bool:
         schedule = self._schedule
@@ -236,13 +253,17 @@ class Uploader:
         job.stats.tries += 1
         try:
             self._known &= set(self.store.names())
-            copy_step(
+            copy = copy_step if self.convoy is None else self.convoy.copy_step
+            copy(
                 *(self._local, self.store, job.manifest, self._known, job.stats),
                 check=self._check,
                 seal=self._seal,
             )
         except DamagedError as error:
             self._damaged(job, error)
+            return
+        except LackingError as error:
+            self._lacking(job, error)
             return
         finally:
             took = self._clock() - begun
@@ -263,6 +284,14 @@ class Uploader:
         log.warning("%s", failure)
         job.stats.finish("failed", error)
         self.errors.append(failure)
+
+    def _lacking(self, job: Job, error: LackingError) -> None:
+        """It can't go up; an older one may, that a run before has left behind."""
+        self._say(f"step {job.manifest.step} doesn't go up to {self.store.root}: {error}")
+        job.stats.finish("failed", error)
+        if self.lane.give_up(job):
+            self._catch_up(job.manifest.step)
+            self._wake()
 
     def _let_go(self) -> None:
         self.lane.let_go()
@@ -295,7 +324,7 @@ class Uploader:
     def _check(self) -> None:
         self._look_for_latest()
         if self._stopped.is_set() or (self._gives_way and self.lane.jobs[1] is not None):
-            raise _GivenUpError
+            raise GivenUpError
 
     def _died(self, error: BaseException) -> None:
         """Whatever has ended the thread: nobody waits for it, and nothing is held for it."""

@@ -118,8 +118,9 @@ def test_every_sync_that_the_engine_asks_for_is_in_some_history():
     met = {record[at].place for record in records for at in syncs(record)}
     assert len(asked) > 4
     # The files of the first two are thrown away.  The third: see the test of room that is made.
-    # The fourth: nothing outlives its processes.  The last: see tests/convert/test_placing.py.
-    elsewhere = ("selftest", "limits", "space.py", "groups/instore.py", "conversion/")
+    # The fourth: nothing outlives its processes.  The last two: see tests/convert/test_placing.py
+    # and tests/test_crash_tiers.py.
+    elsewhere = ("selftest", "limits", "space.py", "groups/instore.py", "conversion/", "carrier.py")
     assert {place for place in asked if not any(one in place[0] for one in elsewhere)} == met
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 
 import gpuckpt
 from gpuckpt.commit import open_step, steps
-from gpuckpt.errors import InvalidError, RankError
 from gpuckpt.groups import Group
 from gpuckpt.stores.memory import MemoryStore
 from tests.ranks import run_ranks
@@ -65,14 +63,3 @@ def test_steps_of_all_ranks_go_up_and_come_back_on_any_number_of_them():
     run_ranks(2, resume)
     assert steps(lost) == [4]
     assert (gpuckpt.load("", store=lost)["table"] == 3).all()
-
-
-def test_tiers_above_roots_of_several_machines_are_refused():
-    far = MemoryStore()
-
-    def work(group: Group) -> None:
-        with pytest.raises((InvalidError, RankError), match=r"tiers.*one root"):
-            opened(group, MemoryStore(), far)
-
-    run_ranks(2, work)
-    assert far.names() == []
