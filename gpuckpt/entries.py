@@ -145,11 +145,18 @@ def check_chunks(spec: Spec, chunks: Sequence[ChunkEntry], *, whole: bool) -> No
 
 def features_of(chunks: Iterable[ChunkEntry]) -> list[str]:
     """What a reader of these chunks must know."""
-    links = [link for chunk in chunks for link in chunk.links]
-    found = {DERIVED_FEATURE for link in links if link.sources}
-    found |= {DELTA_FEATURE for link in links if link.base is not None}
-    found |= {SPARSE_FEATURE for link in links for plane in link.planes if plane.parts}
-    found |= {TURNED_FEATURE for link in links if link.turned}
+    found = set()
+    for chunk in chunks:
+        for link in chunk.links:
+            if link.sources:
+                found.add(DERIVED_FEATURE)
+            if link.base is not None:
+                found.add(DELTA_FEATURE)
+            if link.turned:
+                found.add(TURNED_FEATURE)
+            for plane in link.planes:
+                if plane.parts:
+                    found.add(SPARSE_FEATURE)
     return sorted(found)
 
 
@@ -198,6 +205,8 @@ def as_texts(values: Sequence[Json]) -> None:
 
 
 def _pack_plane(plane: Plane) -> list[Json]:
+    if not plane.parts:  # mostly
+        return [plane.codec, plane.length]
     return [plane.codec, plane.length, *map(_pack_plane, plane.parts)]
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from gpuckpt.coding import Encoded
 from gpuckpt.derived import Derived
 from gpuckpt.errors import TornError
 from gpuckpt.fingerprint import checksum, digest
 from gpuckpt.manifest import Manifest
+from gpuckpt.record import record
 from gpuckpt.spec import Chunk, ChunkEntry, Extent, Spec
 from gpuckpt.statistics import Statistics
 from gpuckpt.tensors import TensorEntry
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Fresh:
     """A chunk's bytes, ready to be written: all of it, or what it differs from its base by."""
 
@@ -25,7 +26,7 @@ class Fresh:
     digest: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class CodedChunk:
     """A chunk ready to be written, or one that is on the disk already, or follows from others."""
 
@@ -63,7 +64,8 @@ class Rows:
             entry = self._derived_entry(one, entry)
         self._chunks[at].append(entry)
         if statistics is not None:
-            self._statistics[at] = statistics + (self._statistics[at] or Statistics())
+            before = self._statistics[at]
+            self._statistics[at] = statistics if before is None else statistics + before
         return entry
 
     def compare(self, chunks: Sequence[Chunk], fingerprints: Sequence[str]) -> None:
@@ -82,11 +84,10 @@ class Rows:
         before = {entry.spec.label: entry for entry in previous.tensors} if previous else {}
         entries = []
         for at, spec in enumerate(self._specs):
-            entry = TensorEntry(spec, tuple(self._chunks[at]), step, self._statistics[at])
-            old = before.get(spec.label)
-            if old is not None and _same_bytes(old, entry):
-                entry = replace(entry, version=min(old.version, step))
-            entries.append(entry)
+            chunks, version, old = tuple(self._chunks[at]), step, before.get(spec.label)
+            if old is not None and _same_bytes(old, spec, chunks):
+                version = min(old.version, step)
+            entries.append(TensorEntry(spec, chunks, version, self._statistics[at]))
         return tuple(entries)
 
     def _derived_entry(self, one: CodedChunk, derived: Derived) -> ChunkEntry:
@@ -123,8 +124,15 @@ def _entry(one: CodedChunk, fresh: Fresh, extent: Extent) -> ChunkEntry:
     )
 
 
-def _same_bytes(one: TensorEntry, other: TensorEntry) -> bool:
-    """Whether two entries' fingerprints say that they hold the same elements."""
-    return (one.spec.dtype, one.spec.shape) == (other.spec.dtype, other.spec.shape) and [
-        (c.start, c.nbytes, c.fingerprint) for c in one.chunks
-    ] == [(c.start, c.nbytes, c.fingerprint) for c in other.chunks]
+def _same_bytes(old: TensorEntry, spec: Spec, chunks: Sequence[ChunkEntry]) -> bool:
+    """Whether fingerprints say that a tensor holds the same elements as before."""
+    if (old.spec.dtype, old.spec.shape) != (spec.dtype, spec.shape):
+        return False
+    if len(old.chunks) != len(chunks):
+        return False
+    for one, other in zip(old.chunks, chunks, strict=True):
+        if one.fingerprint != other.fingerprint:  # mostly, where anything differs
+            return False
+        if (one.start, one.nbytes) != (other.start, other.nbytes):
+            return False
+    return True

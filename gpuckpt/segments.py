@@ -66,7 +66,7 @@ class Writer:
         waiting: list[memoryview] = []
         ahead = 0  # bytes that wait
         for parts in chunks:
-            length = sum(part.nbytes for part in parts)
+            length = parts[0].nbytes if len(parts) == 1 else sum(part.nbytes for part in parts)
             if not self._fits(ahead + length):
                 self._append(waiting)
                 waiting, ahead = [], 0
@@ -283,7 +283,7 @@ def _append_index(
 ) -> None:
     own = []
     for entry in tensors:
-        chunks = tuple(chunk for chunk in entry.chunks if chunk.extent.segment == name)
+        chunks = tuple([chunk for chunk in entry.chunks if chunk.extent.segment == name])
         if chunks:
             own.append(TensorEntry(entry.spec, chunks, entry.version))
     files = list(dict.fromkeys([name, *segments_of(own)]))

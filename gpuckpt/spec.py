@@ -175,7 +175,7 @@ class ChunkEntry:
     def links(self) -> tuple[ChunkEntry, ...]:
         """Its chain, and those of its sources: whatever names a part of a file for it."""
         if not self.sources:
-            return self.chain
+            return (self,) if self.base is None else self.chain
         return (self, *(link for source in self.sources for link in source.chain))
 
     @property

@@ -89,8 +89,8 @@ def unpack_tensors(
 
 def segments_of(tensors: Iterable[TensorEntry]) -> list[str]:
     """The data files that tensors' chunks and their bases lie in, each once, in order of use."""
-    links = (link for chunk in chunks_of(tensors) for link in chunk.links)
-    return list(dict.fromkeys(link.extent.segment for link in links))
+    links = [link for entry in tensors for chunk in entry.chunks for link in chunk.links]
+    return list(dict.fromkeys([link.extent.segment for link in links]))
 
 
 def by_tensor(tensors: Iterable[TensorEntry]) -> dict[tuple[str, int | None], list[TensorEntry]]:
@@ -161,6 +161,8 @@ def numbers_of(spec: Spec) -> int:
 def _pack_shard(spec: Spec) -> dict[str, Json]:
     """The fields that only shards and tensors of one rank have."""
     found: dict[str, Json] = {}
+    if spec.offset is None and spec.rank is None:  # mostly
+        return found
     if spec.offset is not None and spec.whole is not None:
         found = {"offset": list(spec.offset), "whole": list(spec.whole)}
     return found if spec.rank is None else found | {"rank": spec.rank}
