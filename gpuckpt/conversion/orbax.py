@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from gpuckpt.conversion.flat import check_dotted, lost_but_leaves
+from gpuckpt.conversion.orbax_chunks import read_slabs
 from gpuckpt.conversion.orbax_tree import (
     REMEDY,
     STRINGS,
@@ -29,7 +30,13 @@ from gpuckpt.conversion.orbax_tree import (
 )
 from gpuckpt.conversion.placing import new_directory, path_of
 from gpuckpt.conversion.plain import nested
-from gpuckpt.conversion.port import PART_NBYTES, Format, Options, Outline, Source, parts_of
+from gpuckpt.conversion.port import (
+    Format,
+    Options,
+    Outline,
+    Source,
+    parts_of,
+)
 from gpuckpt.conversion.shapes import is_shape
 from gpuckpt.dtypes import name_of, to_numpy
 from gpuckpt.errors import (
@@ -44,7 +51,6 @@ from gpuckpt.structure import Path as Keys
 from gpuckpt.structure import split_node
 from gpuckpt.values import Json, decode_value, encode_value
 
-_SLAB_NBYTES = 4 * PART_NBYTES
 _EMPTY: dict[str, Json] = {
     "None": {"value": None},
     "Dict": {"dict": []},
@@ -89,19 +95,17 @@ class OrbaxSource:
         ).named()
 
     def read(self, position: int) -> Iterator[memoryview]:
-        """The bytes of an array; as many rows at a time as were stored together, at least."""
+        """The bytes of an array, slab by slab."""
         array, spec = self._arrays[position], self._specs[position]
         item = to_numpy(spec.dtype).itemsize
-        stored = array.chunk_layout.read_chunk.shape
-        rows = spec.shape[0] if spec.shape else 1
-        row_nbytes = max(math.prod(spec.shape[1:]) * item, 1)
-        together = stored[0] if stored and stored[0] else 1
-        step = max(_SLAB_NBYTES // row_nbytes // together, 1) * together
-        for first in range(0, rows if spec.nbytes else 0, step):
+        with _as_corrupt(Path(spec.name)):
+            slabs = read_slabs(array, item)
+        while True:
             with _as_corrupt(Path(spec.name)):
-                part = array[first : min(first + step, rows)] if spec.shape else array
-                found = np.ascontiguousarray(part.read().result())
-            yield from parts_of(found.reshape(-1).view(np.uint8), item)
+                found = next(slabs, None)
+            if found is None:
+                return
+            yield from parts_of(found, item)
 
     def _rows(self, item: Item, left_out: list[str]) -> Iterator[tuple[Keys, Json]]:
         strings = read_json(item.path, STRINGS) if (item.path / STRINGS).is_file() else {}
