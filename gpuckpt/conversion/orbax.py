@@ -9,6 +9,7 @@ one for each item, `default` if there is one alone.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from gpuckpt.conversion.checksums import FILE, read_checksums, write_checksums
 from gpuckpt.conversion.flat import check_dotted, lost_but_leaves
 from gpuckpt.conversion.orbax_chunks import read_slabs
 from gpuckpt.conversion.orbax_tree import (
@@ -46,6 +48,7 @@ from gpuckpt.errors import (
     UnsupportedError,
 )
 from gpuckpt.spec import Spec
+from gpuckpt.stores.local import LocalStore
 from gpuckpt.stores.opening import is_local, is_url
 from gpuckpt.structure import Path as Keys
 from gpuckpt.structure import split_node
@@ -89,9 +92,16 @@ class OrbaxSource:
         tree = nested(rows)
         if tree is None and rows:
             raise CorruptError(str(path), "its tree makes no sense", REMEDY)
-        specs = tuple(self._specs)
+        noted = [
+            read_checksums(LocalStore(one.path), FILE, "".join(f"{key}." for key in one.before))
+            for one in items
+        ]
         self.outline = Outline(
-            tree or {"dict": []}, specs, step=number, left_out=tuple(left_out)
+            tree or {"dict": []},
+            tuple(self._specs),
+            step=number,
+            left_out=tuple(left_out),
+            noted=tuple(itertools.chain.from_iterable(noted)),
         ).named()
 
     def read(self, position: int) -> Iterator[memoryview]:
@@ -242,13 +252,14 @@ def _changed(node: Json) -> Iterator[str]:
 
 
 def write_orbax(at: str, source: Source, options: Options) -> None:
-    """Write a directory by Orbax's PyTreeCheckpointer; all arrays are in memory meanwhile."""
+    """Write a directory by Orbax's PyTreeCheckpointer, slab by slab."""
     try:
         from gpuckpt.conversion.orbax_writing import save
     except ImportError as error:
         raise _missing() from error
-    with new_directory(path_of(at), force=options.force) as folder:
+    with new_directory(path_of(at), force=options.force, before=options.standing) as folder:
         save(folder, source)
+        write_checksums(folder / FILE, options.checksums)
 
 
 def _is_orbax(at: str) -> bool:

@@ -30,10 +30,13 @@ PROGRAM = """
         with open("/proc/self/status") as status:
             return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
 
-    field = "VmHWM"
-    if any(name.endswith(".pt") for name in sys.argv):
-        import torch
+    target, to = sys.argv[2:]
+    field = "RssAnon" if target.endswith(".pt") or to == "dcp" else "VmHWM"
+    if field == "RssAnon" or sys.argv[1].endswith(".pt"):
+        import torch.distributed.checkpoint
         field = "RssAnon"
+    if "orbax" in sys.argv[1] or to == "orbax":
+        import orbax.checkpoint
     before = resident(field)
     most, ended = [before], threading.Event()
 
@@ -43,7 +46,7 @@ PROGRAM = """
 
     thread = threading.Thread(target=look)
     thread.start()
-    done = gpuckpt.convert(sys.argv[1], sys.argv[2], memory="128 MiB")
+    done = gpuckpt.convert(sys.argv[1], target, to=to or None, memory="128 MiB")
     ended.set()
     thread.join()
     after = resident(field) if field == "VmHWM" else most[0]
@@ -65,13 +68,13 @@ def source(tmp_path_factory):
     shutil.rmtree(folder)
 
 
-def peak(source: Path, target: Path) -> int:
+def peak(source: Path, target: Path, to: str = "", nbytes: int = 1 << 30) -> int:
     """Bytes that a conversion took at most."""
-    command = [sys.executable, "-c", textwrap.dedent(PROGRAM), str(source), str(target)]
+    command = [sys.executable, "-c", textwrap.dedent(PROGRAM), str(source), str(target), to]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     found = json.loads(finished.stdout)
-    assert found["nbytes"] == 1 << 30
+    assert found["nbytes"] == nbytes
     print(f"{source.name} to {target.name}: {found['peak'] / MIB:.0f} MiB")
     return int(found["peak"])
 
@@ -92,3 +95,47 @@ def test_1_gib_is_converted_there_and_back_within_256_mib(name, source):
         shutil.rmtree(target, ignore_errors=True)
         for path in (target, back):
             path.unlink(missing_ok=True) if not path.is_dir() else None
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """A state of 512 MiB: a tensor of 384 MiB, and 16 of 8."""
+    folder = tmp_path_factory.mktemp("half")
+    if shutil.disk_usage(folder).free < 4 << 30:
+        pytest.skip("there isn't room for four states of 512 MiB")
+    block = np.random.default_rng(0).standard_normal(MIB // 4).astype(np.float32)
+    small = {f"w{at}": np.broadcast_to(block + at, (8, block.size)) for at in range(16)}
+    large = np.broadcast_to(block, (384, block.size))
+    path = written({"large": large, **small}, SAFETENSORS, folder / "x.safetensors")
+    yield path
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("to", ["dcp", "orbax"])
+def test_512_mib_go_through_dcp_and_orbax_within_half_of_that(to, half):
+    package = {"dcp": "torch", "orbax": "orbax.checkpoint"}[to]
+    pytest.importorskip(package, reason=f"{package} isn't installed")
+    target, back = half.parent / to, half.parent / "back.safetensors"
+    try:
+        assert peak(half, target, to, 1 << 29) < 256 * MIB
+        assert peak(target, back, "", 1 << 29) < 256 * MIB
+    finally:
+        shutil.rmtree(target, ignore_errors=True)
+        back.unlink(missing_ok=True)
+
+
+def test_what_orbax_wrote_in_one_chunk_is_read_a_little_at_a_time(half):
+    pytest.importorskip("orbax.checkpoint", reason="orbax-checkpoint isn't installed")
+    folder = half.parent / "orbax-by-itself"
+    program = """
+        import sys, numpy as np, orbax.checkpoint as ocp
+        large = np.random.default_rng(0).random((96, 1 << 20), np.float32)
+        ocp.PyTreeCheckpointer().save(sys.argv[1], {"large": large})
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), str(folder)]
+    subprocess.run(command, capture_output=True, check=True)
+    try:
+        assert peak(folder, half.parent / "back.safetensors", "", 384 * MIB) < 256 * MIB
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        (half.parent / "back.safetensors").unlink(missing_ok=True)
