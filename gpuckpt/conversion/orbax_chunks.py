@@ -26,7 +26,7 @@ from gpuckpt.conversion.slabs import slabs
 from gpuckpt.stores import Buffer, Bytes
 
 # What is read, and written, of an array at a time.
-SLAB_NBYTES = 4 * PART_NBYTES
+SLAB_NBYTES = 2 * PART_NBYTES
 _READ_NBYTES = 256 << 10
 _WINDOW_NBYTES_MAX = 128 << 20  # of a zstd frame
 _ENTRY_NBYTES = 16  # of a shard's index: where a chunk begins, and its length

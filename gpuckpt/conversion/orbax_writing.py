@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import numpy.typing as npt
 import orbax.checkpoint as ocp
@@ -46,6 +47,7 @@ def save(folder: Path, source: Source) -> None:
         (int, scalars),
         (float, scalars),
         (str, ocp.type_handlers.StringHandler()),
+        (jax.Array, ocp.type_handlers.ArrayHandler()),  # there are none; Orbax warns without it
         (_Leaf, leaves),
     )
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)

@@ -31,7 +31,7 @@ def stored(
 ) -> Any:
     """An array in memory as TensorStore has it, opened again as Orbax's are: not to be filled."""
     context = tensorstore.Context({"memory_key_value_store": {}})
-    spec = {"driver": driver, "kvstore": {"driver": "memory"}}
+    spec: dict[str, Any] = {"driver": driver, "kvstore": {"driver": "memory"}}
     made = {
         **spec,
         "metadata": {"shape": list(array.shape), **metadata},

@@ -58,8 +58,8 @@ FLOAT8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", 
 @pytest.mark.parametrize("name", TARGETS)
 def test_float8_tensors_come_back_with_every_bit_or_are_refused_by_name(name, tmp_path):
     bits = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    state = {f"w_{one}": bits.view(getattr(ml_dtypes, one)) for one in FLOAT8}
-    state["plain"] = np.ones(3, np.float32)  # type: ignore[assignment]
+    state: dict[str, Any] = {f"w_{one}": bits.view(getattr(ml_dtypes, one)) for one in FLOAT8}
+    state["plain"] = np.ones(3, np.float32)
     if name in ("singa", "fluid"):
         words = {"singa": "float32 alone, and this is float8", "fluid": "no type for float8"}
         with pytest.raises(UnsupportedError, match=rf"w_float8_e4m3fn: .*{words[name]}"):
