@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from gpuckpt.conversion.checksums import Checksums, pack_checksums
 from gpuckpt.conversion.standing import Standing, standing
 from gpuckpt.errors import CheckpointError, InvalidError, NotFoundError
 from gpuckpt.stores import Appender, Buffer, Store
-from gpuckpt.stores.local import LocalStore, sync_tree
+from gpuckpt.stores.local import LocalStore, overwrite, sync_tree
 from gpuckpt.stores.opening import is_local, is_url, local_path, open_store, split
 from gpuckpt.stores.refusals import told
 
@@ -89,7 +88,7 @@ def new_file(
         finally:
             file.close()
         if beginning is not None:
-            _overwrite(path.parent / temporary, beginning())
+            overwrite(path.parent / temporary, beginning())
         check_free(path, force=force)
         before.check(path, path)
         if stale is not None:
@@ -100,19 +99,6 @@ def new_file(
             store.remove(temporary)
         raise
     store.sync_names()
-
-
-def _overwrite(path: Path, data: bytes) -> None:
-    """Put bytes in the place of a file's first ones, durably."""
-    with told(path, "write"):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            at = 0
-            while at < len(data):
-                at += os.pwrite(descriptor, data[at:], at)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def put_checksums(path: Path, checksums: Checksums | None) -> None:
