@@ -67,6 +67,26 @@ def test_keys_are_read_from_files(root, tmp_path):
     assert again.returncode == 0, again.stderr
 
 
+def test_singas_files_are_as_many_and_cut_as_is_said(tmp_path):
+    gpuckpt.save(tmp_path / "run", {"w": np.arange(12, dtype="f4").reshape(2, 6)}, 7)
+    options = ("--to", "singa", "--workers", "2", "--axis", "w=1")
+    done = run("convert", tmp_path / "run", tmp_path / "singa", *options)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "singa").glob("*.bin"))) == 2
+    back = run("convert", tmp_path / "singa", tmp_path / "back", "--axis", "w=1", "--json")
+    facts = json.loads(back.stdout)
+    assert facts["checked"] == 1
+    assert facts["tensors"][0]["checked"] == "checksum"
+    assert gpuckpt.load(tmp_path / "back")["w"].shape == (2, 6)
+    wrong = run("convert", tmp_path / "singa", tmp_path / "x", "--axis", "w")
+    assert wrong.returncode == 2
+    assert "--axis is NAME=NUMBER" in wrong.stderr
+    plain = run("convert", tmp_path / "singa", tmp_path / "x")
+    assert plain.returncode == 2
+    assert "--ignore-checksums" in plain.stderr
+    assert run("convert", tmp_path / "singa", tmp_path / "x", "--ignore-checksums").returncode == 0
+
+
 def test_a_source_of_no_format_is_a_line_on_stderr(tmp_path):
     finished = run("convert", tmp_path, tmp_path / "x.npz")
     assert finished.returncode == 2

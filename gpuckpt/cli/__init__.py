@@ -21,7 +21,7 @@ from gpuckpt.cli.arguments import (
     RootArgument,
     StepOption,
 )
-from gpuckpt.cli.converting import convert_checkpoint
+from gpuckpt.cli.converting import convert_checkpoint, parse_axes
 from gpuckpt.cli.listing import list_steps
 from gpuckpt.cli.merging import merge_roots
 from gpuckpt.cli.output import leave, make_console, printable
@@ -145,6 +145,20 @@ def convert(  # noqa: PLR0917 (its options)
         bool, typer.Option("--verify", help="Read the target back, and compare.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a target that is there.")] = False,  # noqa: FBT002
+    ignore_checksums: Annotated[  # noqa: FBT002
+        bool,
+        typer.Option("--ignore-checksums", help="The source was changed on purpose."),
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Of a directory for SINGA: into so many files.")
+    ] = None,
+    axis: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of SINGA's: NAME=1, a parameter that is cut along that axis, not along 0; may "
+            "be repeated."
+        ),
+    ] = None,
     key_file: KeyOption = None,
     target_key_file: Annotated[
         Path | None, typer.Option(help="Seal the root that is written with the key in this file.")
@@ -164,6 +178,9 @@ def convert(  # noqa: PLR0917 (its options)
         strict=strict,
         verify=verify,
         force=force,
+        ignore_checksums=ignore_checksums,
+        workers=workers,
+        axes=parse_axes(axis or ()),
         key=key_file,
         target_key=target_key_file,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +11,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from gpuckpt.cli.output import print_json, printable
 from gpuckpt.conversion import Conversion, convert
+from gpuckpt.conversion.report import told_checked
+from gpuckpt.errors import InvalidError
 from gpuckpt.sizes import format_nbytes
 
 
@@ -32,16 +35,31 @@ def convert_checkpoint(
 
         done = convert(source, target, progress=progress, **options)
     if as_json:
-        print_json({**asdict(done), "nbytes": done.nbytes})
+        print_json({**asdict(done), "nbytes": done.nbytes, "checked": done.checked})
     else:
         for line in _lines(done):
             console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
+def parse_axes(given: Sequence[str]) -> dict[str, int]:
+    """`NAME=AXIS` of each parameter, by name.
+
+    Raises:
+        InvalidError: one is written otherwise.
+    """
+    found: dict[str, int] = {}
+    for one in given:
+        name, _, axis = one.rpartition("=")
+        if not name or not axis.isdecimal() or not axis.isascii():
+            raise InvalidError(f"--axis is NAME=NUMBER, ip1_weight=1 for example; got {one!r}")
+        found[name] = int(axis)
+    return found
+
+
 def _lines(done: Conversion) -> list[str]:
     count = len(done.tensors)
     told = f"{count} tensor{'' if count == 1 else 's'}, {format_nbytes(done.nbytes)}"
-    checked = "; read back and compared" if done.verified else ""
+    checked = f"; {told_checked(done)}" + ("; read back and compared" if done.verified else "")
     places = f"{done.source} ({done.source_format}) to {done.target} ({done.target_format})"
     return [f"{told}, from {places}{checked}", *(f"  lost: {one}" for one in done.lost)]

@@ -113,8 +113,9 @@ CONVERT = page(
     """
     Formats are known by what is there, and a target's by its name or by --to: safetensors (also
     in shards), npz, torch, dcp, orbax, SINGA's and Paddle Fluid's, and gpuckpt's roots. It says
-    what the target's format has no room for; --strict refuses to lose that. Every byte that is
-    written is compared with the source's fingerprints; --verify reads the target back as well.
+    what the target's format has no room for; --strict refuses to lose that. Bytes are compared
+    with the source's check values where it has any, and each tensor's checksum goes along with
+    the target; --verify reads the target back as well.
     """,
     "SOURCE: one step of a root, or all of a file or directory",
     "writes TARGET, as a whole or not at all; what is there only with --force",
@@ -123,6 +124,7 @@ CONVERT = page(
         "gpuckpt convert runs/a model.safetensors --names 'model.*'",
         "gpuckpt convert model.pt runs/b --step 0 --verify",
         "gpuckpt convert runs/a step400-worker0.bin --to singa --step 400",
+        "gpuckpt convert runs/a for-singa --to singa --workers 4 --axis ip1_weight=1",
     ],
 )
 

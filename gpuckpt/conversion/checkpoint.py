@@ -214,6 +214,7 @@ CHECKPOINT = Format(
     recognises=_is_checkpoint,
     suits=_may_be_root,
     open=open_checkpoint,
+    checks=True,
     lost=lost_in_checkpoint,
     write=write_checkpoint,
 )

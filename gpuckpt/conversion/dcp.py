@@ -17,6 +17,7 @@ import numpy as np
 
 from gpuckpt.boxes import Box
 from gpuckpt.conversion.archives import DTYPES, Archive, Laid
+from gpuckpt.conversion.checksums import FILE, read_checksums, write_checksums
 from gpuckpt.conversion.dcp_metadata import Chunked, Contents, Slice, read_metadata
 from gpuckpt.conversion.flat import check_dotted, lost_but_leaves
 from gpuckpt.conversion.placing import new_directory, path_of
@@ -61,6 +62,7 @@ class DcpSource:
             self._structure(contents, left_out),
             tuple(Spec(name, one.dtype, one.shape) for name, one in contents.tensors.items()),
             left_out=tuple(left_out),
+            noted=read_checksums(self._store, FILE),
         ).named()
 
     def read(self, position: int) -> Iterator[memoryview]:
@@ -212,8 +214,9 @@ def write_dcp(at: str, source: Source, options: Options) -> None:
             "directories of torch.distributed.checkpoint are written by torch, which isn't "
             "installed here: pip install torch"
         ) from error
-    with new_directory(path_of(at), force=options.force) as folder:
+    with new_directory(path_of(at), force=options.force, before=options.standing) as folder:
         save(folder, source)
+        write_checksums(folder / FILE, options.checksums)
 
 
 def _is_dcp(at: str) -> bool:

@@ -1,7 +1,15 @@
-"""Write a directory by torch.distributed.checkpoint itself, a tensor at a time in memory."""
+"""Write a directory by torch.distributed.checkpoint itself, a tensor at a time.
+
+torch wants a storage for each tensor, and keeps them all until it has written its
+file.  So the bytes of a long tensor go to a file that is mapped, which is emptied when
+the next tensor is asked for; a short one's are in memory, and are given back then.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import mmap
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,10 +20,15 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
-from gpuckpt.conversion.port import Source, read_whole
+from gpuckpt.conversion.placing import scratch_file
+from gpuckpt.conversion.port import Source
 from gpuckpt.conversion.states import filled
+from gpuckpt.errors import CorruptError
 from gpuckpt.names import plain_name
 from gpuckpt.structure import Mark, from_json
+
+# Longer tensors are mapped.
+_LONG_NBYTES = 16 << 20
 
 
 def save(folder: Path, source: Source) -> None:
@@ -27,8 +40,13 @@ def save(folder: Path, source: Source) -> None:
     ]
     positions = {id(tensor): at for at, tensor in enumerate(outlines)}
     state = filled(_plain(from_json(source.outline.structure)), outlines)
-    planner = _Planner(source, positions)
-    writer = FileSystemWriter(folder, thread_count=1)
+    # Nothing is copied ahead, so that each tensor is written before the next one is asked for.
+    writer = FileSystemWriter(folder, thread_count=1, per_thread_copy_ahead=0)
+    with contextlib.closing(_Lent(source, folder)) as lent:
+        _save(state, writer, _Planner(lent, positions))
+
+
+def _save(state: Any, writer: FileSystemWriter, planner: _Planner) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that there is no process group
@@ -42,10 +60,10 @@ def save(folder: Path, source: Source) -> None:
 class _Planner(DefaultSavePlanner):  # type: ignore[misc]  # torch has types if it is there
     """DCP's planner, which has each tensor's bytes read when they are to be written."""
 
-    def __init__(self, source: Source, positions: dict[int, int]) -> None:
+    def __init__(self, lent: _Lent, positions: dict[int, int]) -> None:
         """`positions` are by the ids of the tensors that stand for them."""
         super().__init__()
-        self._source, self._positions = source, positions
+        self._lent, self._positions = lent, positions
         self.failure: BaseException | None = None
 
     def lookup_object(self, index: MetadataIndex) -> Any:
@@ -55,19 +73,56 @@ class _Planner(DefaultSavePlanner):  # type: ignore[misc]  # torch has types if 
         if at is None:
             return found
         try:
-            return _read(self._source, at)
+            return self._lent.take(at)
         except BaseException as error:  # DCP makes another of it
             self.failure = error
             raise
 
 
-def _read(source: Source, at: int) -> torch.Tensor:
-    spec = source.outline.specs[at]
-    dtype = getattr(torch, spec.dtype)
-    if not spec.nbytes:
-        return torch.empty(spec.shape, dtype=dtype)
-    raw = read_whole(source, at).reshape(-1).view(np.uint8)
-    return torch.from_numpy(raw).view(dtype).reshape(spec.shape)
+class _Lent:
+    """A source's tensors, of which one at a time takes room."""
+
+    def __init__(self, source: Source, folder: Path) -> None:
+        """Files for long ones lie beside `folder` meanwhile."""
+        self._source, self._folder = source, folder
+        self._held = contextlib.ExitStack()
+
+    def take(self, at: int) -> torch.Tensor:
+        """The tensor at a position; the one before has no bytes any more."""
+        self.close()
+        spec = self._source.outline.specs[at]
+        dtype = getattr(torch, spec.dtype)
+        if not spec.nbytes:
+            return torch.empty(spec.shape, dtype=dtype)
+        raw = self._mapped(at) if spec.nbytes > _LONG_NBYTES else self._short(at)
+        return raw.view(dtype).reshape(spec.shape)
+
+    def close(self) -> None:
+        """Give back what the last one took."""
+        self._held.close()
+
+    def _short(self, at: int) -> torch.Tensor:
+        spec = self._source.outline.specs[at]
+        raw = torch.empty(spec.nbytes, dtype=torch.uint8)
+        first = 0
+        for part in self._source.read(at):  # copied: what numpy has seen can't be given back
+            raw[first : first + part.nbytes] = torch.frombuffer(part, dtype=torch.uint8)
+            first += part.nbytes
+        if first != spec.nbytes:
+            raise CorruptError(spec.label, f"{first} bytes came, {spec.nbytes} were expected")
+        self._held.callback(raw.untyped_storage().resize_, 0)
+        return raw
+
+    def _mapped(self, at: int) -> torch.Tensor:
+        path, file = self._held.enter_context(scratch_file(self._folder))
+        for part in self._source.read(at):
+            file.append([part])
+        file.sync()
+        with path.open("rb") as opened:
+            pages = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+        # torch still has the mapping, but nobody looks at it; its room on the disk is free.
+        self._held.callback(os.truncate, path, 0)
+        return torch.from_numpy(np.frombuffer(pages, np.uint8))
 
 
 def _plain(tree: Any) -> Any:

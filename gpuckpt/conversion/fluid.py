@@ -12,6 +12,7 @@ import time
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
+from gpuckpt.conversion.checksums import FILE, read_checksums, write_checksums
 from gpuckpt.conversion.flat import is_text, lost_but_arrays
 from gpuckpt.conversion.placing import new_directory, path_of
 from gpuckpt.conversion.port import PART_NBYTES, Format, Options, Outline, Source
@@ -80,6 +81,7 @@ class FluidSource:
             step=serial.number,
             epoch=epoch if isinstance(epoch, int) else None,
             left_out=() if serial.is_marked else (mark,),
+            noted=read_checksums(LocalStore(serial.path), FILE),
         ).named()
 
     def read(self, position: int) -> Iterator[memoryview]:
@@ -172,7 +174,7 @@ def write_fluid(at: str, source: Source, options: Options) -> None:
     step = options.step if options.step is not None else outline.step or 0
     files = sort_leaves(outline)
     trainers = files.trainers or {"trainer_0": {"epoch_id": outline.epoch or 0, "step_id": step}}
-    with new_directory(path, force=options.force) as new:
+    with new_directory(path, force=options.force, before=options.standing) as new:
         folder = new if serial_of(path.name) is not None else new / f"checkpoint_{step}"
         for trainer, values in trainers.items():
             for key, value in values.items():
@@ -183,6 +185,7 @@ def write_fluid(at: str, source: Source, options: Options) -> None:
         for name, variable in files.variables.items():
             _write(folder / MODEL / name, source, variable, files.levels.get(name, ()))
         _write_mark(folder / MODEL)
+        write_checksums(folder / FILE, options.checksums)
 
 
 def _write(path: Path, source: Source, content: int | Rows, levels: Sequence[int]) -> None:

@@ -13,13 +13,14 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
 
+from gpuckpt.conversion.checksums import Checksum, Noted, pack_checksums
 from gpuckpt.conversion.keeping import pack_kept, unpack_kept
 from gpuckpt.conversion.placing import Reading, Writing, file_of, new_file, path_of
 from gpuckpt.conversion.port import (
@@ -69,6 +70,7 @@ class NpzSource:
         self._members = [_member(archive, one, dtypes, where) for one in arrays]
         others = [one for one in names if not one.endswith(MEMBER_SUFFIX) and one != KEPT]
         outline = unpack_kept(kept, [one.spec for one in self._members], {}, {})
+        outline = replace(outline, noted=_noted(self._members, where))
         left_out = [f"the member {one}, which isn't an array" for one in others]
         self.outline = outline.with_left_out(left_out)
 
@@ -209,7 +211,7 @@ def write_npz(at: str, source: Source, options: Options) -> None:
     foreign = {one.name: one.dtype for one in outline.specs if _is_foreign(one.dtype)}
     kept = pack_kept(outline, always=bool(foreign or outline.metadata))
     with (
-        new_file(path_of(at), force=options.force) as file,
+        new_file(path_of(at), force=options.force, before=options.standing) as file,
         zipfile.ZipFile(Writing(file), "w") as archive,
     ):
         for position, spec in enumerate(outline.specs):
@@ -219,9 +221,32 @@ def write_npz(at: str, source: Source, options: Options) -> None:
                 _write_header(member, spec.shape, dtype)
                 for part in source.read(position):
                     member.write(part)
+        if options.checksums is not None:
+            _note(archive, options.checksums())
         if kept is not None:
             body = {"dtypes": foreign, "state": json.loads(kept)}
             archive.writestr(zipfile.ZipInfo(KEPT), json.dumps(body))
+
+
+def _note(archive: zipfile.ZipFile, checksums: Mapping[str, Checksum]) -> None:
+    """Put each array's checksum into its member's comment, which the archive ends with."""
+    for info in archive.infolist():
+        name = info.filename.removesuffix(MEMBER_SUFFIX)
+        if name in checksums:
+            info.comment = pack_checksums({"": checksums[name]}).encode()
+
+
+def _noted(members: Sequence[_Member], where: str) -> tuple[Noted, ...]:
+    """The checksums in the members' comments, each without the name."""
+    return tuple(
+        Noted(
+            one.info.comment.decode("utf-8", "replace"),
+            f"{where}: the comment of {one.info.filename}",
+            one.spec.name,
+        )
+        for one in members
+        if one.info.comment.startswith(b'{"gpuckpt"')
+    )
 
 
 def _is_foreign(dtype: str) -> bool:
@@ -230,7 +255,9 @@ def _is_foreign(dtype: str) -> bool:
 
 
 def _write_header(member: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    facts = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+    # As numpy has it; what it takes for a float of its own (float8_e5m2), it wouldn't read.
+    descr = dtype.str if dtype.str[1] != "f" or dtype.itemsize > 1 else f"|V{dtype.itemsize}"
+    facts = {"descr": descr, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(member, facts)
 
 
@@ -243,6 +270,7 @@ NPZ = Format(
     recognises=_is_npz,
     suits=_is_npz,
     open=open_npz,
+    checks=True,
     lost=lost_in_npz,
     write=write_npz,
 )

@@ -9,6 +9,7 @@ one for each item, `default` if there is one alone.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from gpuckpt.conversion.checksums import FILE, read_checksums, write_checksums
 from gpuckpt.conversion.flat import check_dotted, lost_but_leaves
+from gpuckpt.conversion.orbax_chunks import read_slabs
 from gpuckpt.conversion.orbax_tree import (
     REMEDY,
     STRINGS,
@@ -29,7 +32,13 @@ from gpuckpt.conversion.orbax_tree import (
 )
 from gpuckpt.conversion.placing import new_directory, path_of
 from gpuckpt.conversion.plain import nested
-from gpuckpt.conversion.port import PART_NBYTES, Format, Options, Outline, Source, parts_of
+from gpuckpt.conversion.port import (
+    Format,
+    Options,
+    Outline,
+    Source,
+    parts_of,
+)
 from gpuckpt.conversion.shapes import is_shape
 from gpuckpt.dtypes import name_of, to_numpy
 from gpuckpt.errors import (
@@ -39,12 +48,12 @@ from gpuckpt.errors import (
     UnsupportedError,
 )
 from gpuckpt.spec import Spec
+from gpuckpt.stores.local import LocalStore
 from gpuckpt.stores.opening import is_local, is_url
 from gpuckpt.structure import Path as Keys
 from gpuckpt.structure import split_node
 from gpuckpt.values import Json, decode_value, encode_value
 
-_SLAB_NBYTES = 4 * PART_NBYTES
 _EMPTY: dict[str, Json] = {
     "None": {"value": None},
     "Dict": {"dict": []},
@@ -83,25 +92,30 @@ class OrbaxSource:
         tree = nested(rows)
         if tree is None and rows:
             raise CorruptError(str(path), "its tree makes no sense", REMEDY)
-        specs = tuple(self._specs)
+        noted = [
+            read_checksums(LocalStore(one.path), FILE, "".join(f"{key}." for key in one.before))
+            for one in items
+        ]
         self.outline = Outline(
-            tree or {"dict": []}, specs, step=number, left_out=tuple(left_out)
+            tree or {"dict": []},
+            tuple(self._specs),
+            step=number,
+            left_out=tuple(left_out),
+            noted=tuple(itertools.chain.from_iterable(noted)),
         ).named()
 
     def read(self, position: int) -> Iterator[memoryview]:
-        """The bytes of an array; as many rows at a time as were stored together, at least."""
+        """The bytes of an array, slab by slab."""
         array, spec = self._arrays[position], self._specs[position]
         item = to_numpy(spec.dtype).itemsize
-        stored = array.chunk_layout.read_chunk.shape
-        rows = spec.shape[0] if spec.shape else 1
-        row_nbytes = max(math.prod(spec.shape[1:]) * item, 1)
-        together = stored[0] if stored and stored[0] else 1
-        step = max(_SLAB_NBYTES // row_nbytes // together, 1) * together
-        for first in range(0, rows if spec.nbytes else 0, step):
+        with _as_corrupt(Path(spec.name)):
+            slabs = read_slabs(array, item)
+        while True:
             with _as_corrupt(Path(spec.name)):
-                part = array[first : min(first + step, rows)] if spec.shape else array
-                found = np.ascontiguousarray(part.read().result())
-            yield from parts_of(found.reshape(-1).view(np.uint8), item)
+                found = next(slabs, None)
+            if found is None:
+                return
+            yield from parts_of(found, item)
 
     def _rows(self, item: Item, left_out: list[str]) -> Iterator[tuple[Keys, Json]]:
         strings = read_json(item.path, STRINGS) if (item.path / STRINGS).is_file() else {}
@@ -238,13 +252,14 @@ def _changed(node: Json) -> Iterator[str]:
 
 
 def write_orbax(at: str, source: Source, options: Options) -> None:
-    """Write a directory by Orbax's PyTreeCheckpointer; all arrays are in memory meanwhile."""
+    """Write a directory by Orbax's PyTreeCheckpointer, slab by slab."""
     try:
         from gpuckpt.conversion.orbax_writing import save
     except ImportError as error:
         raise _missing() from error
-    with new_directory(path_of(at), force=options.force) as folder:
+    with new_directory(path_of(at), force=options.force, before=options.standing) as folder:
         save(folder, source)
+        write_checksums(folder / FILE, options.checksums)
 
 
 def _is_orbax(at: str) -> bool:

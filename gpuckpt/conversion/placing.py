@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from gpuckpt.conversion.checksums import Checksums, pack_checksums
+from gpuckpt.conversion.standing import Standing, standing
 from gpuckpt.errors import CheckpointError, InvalidError, NotFoundError
 from gpuckpt.stores import Appender, Buffer, Store
-from gpuckpt.stores.local import LocalStore, sync_tree
+from gpuckpt.stores.local import LocalStore, overwrite, sync_tree
 from gpuckpt.stores.opening import is_local, is_url, local_path, open_store, split
 from gpuckpt.stores.refusals import told
+
+log = logging.getLogger("gpuckpt")
 
 
 def path_of(place: str) -> Path:
@@ -56,12 +61,24 @@ def check_free(path: Path, *, force: bool) -> None:
 
 
 @contextlib.contextmanager
-def new_file(path: Path, *, force: bool) -> Iterator[Appender]:
+def new_file(
+    path: Path,
+    *,
+    force: bool,
+    before: Standing | None = None,
+    beginning: Callable[[], bytes] | None = None,
+    stale: Path | None = None,
+) -> Iterator[Appender]:
     """A file to be appended to; at the end of the block it is durable, and `path` is its name.
 
     If the block raises, nothing is left of it, and what was at `path` still is.
+    With `force` that may be `before`, or whatever was there when the block
+    began, and nothing else.  `beginning` is asked at the end for as many bytes as are to
+    stand in the place of the first ones; `stale` is a file of the same folder that belongs to the
+    one before, and goes with it.
     """
     check_free(path, force=force)
+    before = standing(path) if before is None else before
     store, temporary = LocalStore(path.parent), _temporary(path)
     try:
         file = store.create(temporary)
@@ -70,13 +87,25 @@ def new_file(path: Path, *, force: bool) -> Iterator[Appender]:
             file.sync()
         finally:
             file.close()
+        if beginning is not None:
+            overwrite(path.parent / temporary, beginning())
         check_free(path, force=force)
+        before.check(path, path)
+        if stale is not None:
+            store.remove(stale.name)
         store.rename(temporary, path.name)
     except BaseException:
         with contextlib.suppress(CheckpointError):
             store.remove(temporary)
         raise
     store.sync_names()
+
+
+def put_checksums(path: Path, checksums: Checksums | None) -> None:
+    """Put checksums beside a file that has got its name; nothing if there are to be none."""
+    if checksums is not None:
+        with new_file(path, force=True) as file:
+            file.append([pack_checksums(checksums()).encode()])
 
 
 @contextlib.contextmanager
@@ -93,13 +122,15 @@ def scratch_file(path: Path) -> Iterator[tuple[Path, Appender]]:
 
 
 @contextlib.contextmanager
-def new_directory(path: Path, *, force: bool) -> Iterator[Path]:
+def new_directory(path: Path, *, force: bool, before: Standing | None = None) -> Iterator[Path]:
     """An empty directory to be filled; at the end of the block all in it is durable, at `path`.
 
-    If the block raises, nothing is left of it.  One that is replaced is moved
-    aside first, and deleted once the new one is in its place.
+    If the block raises, nothing is left of it.  With `force` it may replace
+    `before`, or whatever was there when the block began, and nothing else: that is
+    moved aside first, looked at again, and deleted once the new one is in its place.
     """
     check_free(path, force=force)
+    before = standing(path) if before is None else before
     temporary, aside = path.parent / _temporary(path), path.parent / _temporary(path)
     try:
         with told(temporary, "create"):
@@ -107,9 +138,11 @@ def new_directory(path: Path, *, force: bool) -> Iterator[Path]:
         yield temporary
         sync_tree(temporary)
         check_free(path, force=force)
+        before.check(path, path)
         with told(path, "rename"):
-            if path.exists():
+            if before.entries:
                 path.rename(aside)
+                before.check(aside, path)  # what came between is in it, or it is another one
             temporary.rename(path)
     except BaseException:
         _discard(temporary)
@@ -120,7 +153,8 @@ def new_directory(path: Path, *, force: bool) -> Iterator[Path]:
     try:
         LocalStore(path.parent).sync_names()
     finally:
-        _discard(aside)
+        if before.entries and not before.delete(aside):
+            log.warning("%s: what was in the place of %s isn't all deleted", aside, path)
 
 
 class Writing(io.RawIOBase):

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from gpuckpt.conversion.checksums import Checksums, Noted
+from gpuckpt.conversion.standing import Standing
 from gpuckpt.dtypes import to_numpy
 from gpuckpt.errors import CorruptError
 from gpuckpt.matching import select
@@ -38,7 +40,8 @@ class Outline:
     tensors are positions in `specs`, where each array is once, under its first
     name, whole.  One array under two names is one position in two places.
     `metadata` is text that belongs to no tensor.  `left_out` says, in
-    sentences, what of the source isn't in here.
+    sentences, what of the source isn't in here.  `noted` are the checksums that
+    stand with the source, as they do.
     """
 
     structure: Json
@@ -48,6 +51,7 @@ class Outline:
     metrics: Mapping[str, float] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    noted: tuple[Noted, ...] = ()
 
     @cached_property
     def leaves(self) -> dict[str, Json]:
@@ -170,8 +174,12 @@ class Options:
 
     `step` is that of a root to read or to write.  `shard_nbytes` bounds the
     data of one file where a format has several, and None asks for one file where it
-    may be one.  `force` lets a target be replaced.  `seal` is what a source must be
-    sealed with, `target_seal` what seals a target.
+    may be one.  `force` lets a target be replaced, which is `standing`, if it has been
+    looked at.  `seal` is what a source must be sealed with, `target_seal` what seals a
+    target.  `checksums` gives those of the tensors that were read so far, by all of their
+    names, for a target to have; None if it is to have none.  `workers` is into how many
+    files' slices SINGA's parameters are cut, and `axes` along which axis, by name, they
+    are or were.
     """
 
     step: int | None = None
@@ -181,6 +189,10 @@ class Options:
     force: bool = False
     seal: Seal | None = None
     target_seal: Seal | None = None
+    standing: Standing | None = None
+    checksums: Checksums | None = None
+    workers: int | None = None
+    axes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -193,7 +205,8 @@ class Format:
     tensors; a tensor that can't be held raises `UnsupportedError` with its name.
     `write` makes a target out of a source, all or nothing, durable on return
     (see `placing`); it asks for each tensor once, and returns the step that it
-    wrote, if it numbers them.  Either may be missing.
+    wrote, if it numbers them.  Either may be missing.  With `checks`, each byte that
+    is read is compared with check values of the format's own.
     """
 
     name: str
@@ -202,3 +215,4 @@ class Format:
     open: Callable[[str, Options], AbstractContextManager[Source]] | None = None
     lost: Callable[[Outline], Sequence[str]] = lambda _: ()
     write: Callable[[str, Source, Options], object] | None = None
+    checks: bool = False

@@ -38,7 +38,7 @@ class Poured:
     def __init__(self, plan: Plan, source: Source) -> None:
         """Each tensor is read once, in the order of the plan's chunks."""
         self._plan, self._source = plan, source
-        self._stream = _Stream(source, -1)
+        self._stream = Stream(source, -1)
 
     def download(
         self,
@@ -51,7 +51,7 @@ class Poured:
         for chunk in self._plan.batches[batch]:
             if chunk.start == 0:
                 self._stream.end()
-                self._stream = _Stream(self._source, chunk.tensor)
+                self._stream = Stream(self._source, chunk.tensor)
             place = slot.raw[offset : offset + chunk.nbytes]
             self._stream.fill(place)
             arrived.append(Arrived((place,)))
@@ -64,7 +64,7 @@ class Poured:
         """Read tensors from their beginning, as far as it takes."""
         found = []
         for chunk in chunks:
-            stream, room = _Stream(self._source, chunk.tensor), slot.raw
+            stream, room = Stream(self._source, chunk.tensor), slot.raw
             stream.fill(room[: chunk.start + chunk.nbytes])
             found.append(room[chunk.start : chunk.start + chunk.nbytes].tobytes())
             stream.close()
@@ -94,10 +94,10 @@ class Poured:
     def _finish(self) -> None:
         """End the last tensor."""
         self._stream.end()
-        self._stream = _Stream(self._source, -1)
+        self._stream = Stream(self._source, -1)
 
 
-class _Stream:
+class Stream:
     """A tensor's bytes from its first on, in whatever portions they are wanted."""
 
     def __init__(self, source: Source, position: int) -> None:

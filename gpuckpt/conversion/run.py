@@ -10,8 +10,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from gpuckpt.apart import Apart
 from gpuckpt.conversion.feed import Feed
@@ -19,6 +20,7 @@ from gpuckpt.conversion.formats import source_format, target_format
 from gpuckpt.conversion.port import Format, Options, Source
 from gpuckpt.conversion.replacing import check_target
 from gpuckpt.conversion.report import Conversion, Moved
+from gpuckpt.conversion.singa import SINGA
 from gpuckpt.errors import CorruptError, InvalidError, UnsupportedError
 from gpuckpt.seal import Key, make_seal
 from gpuckpt.sizes import parse_nbytes
@@ -36,11 +38,14 @@ def convert(
     strict: bool = False,
     verify: bool = False,
     force: bool = False,
+    ignore_checksums: bool = False,
     shard_size: int | str | None = None,
     codec: str = "auto",
     memory: int | str = "128 MiB",
     key: Key | None = None,
     target_key: Key | None = None,
+    workers: int | None = None,
+    axes: Mapping[str, int] | None = None,
     progress: Progress = lambda _what, _nbytes, _total: None,
 ) -> Conversion:
     """Convert what is at `source` into a new `target` of another format.
@@ -53,6 +58,10 @@ def convert(
     is `lost`, which is never a tensor's bytes.  `verify` reads the target back
     and compares; `force` replaces one that is there: a directory only if it is
     empty or has one checkpoint and nothing else, and never the source.
+    Targets get checksums of their tensors; where these stand with a source, they are
+    compared, unless `ignore_checksums` says that it was changed on purpose.  `workers` and `axes`
+    are of SINGA's files: how many there are to be, and the axis of each parameter,
+    by name, along which it is cut (0 if it isn't named).
     `shard_size` cuts safetensors into files of at most so many bytes of data.  `codec` and
     `target_key` are those of a checkpoint that is written, `key` is what one
     that is read must be sealed with.  `progress` is told what is done
@@ -65,36 +74,58 @@ def convert(
     Raises:
         NotFoundError: there is no source, or no such step or name.
         InvalidError: the formats can't be told, the target is there already, or it is
-            the source, or a directory with more in it than a checkpoint.
+            the source, or a directory with more in it than a checkpoint; or an option
+            is of another format.
         UnsupportedError: the target can't hold a tensor, or with `strict` something else.
         CorruptError: the source isn't what was written, or, of `verify`, the target.
     """
+    seal, target_seal = make_seal(key), make_seal(target_key)
+    key = target_key = None  # so that no traceback's locals have them
+    at, into = os.fspath(source), os.fspath(target)
+    reads, writes = source_format(at), target_format(into, to)
+    _check_options(reads, writes, workers, axes)
     options = Options(
         step=step,
         shard_nbytes=None if shard_size is None else parse_nbytes(shard_size),
         codec=codec,
         memory=memory,
         force=force,
-        seal=make_seal(key),
-        target_seal=make_seal(target_key),
+        seal=seal,
+        target_seal=target_seal,
+        standing=check_target(at, reads, into, writes, force=force),
+        workers=workers,
+        axes=axes or {},
     )
-    key = target_key = None  # so that no traceback's locals have them
-    at, into = os.fspath(source), os.fspath(target)
-    reads, writes = source_format(at), target_format(into, to)
-    check_target(at, reads, into, writes, force=force)
     picked = [names] if isinstance(names, str) else None if names is None else list(names)
     with _opened(reads, at, options) as opened:
         total = opened.outline.nbytes
-        feed = Feed(opened, picked, lambda nbytes: progress("reading", nbytes, total))
+        feed = Feed(
+            opened,
+            picked,
+            lambda nbytes: progress("reading", nbytes, total),
+            ignore_checksums=ignore_checksums,
+        )
         total = feed.outline.nbytes
         lost = [*feed.outline.left_out, *writes.lost(feed.outline)]
         if strict and lost:
             raise UnsupportedError(into, f"it would lose this: {'; '.join(lost)}")
-        written = _write(writes, into, feed, options)
+        written = _write(writes, into, feed, replace(options, checksums=feed.checksums))
     if verify:
-        again = Options(step=written, memory=options.memory, seal=options.target_seal)
+        again = Options(
+            step=written, memory=options.memory, seal=options.target_seal, axes=options.axes
+        )
         _verify(writes, into, feed, again, lambda n: progress("verifying", n, total))
     return _report((at, reads), (into, writes), feed, lost, step=written, verified=verify)
+
+
+def _check_options(
+    reads: Format, writes: Format, workers: int | None, axes: Mapping[str, int] | None
+) -> None:
+    """See that nothing is asked for that would be passed over."""
+    if workers is not None and writes.name != SINGA.name:
+        raise InvalidError(f"workers= (--workers) is for targets of singa, not of {writes.name}")
+    if axes and SINGA.name not in (reads.name, writes.name):
+        raise InvalidError("axes= (--axis) is for conversions from or to singa")
 
 
 @contextmanager
@@ -157,6 +188,7 @@ def _report(
     step: int | None,
     verified: bool,
 ) -> Conversion:
+    own = source[1].checks
     further: dict[str, list[str]] = {}
     for name, first in feed.outline.aliases.items():
         further.setdefault(first, []).append(name)
@@ -164,6 +196,7 @@ def _report(
         Moved(
             *(spec.name, spec.dtype, spec.shape, spec.nbytes, feed.digests[at]),
             aliases=tuple(further.get(spec.name, ())),
+            checked="checksum" if at in feed.compared else "format" if own else None,
         )
         for at, spec in enumerate(feed.outline.specs)
     )

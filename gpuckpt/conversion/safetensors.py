@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from gpuckpt.conversion.checksums import KEY as CHECKSUMS
+from gpuckpt.conversion.checksums import Checksum, Noted, blank, pack_checksums
 from gpuckpt.conversion.keeping import KEY, pack_kept, unpack_kept
 from gpuckpt.conversion.placing import file_of, new_directory, new_file, path_of
 from gpuckpt.conversion.port import (
@@ -75,7 +77,8 @@ def open_safetensors(at: str, _: Options) -> Iterator[Source]:
     if not at.endswith(INDEX_SUFFIX):
         store, name = file_of(at)
         header = read_header(store, name)
-        yield _source(header, [_Place(store, name, one) for one in header.offsets], {})
+        places = [_Place(store, name, one) for one in header.offsets]
+        yield _source(header, places, {}, _noted(header, f"{store.root}/{name}"))
         return
     store, name = file_of(at)
     where = f"{store.root}/{name}"
@@ -100,8 +103,14 @@ def read_header(store: Store, name: str) -> Header:
     return unpack_header(bytes(text), nbytes, where)
 
 
-def _source(header: Header, places: Sequence[_Place], further: Mapping[str, str]) -> Source:
+def _source(
+    header: Header,
+    places: Sequence[_Place],
+    further: Mapping[str, str],
+    noted: Sequence[Noted],
+) -> Source:
     metadata = {**header.metadata, **further}
+    metadata.pop(CHECKSUMS, None)
     names = {spec.name for spec in header.specs}
     kept = metadata.pop(KEY, None)
     aliases = {
@@ -110,8 +119,10 @@ def _source(header: Header, places: Sequence[_Place], further: Mapping[str, str]
         if value in names and key not in names and key not in PLAIN_FORMAT
     }
     rest = {key: value for key, value in metadata.items() if key not in aliases}
+    if noted:  # which is written with them
+        rest = {key: value for key, value in rest.items() if PLAIN_FORMAT.get(key) != value}
     outline = unpack_kept(kept, header.specs, rest, aliases)
-    return SafetensorsSource(outline, places)
+    return SafetensorsSource(replace(outline, noted=tuple(noted)), places)
 
 
 def _unpack_index(data: bytes, where: str) -> tuple[dict[str, set[str]], dict[str, str]]:
@@ -135,17 +146,24 @@ def _sharded(
     root = split(at)[0] if is_url(at) else str(Path(at).expanduser().parent)
     every: list[Header] = []
     places: list[_Place] = []
+    noted: list[Noted] = []
     for file, names in files.items():
         store, name = file_of(beside(root, file))
         header = read_header(store, name)
         if {spec.name for spec in header.specs} != names:
             raise CorruptError(where, f"{file} doesn't have the tensors that the index says")
         places += [_Place(store, name, offset) for offset in header.offsets]
+        noted += _noted(header, f"{store.root}/{name}")
         every.append(header)
     specs = tuple(spec for header in every for spec in header.specs)
     text = {key: value for header in every for key, value in header.metadata.items()}
     whole = Header(specs, (), text)
-    return _source(whole, places, metadata)
+    return _source(whole, places, metadata, noted)
+
+
+def _noted(header: Header, where: str) -> list[Noted]:
+    text = header.metadata.get(CHECKSUMS)
+    return [] if text is None else [Noted(text, where)]
 
 
 def lost_in_safetensors(outline: Outline) -> Sequence[str]:
@@ -170,14 +188,15 @@ def write_safetensors(at: str, source: Source, options: Options) -> None:
     if path.name.endswith(SUFFIX):
         if options.shard_nbytes is not None:
             raise InvalidError(f"{at}: shards lie in a directory; give one as the target")
-        _write_file(path, source, range(len(outline.specs)), metadata, force=options.force)
+        _write_file(path, source, range(len(outline.specs)), metadata, options)
         return
     shares = _shares(outline, options.shard_nbytes or SHARD_NBYTES)
-    with new_directory(path, force=options.force) as folder:
+    new = Options(checksums=options.checksums)
+    with new_directory(path, force=options.force, before=options.standing) as folder:
         if len(shares) == 1:
-            _write_file(folder / f"model{SUFFIX}", source, shares[0], metadata)
+            _write_file(folder / f"model{SUFFIX}", source, shares[0], metadata, new)
             return
-        _write_shards(folder, source, shares, metadata)
+        _write_shards(folder, source, shares, metadata, new)
 
 
 def text_of(outline: Outline) -> dict[str, str]:
@@ -190,13 +209,17 @@ def text_of(outline: Outline) -> dict[str, str]:
 
 
 def _write_shards(
-    folder: Path, source: Source, shares: Sequence[Sequence[int]], metadata: Mapping[str, str]
+    folder: Path,
+    source: Source,
+    shares: Sequence[Sequence[int]],
+    metadata: Mapping[str, str],
+    options: Options,
 ) -> None:
     specs = source.outline.specs
     names = [f"model-{at + 1:05}-of-{len(shares):05}{SUFFIX}" for at in range(len(shares))]
     own = {key: value for key, value in metadata.items() if key != KEY}
     for name, share in zip(names, shares, strict=True):
-        _write_file(folder / name, source, share, own)
+        _write_file(folder / name, source, share, own, options)
     total = sum(spec.nbytes for spec in specs)
     kept = {KEY: metadata[KEY]} if KEY in metadata else {}
     weights = {
@@ -212,13 +235,24 @@ def _write_file(
     source: Source,
     positions: Sequence[int],
     metadata: Mapping[str, str],
-    *,
-    force: bool = False,
+    options: Options,
 ) -> None:
     specs = [source.outline.specs[at] for at in positions]
     order = file_order(specs)
-    with new_file(path, force=force) as file:
-        file.append([pack_header([specs[at] for at in order], metadata)])
+    ordered = [specs[at] for at in order]
+
+    checksums = options.checksums
+
+    def header(found: Mapping[str, Checksum]) -> bytes:
+        if checksums is None:
+            return pack_header(ordered, metadata)
+        own = {spec.name: found[spec.name] for spec in ordered}
+        return pack_header(ordered, {**PLAIN_FORMAT, **metadata, CHECKSUMS: pack_checksums(own)})
+
+    # What the tensors' fingerprints are is known at the end; their room is at the beginning.
+    beginning = None if checksums is None else lambda: header(checksums())
+    with new_file(path, force=options.force, before=options.standing, beginning=beginning) as file:
+        file.append([header(blank(ordered))])
         for at in order:
             for part in source.read(positions[at]):
                 file.append([part])

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpuckpt.conversion.checksums import FILE
 from gpuckpt.conversion.flat import is_text
 from gpuckpt.errors import CorruptError, NotFoundError
 from gpuckpt.stores import read_all
@@ -78,7 +79,7 @@ class Serial:
                 for name, path in found.items()
                 if not name.startswith(others) and not is_trainer(name.split("/")[0])
             }
-        return {name: path for name, path in found.items() if name != SUCCESS}
+        return {name: path for name, path in found.items() if name not in (SUCCESS, FILE)}
 
     def tables(self) -> dict[str, Path]:
         """The files of lookup tables, one a server, by name; in whichever spelling."""

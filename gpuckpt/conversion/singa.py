@@ -14,8 +14,9 @@ from gpuckpt.conversion.blobs import (
     encode_blob_head,
     encode_head,
 )
+from gpuckpt.conversion.checksums import Noted, check_ours, read_checksums, write_checksums
 from gpuckpt.conversion.flat import is_text, lost_but_arrays
-from gpuckpt.conversion.placing import new_directory, new_file, path_of
+from gpuckpt.conversion.placing import new_directory, new_file, path_of, put_checksums
 from gpuckpt.conversion.port import (
     PART_NBYTES,
     Format,
@@ -26,6 +27,7 @@ from gpuckpt.conversion.port import (
 )
 from gpuckpt.conversion.snapshots import (
     Joined,
+    checksums_name,
     file_name,
     files_of,
     float_nbytes,
@@ -53,7 +55,7 @@ VERSIONS = "singa.versions"
 class SingaSource:
     """A snapshot that is open for reading: all workers' files of one step."""
 
-    def __init__(self, params: Sequence[Joined], step: int) -> None:
+    def __init__(self, params: Sequence[Joined], step: int, noted: tuple[Noted, ...] = ()) -> None:
         """Nothing is read of the parameters' floats yet."""
         self._params = params
         versions = {one.name: one.version for one in params if one.version not in (None, step)}
@@ -62,6 +64,7 @@ class SingaSource:
             tuple(Spec(one.name, "float32", one.shape) for one in params),
             step=step,
             metadata={VERSIONS: json.dumps(versions)} if versions else {},
+            noted=noted,
         )
 
     def read(self, position: int) -> Iterator[memoryview]:
@@ -71,16 +74,15 @@ class SingaSource:
 
 
 @contextlib.contextmanager
-def open_singa(
-    at: str, options: Options, *, axes: Mapping[str, int] | None = None
-) -> Iterator[SingaSource]:
+def open_singa(at: str, options: Options) -> Iterator[SingaSource]:
     """A snapshot: the newest of a directory unless `options` name a step, or a file's.
 
-    Parameters that were partitioned are joined along axis 0, or along what
-    `axes` says by name: the files don't tell (`transpose: true` makes it 1).
+    Parameters that were partitioned are joined along axis 0, or along what their
+    `axes` say by name: the files don't tell (`transpose: true` makes it 1).
 
     Raises:
-        NotFoundError: there is no such snapshot, or a worker's file of it is missing.
+        NotFoundError: there is no such snapshot, or a worker's file of it is missing, or a
+            parameter that `axes` name.
         CorruptError: a file isn't what it should be.
     """
     path = path_of(at)
@@ -92,7 +94,8 @@ def open_singa(
     if step is None or step not in files:
         there = f"; there are {', '.join(map(str, sorted(files)))}" if files else ""
         raise NotFoundError(f"{folder}: there is no SINGA checkpoint of step {step}{there}")
-    yield SingaSource(read_snapshot(folder, files[step], axes), step)
+    noted = read_checksums(LocalStore(folder), checksums_name(step))
+    yield SingaSource(read_snapshot(folder, files[step], options.axes), step, noted)
 
 
 def _folder(path: Path) -> Path:
@@ -120,28 +123,37 @@ def lost_in_singa(outline: Outline) -> list[str]:
     return lost_but_arrays(outline, text={VERSIONS})
 
 
-def write_singa(at: str, source: Source, options: Options, *, workers: int | None = None) -> None:
+def write_singa(at: str, source: Source, options: Options) -> None:
     """Write a snapshot: a directory, or one file if `at` is called like a worker's.
 
-    There are as many `workers` as are asked for, or as `shard_nbytes` (or
-    SINGA's own limit of 512 MiB) needs.  A parameter is cut along axis 0 into as
-    many slices if that is even; all others are worker 0's, whole.
+    There are as many `workers` as `options` ask for, or as `shard_nbytes` (or
+    SINGA's own limit of 512 MiB) needs.  A parameter is cut along axis 0, or along what
+    their `axes` say by name, into as many slices if that is even; all others are worker
+    0's, whole.
 
     Raises:
         UnsupportedError: no number of workers makes the files short enough.
+        NotFoundError: there is no parameter, or no axis, that `axes` name.
     """
     path, outline = path_of(at), source.outline
     named = parse_file_name(path.name)
     step = options.step if options.step is not None else outline.step or 0
+    workers, axes = options.workers, _axes(outline, options.axes)
     most = min(options.shard_nbytes or FILE_NBYTES_MAX, FILE_NBYTES_MAX - _HEADS_NBYTES)
     if named is not None:
         if named[1] != 0 or workers not in (None, 1):
             raise InvalidError(f"{at}: one file has what worker 0 has; give a directory for more")
-        with new_file(path, force=options.force) as file:
-            _write_files(source, named[0], [file], _Cut(outline, 1).checked())
+        note = path.with_name(checksums_name(named[0]))
+        check_ours(note)
+        with new_file(path, force=options.force, before=options.standing, stale=note) as file:
+            _write_files(source, named[0], [file], _Cut(outline, 1, axes).checked())
+        put_checksums(note, options.checksums)
         return
-    cut = _cut(outline, workers, most)
-    with new_directory(path, force=options.force) as folder, contextlib.ExitStack() as stack:
+    cut = _cut(outline, workers, most, axes)
+    with (
+        new_directory(path, force=options.force, before=options.standing) as folder,
+        contextlib.ExitStack() as stack,
+    ):
         store = LocalStore(folder)
         files: list[Appender] = []
         for worker in range(cut.workers):
@@ -150,6 +162,19 @@ def write_singa(at: str, source: Source, options: Options, *, workers: int | Non
         _write_files(source, step, files, cut)
         for one in files:
             one.sync()
+        write_checksums(folder / checksums_name(step), options.checksums)
+
+
+def _axes(outline: Outline, axes: Mapping[str, int]) -> dict[int, int]:
+    """The axis along which each parameter is cut, by position, where it isn't 0."""
+    found: dict[int, int] = {}
+    for name, axis in axes.items():
+        at = outline.tensors.get(name)
+        if at is None or not 0 <= axis < len(outline.specs[at].shape):
+            what = "parameter" if at is None else f"axis {axis} of a parameter"
+            raise NotFoundError(f"there is no {what} that is called {name} (of axes)")
+        found[at] = axis
+    return found
 
 
 @dataclass(frozen=True)
@@ -158,14 +183,12 @@ class _Cut:
 
     outline: Outline
     workers: int
+    axes: Mapping[int, int]
 
     @property
     def longest_nbytes(self) -> int:
         """The floats in the first worker's file; none has more."""
-        specs = self.outline.specs
-        return sum(
-            float_nbytes(self.slice_of(specs[at].shape)) for at in self.outline.tensors.values()
-        )
+        return sum(float_nbytes(self.slice_of(at)) for at in self.outline.tensors.values())
 
     def checked(self) -> _Cut:
         """Itself.
@@ -183,29 +206,34 @@ class _Cut:
             )
         return self
 
-    def owners(self, shape: Sequence[int]) -> int:
+    def axis(self, at: int) -> int:
+        """The axis along which a parameter is cut."""
+        return self.axes.get(at, 0)
+
+    def owners(self, at: int) -> int:
         """How many workers have something of a parameter, from the first on."""
-        even = bool(shape) and shape[0] > 0 and shape[0] % self.workers == 0
+        shape, axis = self.outline.specs[at].shape, self.axis(at)
+        even = bool(shape) and shape[axis] > 0 and shape[axis] % self.workers == 0
         return self.workers if even else 1
 
-    def slice_of(self, shape: Sequence[int]) -> tuple[int, ...]:
+    def slice_of(self, at: int) -> tuple[int, ...]:
         """What one of them has."""
-        owners = self.owners(shape)
-        return tuple(shape) if owners == 1 else (shape[0] // owners, *shape[1:])
+        shape, axis, owners = self.outline.specs[at].shape, self.axis(at), self.owners(at)
+        return shape if owners == 1 else (*shape[:axis], shape[axis] // owners, *shape[axis + 1 :])
 
 
-def _cut(outline: Outline, workers: int | None, most_nbytes: int) -> _Cut:
+def _cut(outline: Outline, workers: int | None, most_nbytes: int, axes: Mapping[int, int]) -> _Cut:
     """For so many workers, or the fewest that keep the files short, as far as that goes."""
     if workers is not None:
         if not 0 < workers <= _WORKERS_MAX:
             raise InvalidError(f"workers is a number from 1 to {_WORKERS_MAX}; got {workers}")
-        return _Cut(outline, workers).checked()
-    whole = _Cut(outline, 1)
+        return _Cut(outline, workers, axes).checked()
+    whole = _Cut(outline, 1, axes)
     best, shortest = whole, whole.longest_nbytes
     for count in range(2, _WORKERS_MAX + 1):
         if shortest <= most_nbytes:
             break
-        cut = _Cut(outline, count)
+        cut = _Cut(outline, count, axes)
         if (longest := cut.longest_nbytes) < shortest:
             best, shortest = cut, longest
     return best.checked()
@@ -215,30 +243,25 @@ def _write_files(source: Source, step: int, files: Sequence[Appender], cut: _Cut
     outline = source.outline
     versions = _versions(outline)
     for worker, file in enumerate(files):
-        own = [
-            name
-            for name, at in outline.tensors.items()
-            if worker < cut.owners(outline.specs[at].shape)
-        ]
+        own = [name for name, at in outline.tensors.items() if worker < cut.owners(at)]
         file.append([encode_head(own, [versions.get(name, step) for name in own])])
     for at in outline.tensors.values():
-        shape = outline.specs[at].shape
-        _write_blob(source.read(at), files[: cut.owners(shape)], cut.slice_of(shape))
+        _write_blob(source.read(at), files[: cut.owners(at)], cut.slice_of(at), cut.axis(at))
 
 
 def _write_blob(
-    parts: Iterator[memoryview], files: Sequence[Appender], shape: tuple[int, ...]
+    parts: Iterator[memoryview], files: Sequence[Appender], shape: tuple[int, ...], axis: int
 ) -> None:
-    """A parameter's slices, one after the other, each to its worker's file."""
+    """A parameter's slices, each to its worker's file: in C order, in turn a run of each."""
     for file in files:
         file.append([encode_blob_head(shape)])
-    nbytes = float_nbytes(shape)
+    nbytes = float_nbytes(shape[axis:])
     room, worker = nbytes, 0
     for whole in parts:
         part = whole
         while part.nbytes:
             if not room:
-                worker, room = worker + 1, nbytes
+                worker, room = (worker + 1) % len(files), nbytes
             files[worker].append([part[:room]])
             taken = min(part.nbytes, room)
             part, room = part[taken:], room - taken

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpuckpt.conversion.blobs import FLOAT_NBYTES, Param, read_params
+from gpuckpt.conversion.checksums import SUFFIX
 from gpuckpt.conversion.window import Run, Window
 from gpuckpt.errors import CorruptError, MismatchError, NotFoundError
 from gpuckpt.stores.local import LocalStore
@@ -30,6 +31,11 @@ _COPY = "bring all files of the step together"
 def file_name(step: int, worker: int) -> str:
     """What a worker's file of a step is called."""
     return f"step{step}-worker{worker}.bin"
+
+
+def checksums_name(step: int) -> str:
+    """What the file of a step's checksums is called, which lies beside the workers' files."""
+    return f"step{step}{SUFFIX}"
 
 
 def parse_file_name(name: str) -> tuple[int, int] | None:
@@ -93,7 +99,7 @@ def read_snapshot(
     They are joined along axis 0, or along what `axes` says by name.
 
     Raises:
-        NotFoundError: a worker's file isn't there.
+        NotFoundError: a worker's file isn't there, or a parameter that `axes` names.
         CorruptError: a file isn't what it should be.
         MismatchError: slices don't fit each other.
     """
@@ -107,6 +113,8 @@ def read_snapshot(
             # Of one name twice in one file SINGA takes the later one.
             pieces.setdefault(param.name, {})[worker] = param
     pieces = _without_partitions(pieces)
+    if unknown := sorted(set(axes or {}) - set(pieces)):
+        raise NotFoundError(f"{folder}: no parameter is called {', '.join(unknown)} (of axes)")
     return [
         _joined(folder, name, found, len(files), (axes or {}).get(name, 0))
         for name, found in pieces.items()

@@ -12,6 +12,7 @@ import contextlib
 import io
 import mmap
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuckpt.arrays import Tensor, finish
-from gpuckpt.conversion.placing import Writing, new_file, path_of, scratch_file
+from gpuckpt.conversion.checksums import beside, check_ours, read_checksums
+from gpuckpt.conversion.placing import Writing, new_file, path_of, put_checksums, scratch_file
 from gpuckpt.conversion.port import PLAIN_FORMAT, Format, Options, Outline, Source
 from gpuckpt.conversion.states import StateSource, filled
 from gpuckpt.dtypes import to_numpy
@@ -27,6 +29,7 @@ from gpuckpt.errors import CheckpointError, CorruptError, InvalidError, Unsuppor
 from gpuckpt.plan import ALIGNMENT, aligned
 from gpuckpt.spec import Spec
 from gpuckpt.stores import Appender, Buffer
+from gpuckpt.stores.local import LocalStore
 from gpuckpt.structure import from_json
 from gpuckpt.values import decode_value
 
@@ -52,8 +55,11 @@ def open_torch(at: str, _: Options) -> Iterator[Source]:
         UnsupportedError: a leaf is neither a tensor nor a plain value.
     """
     path = path_of(at)
-    state = _load(path)
-    yield StateSource(state)
+    source = StateSource(_load(path))
+    note = beside(path)
+    noted = read_checksums(LocalStore(note.parent), note.name)
+    source.outline = replace(source.outline, noted=noted)
+    yield source
 
 
 def _load(path: Path) -> Any:
@@ -127,8 +133,10 @@ def _is_read(torch: Any, tree: Any) -> bool:
 def write_torch(at: str, source: Source, options: Options) -> None:
     """Write a file by `torch.save`; meanwhile the tensors take as much room once more."""
     torch, path, specs = _torch(), path_of(at), source.outline.specs
+    note = beside(path)
+    check_ours(note)
     with (
-        new_file(path, force=options.force) as file,
+        new_file(path, force=options.force, before=options.standing, stale=note) as file,
         scratch_file(path) as (scratch, raw),
     ):
         for position, spec in enumerate(specs):
@@ -144,6 +152,7 @@ def write_torch(at: str, source: Source, options: Options) -> None:
         writing = _Kept(file)
         torch.save(state, writing)
         writing.check()
+    put_checksums(note, options.checksums)
 
 
 class _Kept(Writing):

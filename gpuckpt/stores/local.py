@@ -168,6 +168,23 @@ def sync_tree(top: Path) -> None:
             _sync_directory(Path(folder))
 
 
+def overwrite(path: Path, data: bytes) -> None:
+    """Put bytes in the place of a file's first ones, durably.
+
+    Raises:
+        StorageError: the storage refused.
+    """
+    with told(path, "write"):
+        descriptor = open_file(path, os.O_WRONLY)
+        try:
+            at = 0
+            while at < len(data):
+                at += os.pwrite(descriptor, data[at:], at)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 class _Held:
     """A descriptor that is closed once, whoever comes first."""
 

@@ -56,7 +56,7 @@ def test_the_guide_from_singa_and_fluid(tmp_path, monkeypatch, capsys):
         name = f"step{step}-worker0.bin"
         (tmp_path / f"s{step}" / name).rename(tmp_path / "WORKSPACE/checkpoint" / name)
     convert("made", "checkpoint_dir", to="fluid")
-    assert run_commands(GUIDES / "from-singa-and-fluid.md", tmp_path) == 5
+    assert run_commands(GUIDES / "from-singa-and-fluid.md", tmp_path) == 7
     run_code(GUIDES / "from-singa-and-fluid.md", capsys)
     assert gpuckpt.load("runs/fluid")["trainer_0"] == {"epoch_id": 0, "step_id": 700}
 

@@ -13,7 +13,9 @@ from gpuckpt.conversion import convert
 
 # SINGA's files hold float32 alone; this model has one tensor of int64 beside.
 FLOATS = {"singa": ["*weight", "*bias"]}
-PACKAGES = {"dcp": "torch", "orbax": "orbax.checkpoint"}
+PACKAGES = {"dcp": "torch", "orbax": "orbax.checkpoint", "torch": "torch"}
+FILES = {"npz": "x.npz", "torch": "x.pt"}
+SYSTEMS = ["singa", "fluid", "dcp", "orbax", "npz", "torch", "safetensors"]
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -35,13 +37,14 @@ def weights(model, tmp_path_factory) -> dict[str, np.ndarray]:
     return loaded
 
 
-@pytest.mark.parametrize("system", ["singa", "fluid", "dcp", "orbax"])
+@pytest.mark.parametrize("system", SYSTEMS)
 def test_a_real_model_goes_there_and_back_bit_for_bit(tmp_path, model, weights, system):
     if system in PACKAGES:
         pytest.importorskip(PACKAGES[system], reason=f"needs {PACKAGES[system]}")
     names = FLOATS.get(system)
-    done = convert(model, tmp_path / "there", to=system, names=names, shard_size="40 MiB")
-    back = convert(tmp_path / "there", tmp_path / "back", to="gpuckpt")
+    there = tmp_path / FILES.get(system, "there")
+    done = convert(model, there, to=system, names=names, shard_size="40 MiB")
+    back = convert(there, tmp_path / "back", to="gpuckpt")
 
     found = gpuckpt.load(tmp_path / "back", like="numpy")
     found.pop("trainer_0", None)
@@ -52,8 +55,10 @@ def test_a_real_model_goes_there_and_back_bit_for_bit(tmp_path, model, weights, 
         assert found[name].dtype == weights[name].dtype, name
         assert found[name].tobytes() == weights[name].tobytes(), name
     assert {one.digest for one in back.tensors} == {one.digest for one in done.tensors}
-    if system == "singa":
-        assert len(list((tmp_path / "there").iterdir())) > 1
+    assert back.checked == len(back.tensors)
+    if system in ("singa", "safetensors"):
+        files = {"singa": "step0-worker*.bin", "safetensors": "model-*-of-*.safetensors"}
+        assert len(list(there.glob(files[system]))) > 1
 
 
 def test_singa_and_fluid_meet_in_one_step(tmp_path):

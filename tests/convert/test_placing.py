@@ -14,9 +14,13 @@ import numpy as np
 import pytest
 
 import gpuckpt
+from gpuckpt.conversion.feed import Feed
 from gpuckpt.conversion.npz import NPZ
 from gpuckpt.conversion.placing import Reading, new_directory, new_file, path_of
+from gpuckpt.conversion.port import Format, Options, Source
 from gpuckpt.conversion.safetensors import SAFETENSORS
+from gpuckpt.conversion.standing import standing
+from gpuckpt.conversion.states import StateSource
 from gpuckpt.errors import InvalidError, NotFoundError
 from gpuckpt.stores.local import LocalAppender, LocalStore
 from tests.convert.states import read, training_state, written
@@ -94,7 +98,9 @@ def test_whatever_call_of_the_system_fails_no_half_target_stays(
             written(old, TARGETS[name], place / name)
         system.fault = Fault(at, errno.ENOSPC)
         try:
-            written(state, TARGETS[name], place / name, force=before, shard_nbytes=sharded(name))
+            feed = Feed(StateSource(state))
+            options = {"force": before, "shard_nbytes": sharded(name), "checksums": feed.checksums}
+            put(TARGETS[name], place / name, feed, options)
         except gpuckpt.CheckpointError as error:
             assert isinstance(error, gpuckpt.StorageError), error  # noqa: PT017
             failed += 1
@@ -124,10 +130,12 @@ def test_whatever_call_of_the_system_fails_torch_leaves_no_half_file(tmp_path, m
         place.mkdir()
         system.fault = Fault(at, errno.ENOSPC)
         with contextlib.suppress(gpuckpt.StorageError):
-            written(state, TORCH, place / "x.pt")
+            feed = Feed(StateSource(state))
+            put(TORCH, place / "x.pt", feed, {"checksums": feed.checksums})
         struck, system.fault = system.fault.struck, Fault(-1)
         left = [path.name for path in place.iterdir()]
-        assert left in ([], ["x.pt"]) or struck == "unlink"
+        beside = ["x.pt", "x.pt.checksums.json"]
+        assert sorted(left) in ([], beside[:1], beside) or struck == "unlink"
         if "x.pt" in left:
             assert same(read(place / "x.pt", TORCH), state)
         clear(place)
@@ -177,8 +185,126 @@ def test_a_directory_that_cant_get_its_name_leaves_the_one_before(tmp_path, monk
     assert [path.name for path in tmp_path.rglob("*")] == ["dir", "old"]
 
 
+def moved_with(monkeypatch: pytest.MonkeyPatch, then: Any) -> None:
+    """When a folder has been moved aside, something happens to it before anybody looks again."""
+    rename = Path.rename
+
+    def noted(path: Path, target: Path) -> Path:
+        moved = rename(path, target)
+        if target.name.endswith(".partial"):
+            then(target)
+        return moved
+
+    monkeypatch.setattr(Path, "rename", noted)
+
+
+def an_export(tmp_path: Path) -> Path:
+    """A directory of safetensors, and a root to put in its place."""
+    gpuckpt.save(tmp_path / "run", {"w": np.ones(3)})
+    gpuckpt.convert(tmp_path / "run", tmp_path / "dir", to="safetensors")
+    return tmp_path / "dir"
+
+
+@pytest.mark.parametrize("when", ["while it is written", "while it is moved aside"])
+def test_a_directory_that_got_something_meanwhile_isnt_replaced(tmp_path, monkeypatch, when):
+    old = an_export(tmp_path)
+    before = (old / "model.safetensors").read_bytes()
+
+    def write(folder: Path) -> None:
+        (folder / "notes.txt").write_text("precious")
+
+    def progress(*_: object) -> None:
+        write(old)
+
+    if when == "while it is moved aside":
+        moved_with(monkeypatch, write)
+        progress = lambda *_: None  # noqa: E731
+    with pytest.raises(InvalidError, match=r"dir has changed since .*: notes\.txt; nothing is"):
+        gpuckpt.convert(tmp_path / "run", old, to="safetensors", force=True, progress=progress)
+    assert (old / "notes.txt").read_text() == "precious"
+    assert (old / "model.safetensors").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dir", "run"]
+
+
+def test_another_checkpoint_that_was_written_there_meanwhile_isnt_replaced(tmp_path):
+    old = an_export(tmp_path)
+    gpuckpt.save(tmp_path / "other", {"theirs": np.zeros(2)})
+
+    def progress(*_: object) -> None:
+        gpuckpt.convert(tmp_path / "other", old, to="safetensors", force=True)
+
+    with pytest.raises(InvalidError, match=r"dir has changed since"):
+        gpuckpt.convert(tmp_path / "run", old, to="safetensors", force=True, progress=progress)
+    assert list(read(old, SAFETENSORS)) == ["theirs"]
+
+
+def test_what_came_into_a_directory_after_the_last_look_is_not_deleted(
+    tmp_path, monkeypatch, caplog
+):
+    old, rename = an_export(tmp_path), Path.rename
+
+    def late(path: Path, target: Path) -> Path:
+        if target == old:  # the new one gets its name: somebody writes into the one before
+            (aside,) = (one for one in tmp_path.glob(".dir.*") if one != path)
+            (aside / "notes.txt").write_text("precious")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    gpuckpt.convert(tmp_path / "run", old, to="safetensors", force=True)
+    (aside,) = tmp_path.glob(".dir.*")
+    assert [(path.name, path.read_text()) for path in aside.iterdir()] == [
+        ("notes.txt", "precious")
+    ]
+    assert "isn't all deleted" in caplog.text
+
+
+def test_a_file_that_changed_meanwhile_isnt_replaced(tmp_path):
+    gpuckpt.save(tmp_path / "run", {"w": np.ones(3)})
+    path = tmp_path / "x.npz"
+    path.write_bytes(b"old")
+
+    with pytest.raises(InvalidError, match=r"x\.npz has changed since it was seen"):
+        gpuckpt.convert(
+            tmp_path / "run", path, force=True, progress=lambda *_: path.write_bytes(b"theirs")
+        )
+    assert path.read_bytes() == b"theirs"
+    path.unlink()
+    with pytest.raises(InvalidError, match=r"x\.npz has changed since it was seen"):
+        gpuckpt.convert(
+            tmp_path / "run", path, force=True, progress=lambda *_: path.write_bytes(b"came")
+        )
+    assert path.read_bytes() == b"came"
+
+
+def test_only_what_was_seen_is_deleted(tmp_path):
+    (tmp_path / "x" / "deep" / "er").mkdir(parents=True)
+    for name in ("a", "deep/b", "deep/er/c"):
+        (tmp_path / "x" / name).write_text(name)
+    (tmp_path / "x" / "link").symlink_to(tmp_path / "kept")
+    (tmp_path / "kept").write_text("kept")
+    seen = standing(tmp_path / "x")
+    assert sorted(seen.entries) == [".", "a", "deep", "deep/b", "deep/er", "deep/er/c", "link"]
+    (tmp_path / "x" / "deep" / "b").write_text("changed")
+    (tmp_path / "x" / "deep" / "new").write_text("new")
+
+    assert not seen.delete(tmp_path / "x")
+
+    left = {str(path.relative_to(tmp_path / "x")) for path in (tmp_path / "x").rglob("*")}
+    assert left == {"deep", "deep/b", "deep/new"}
+    assert (tmp_path / "kept").read_text() == "kept"
+    assert standing(tmp_path / "x").delete(tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+    assert standing(tmp_path / "x").entries == {}
+
+
 def sharded(name: str) -> int | None:
     return 50_000 if name == "dir" else None
+
+
+def put(to: Format, path: Path, source: Source, options: dict[str, Any]) -> None:
+    """Write a source, as a conversion does."""
+    assert to.write is not None
+    to.write(str(path), source, Options(**options))
 
 
 def clear(place: Path) -> None:

@@ -125,7 +125,7 @@ def test_slices_along_another_axis_are_joined_if_that_is_named(tmp_path):
     whole = np.arange(24, dtype="f4").reshape(4, 6)
     for worker, part in enumerate(np.split(whole, 3, axis=1)):
         (tmp_path / f"step1-worker{worker}.bin").write_bytes(by_protobuf({"w": part}))
-    with open_singa(str(tmp_path), Options(), axes={"w": 1}) as source:
+    with open_singa(str(tmp_path), Options(axes={"w": 1})) as source:
         assert_same({"w": read_whole(source, 0)}, {"w": whole})
 
 
@@ -164,13 +164,48 @@ def test_a_size_of_files_makes_as_many_workers_as_it_takes(tmp_path):
     state = arrays()
     root = as_root(tmp_path, state)
     done = convert(root, tmp_path / "singa", to="singa", shard_size=150, verify=True)
-    names = sorted(path.name for path in (tmp_path / "singa").iterdir())
+    names = sorted(path.name for path in (tmp_path / "singa").glob("*.bin"))
     assert names == [f"step400-worker{worker}.bin" for worker in range(4)]
     assert done.lost == ()
     first = by_protobuf({name: state[name][:2] for name in ("ip1_weight", "ip1_bias")})
     assert (tmp_path / "singa" / "step400-worker0.bin").read_bytes() != first
     second = {name: state[name][2:4] for name in ("ip1_weight", "ip1_bias")}
     assert (tmp_path / "singa" / "step400-worker1.bin").read_bytes() == by_protobuf(second)
+
+
+def test_parameters_are_cut_and_joined_along_the_axes_that_are_named(tmp_path):
+    state = arrays()
+    root, w = as_root(tmp_path, state), state["ip1_weight"]
+    workers, axes = 3, {"ip1_weight": 1}
+    assert w.shape[1] % workers == 0
+    convert(root, tmp_path / "singa", to="singa", workers=workers, axes=axes, verify=True)
+    assert len(list((tmp_path / "singa").glob("*.bin"))) == workers
+    with open_singa(str(tmp_path / "singa"), Options(step=400)) as source:
+        (joined,) = (one for one in source.outline.specs if one.name == "ip1_weight")
+    assert joined.shape == (w.shape[0] * workers, w.shape[1] // workers)  # as it isn't
+
+    with pytest.raises(CorruptError, match=r"ip1_weight: it is float32 .*, and .* has float32"):
+        convert(tmp_path / "singa", tmp_path / "wrong", to="gpuckpt")
+    convert(tmp_path / "singa", tmp_path / "back", to="gpuckpt", axes=axes)
+    for name, array in gpuckpt.load(tmp_path / "back").items():
+        assert array.tobytes() == state[name].tobytes(), name
+
+
+def test_axes_and_workers_that_mean_nothing_are_refused(tmp_path):
+    root = as_root(tmp_path, arrays())
+    convert(root, tmp_path / "singa", to="singa", workers=2)
+    for options, error, words in (
+        ({"to": "npz", "workers": 2}, InvalidError, "for targets of singa, not of npz"),
+        ({"to": "npz", "axes": {"w": 1}}, InvalidError, "from or to singa"),
+        ({"to": "singa", "axes": {"w": 1}}, NotFoundError, "no parameter that is called w"),
+        ({"to": "singa", "axes": {"ip1_bias": 1}}, NotFoundError, "no axis 1 of a parameter"),
+        ({"to": "singa", "workers": 0}, InvalidError, "from 1 to 1024"),
+    ):
+        with pytest.raises(error, match=words):
+            convert(root, tmp_path / "x", **options)
+    with pytest.raises(NotFoundError, match=r"no parameter is called w \(of axes\)"):
+        convert(tmp_path / "singa", tmp_path / "x", to="gpuckpt", axes={"w": 1})
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_target_that_is_called_like_a_file_is_that_file(tmp_path):
@@ -214,7 +249,7 @@ class Huge:
 
 def test_a_file_that_singa_could_not_read_is_not_written(tmp_path):
     with pytest.raises(UnsupportedError, match=r"SINGA reads 512\.0 MiB at most"):
-        write_singa(str(tmp_path / "singa"), Huge(), Options(), workers=2)
+        write_singa(str(tmp_path / "singa"), Huge(), Options(workers=2))
     assert list(tmp_path.iterdir()) == []
 
 
