@@ -21,6 +21,12 @@ def test_transformers_trainer_goes_on_bit_for_bit_after_kills(wheel, tmp_path):
     check_kill_and_resume("transformers_trainer", wheel, tmp_path, steps=22, kills=(5, 16))
 
 
+def test_a_loop_of_accelerates_goes_on_bit_for_bit_after_kills(wheel, tmp_path):
+    pytest.importorskip("accelerate", reason="accelerate isn't installed")
+    # Epochs are 16 steps long.
+    check_kill_and_resume("accelerate_loop", wheel, tmp_path, steps=60, kills=(7, 41))
+
+
 @pytest.mark.parametrize("backend", ["torch", "jax"])
 def test_keras_fit_goes_on_bit_for_bit_after_kills(wheel, tmp_path, monkeypatch, backend):
     if importlib.util.find_spec("keras") is None:
