@@ -29,6 +29,8 @@ from gpuckpt.adapters.torches import TORCH_FORMS
 from gpuckpt.perrank import PerRank
 from gpuckpt.rng import RNG
 
+__all__ = ["AcceleratorState"]
+
 
 class AcceleratorState:
     """The counterpart of `accelerator.save_state` and `load_state`, for a `Checkpointer`.
