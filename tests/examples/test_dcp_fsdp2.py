@@ -16,6 +16,3 @@ def test_shards_of_two_processes_go_on_bit_for_bit_and_are_taken_up_by_three(whe
     loaded = run("dcp_fsdp2", wheel, root, steps=30, arguments=three)
     assert loaded.steps == []
     assert loaded.digest == digest, loaded.output
-    longer = run("dcp_fsdp2", wheel, root, steps=32, arguments=three)
-    assert longer.steps == [31, 32], longer.output
-    assert longer.digest not in {None, digest}
