@@ -71,7 +71,8 @@ def main():
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    multiprocessing.spawn(train, (port, asked.root, asked.steps), RANKS)
+    given = port, asked.root, asked.steps
+    multiprocessing.start_processes(train, given, RANKS, start_method="fork")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import re
@@ -45,6 +46,39 @@ def test_the_reference_names_what_there_is_and_nothing_twice():
     named = re.findall(r"^::: gpuckpt\.(\w+)$", text, re.MULTILINE)
     assert len(named) == len(set(named))
     assert set(named) <= set(gpuckpt.__all__)
+
+
+def public_of(source: Path) -> list[str]:
+    """A module's `__all__`, without importing it."""
+    for node in ast.parse(source.read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            names: list[str] = ast.literal_eval(node.value)
+            return names
+    return []
+
+
+def test_the_reference_has_every_public_name_of_the_adapters_and_the_exporters():
+    text = "\n".join(page.read_text() for page in (DOCS / "reference").glob("*.md"))
+    there = set(re.findall(r"^::: (gpuckpt\.[\w.]+)$", text, re.MULTILINE))
+    sources = [*(ROOT / "gpuckpt/adapters").rglob("*.py"), ROOT / "gpuckpt/metrics/__init__.py"]
+    named = {
+        ".".join([*(source.relative_to(ROOT).with_suffix("").parts), name]).replace(".__init__", "")
+        for source in sources
+        for name in public_of(source)
+    }
+    named.discard("gpuckpt.adapters.transformers.AcceleratorState")  # of `accelerate`
+    assert len(named) > 35
+    assert named - there == set()
+    for short in ("torch", "jax"):
+        assert public_of(ROOT / f"gpuckpt/{short}.py") == public_of(
+            ROOT / f"gpuckpt/adapters/{short}/__init__.py"
+        )
+
+
+def test_the_page_of_functions_has_what_they_return():
+    text = (DOCS / "reference/functions.md").read_text()
+    for name in ("open", "opening.Reader", "convert", "Conversion", "conversion.Moved"):
+        assert f"::: gpuckpt.{name}\n" in text
 
 
 def test_the_page_of_errors_has_the_tree_as_it_is():

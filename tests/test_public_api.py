@@ -59,6 +59,8 @@ def test_importing_it_imports_no_framework():
 
 def test_the_readmes_code_runs_from_top_to_bottom(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    # PyTorch's loop runs where torch is: tests/frameworks/test_readme.py.
+    blocks = [block for block in blocks if "gpuckpt.torch" not in block]
     assert blocks
     program = tmp_path / "readme.py"
     program.write_text("\n".join(blocks))

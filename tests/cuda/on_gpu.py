@@ -22,7 +22,7 @@ def main() -> int:
         return NO_GPU
     for name, value in facts.items():
         print(f"{name}: {value}")
-    return pytest.main(sys.argv[1:] or ["tests/cuda"])
+    return pytest.main(sys.argv[1:] or ["tests/cuda", "tests/examples/test_cupy_loop.py"])
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 `install` must come before anything imports CuPy. The environment variable `VARIABLE` says in one
 word what to install, so that a test run and the processes it starts agree on it:
 ``GPUCKPT_STANDIN=mode=lazy,devices=2,mem_mb=512,jitter_us=200,seed=3``. A program runs on the
-stand-in by ``python -m tests.cuda_on_cpu.standin MODULE [ARGUMENTS]``.
+stand-in by ``python -m tests.cuda_on_cpu.standin MODULE_OR_FILE [ARGUMENTS]``.
 """
 
 from __future__ import annotations
@@ -217,7 +217,10 @@ def main() -> None:
     os.environ.setdefault(VARIABLE, "mode=async")
     install_from_environment()
     del sys.argv[0]
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    if sys.argv[0].endswith(".py"):
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    else:
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

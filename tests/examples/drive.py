@@ -24,6 +24,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).parents[2]
 # Not of a launcher that runs the tests.
@@ -48,14 +49,16 @@ def run(
     steps: int,
     kill_after: int | None = None,
     arguments: Sequence[str] = (),
+    launcher: Sequence[str] = (),
     timeout: float = 120.0,
 ) -> Run:
     """Run an example to its end, or kill it once it has told of step `kill_after`.
 
     It is killed only when a checkpoint is committed by then, and else at the next step.
+    `launcher` is what the interpreter is given before the script: a module of the tests.
     """
-    script = REPOSITORY / "examples" / f"{name}.py"
-    command = [sys.executable, str(script), "--root", str(root), "--steps", str(steps), *arguments]
+    script = [*launcher, str(REPOSITORY / "examples" / f"{name}.py")]
+    command = [sys.executable, *script, "--root", str(root), "--steps", str(steps), *arguments]
     root.parent.mkdir(parents=True, exist_ok=True)
     errors = root.parent / f"{root.name}.stderr"
     found = Run()
@@ -94,8 +97,10 @@ def has_checkpoint(root: Path) -> bool:
 def started(command: Sequence[str], wheel: Path, directory: Path, stderr: object):
     """A process that imports from `wheel`, in a session of its own; nothing of it is left."""
     left = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHERS)}
+    path = [wheel, REPOSITORY] if "-m" in command else [wheel]  # for a launcher
     # One thread: sums of several are taken in another order each time.
-    ours = {"PYTHONPATH": str(wheel), "OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
+    ours = {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
+    ours["PYTHONPATH"] = os.pathsep.join(map(str, path))
     process = subprocess.Popen(
         command,
         cwd=directory,
@@ -127,23 +132,22 @@ def check_kill_and_resume(
     steps: int,
     kills: Sequence[int],
     arguments: Sequence[str] = (),
+    launcher: Sequence[str] = (),
     timeout: float = 120.0,
-) -> None:
-    """A run that is killed after each of `kills` ends with the bits of one that never was."""
-    whole = run(name, wheel, tmp_path / "whole", steps=steps, arguments=arguments, timeout=timeout)
+) -> str:
+    """A run that is killed after each of `kills` ends with the bits of one that never was.
+
+    The digest of both; the checkpoints of the one that was killed are in `tmp_path / "killed"`.
+    """
+    options: Any = {"arguments": arguments, "launcher": launcher, "timeout": timeout}
+    whole = run(name, wheel, tmp_path / "whole", steps=steps, **options)
     assert whole.code == 0, whole.output
     assert whole.digest, whole.output
     assert whole.steps[0] == 1, whole.steps
 
     root, first = tmp_path / "killed", 1
     for kill_after in (*kills, None):
-        part = run(
-            *(name, wheel, root),
-            steps=steps,
-            kill_after=kill_after,
-            arguments=arguments,
-            timeout=timeout,
-        )
+        part = run(name, wheel, root, steps=steps, kill_after=kill_after, **options)
         assert part.steps, part.output
         assert part.steps[0] >= first, part.steps
         if kill_after is not None:
@@ -152,3 +156,4 @@ def check_kill_and_resume(
             first = 2  # from the beginning would be no resume
     assert part.code == 0, part.output
     assert part.digest == whole.digest, part.output
+    return whole.digest

@@ -1,4 +1,4 @@
-"""examples/torch_loop.py, killed in the middle of two epochs."""
+"""examples/torch_loop.py, killed in the middle of its second epoch."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from tests.examples.drive import check_kill_and_resume
 pytest.importorskip("torch")
 
 
-def test_the_loop_ends_with_the_same_bits_after_two_kills(wheel, tmp_path):
-    check_kill_and_resume("torch_loop", wheel, tmp_path, steps=36, kills=(9, 27), timeout=240)
+def test_the_loop_ends_with_the_same_bits_after_a_kill(wheel, tmp_path):
+    check_kill_and_resume("torch_loop", wheel, tmp_path, steps=36, kills=(27,), timeout=240)

@@ -44,6 +44,29 @@ class Watch(keras.callbacks.Callback):
         self.losses.append(logs["loss"])
 
 
+class Cut(keras.callbacks.Callback):
+    """Has the training stop after a step, in the middle of an epoch."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.left = step
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.left -= 1
+        if not self.left:
+            self.model.stop_training = True
+
+
+class Saves:
+    """Notes the step of every save."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def saved(self, record: Any) -> None:
+        self.steps.append(record.stats.step)
+
+
 def made(units: int = 4) -> Any:
     keras.utils.set_random_seed(0)
     inner = [keras.layers.Dense(units), keras.layers.BatchNormalization()]
@@ -59,15 +82,21 @@ def fit(root: Path, stop: int | None = None, **options: Any) -> dict[str, Any]:
     executed = options.pop("steps_per_execution", 1)
     model.steps_per_execution = executed
     preempt, every = options.pop("preempt", None), options.pop("every", gpuckpt.Every(steps=1))
-    saving = Checkpoint(root, every=every, keep=gpuckpt.Keep(last=2), preempt=preempt)
-    given = {"epochs": 3, "batch_size": 8, "verbose": 0} | options
+    saves = Saves()
+    saving = Checkpoint(
+        root, every=every, keep=gpuckpt.Keep(last=2), preempt=preempt, observers=[saves]
+    )
+    data: dict[str, Any] = {"x": INPUTS, "y": TARGETS, "epochs": 3, "batch_size": 8}
+    if options.pop("unsized", False):
+        data = {"x": ((INPUTS[at : at + 8], TARGETS[at : at + 8]) for at in range(0, 56, 8))}
+    cut = [Cut(options.pop("cut"))] if "cut" in options else []
     try:
-        model.fit(INPUTS, TARGETS, callbacks=[watch, saving], **given)
+        model.fit(callbacks=[watch, *cut, saving], **{"verbose": 0} | data | options)
     except StopError:
         saving.close()
     weights = b"".join(np.asarray(one).tobytes() for one in model.get_weights())
     found = {"digest": hashlib.sha256(weights).hexdigest(), "trained": watch.trained}
-    return {**found, "losses": watch.losses}
+    return {**found, "losses": watch.losses, "saves": saves.steps}
 
 
 def resumed(root: Path, stops: tuple[int, ...], **options: Any) -> dict[str, Any]:
@@ -108,14 +137,19 @@ def main() -> None:
         return base / str(next(numbers))
 
     validated: dict[str, Any] = {"validation_data": (INPUTS[:9], TARGETS[:9])}
-    two = root()
-    fit(two, epochs=2)
+    ends = gpuckpt.Every(steps=BATCHES, epochs=1, seconds=1e-9)
+    two, short = root(), root()
+    twice, cut = fit(two, epochs=2, every=ends), fit(short, cut=4, every=gpuckpt.Every(steps=3))
+    unsized = fit(root(), unsized=True, every=ends)
     plain, checked = fit(root()), fit(root(), **validated)
     found: dict[str, Any] = {
         "twice": [checked, resumed(root(), (3, 12), **validated)],
         "boundary": [plain, resumed(root(), (7,))],
         "epochs": [checked, resumed(root(), (11,), every=gpuckpt.Every(epochs=1), **validated)],
         "longer": [plain, fit(two)],
+        "cut": [plain, fit(short)],
+        "unsized": [unsized, resumed(root(), (6,), unsized=True)],
+        "saves": [one["saves"] for one in (twice, unsized, cut)],
         "refused": refused(two),
         "metrics": [
             metrics_of(root(), "copy"),
@@ -127,7 +161,7 @@ def main() -> None:
     }
     if keras.backend.backend() == "jax":  # on torch, Keras executes each step alone
         both: dict[str, Any] = {"steps_per_execution": 2}
-        found["together"] = [fit(root(), **both), resumed(root(), (4, 9), **both)]
+        found["together"] = [fit(root(), **both), resumed(root(), (9,), **both)]
     print(json.dumps(found))
 
 

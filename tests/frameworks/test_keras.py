@@ -48,6 +48,8 @@ def fits(request, tmp_path_factory) -> Any:
         ("boundary", 21 - 6),
         ("epochs", 21 - 7),
         ("longer", 7),
+        ("cut", 21 - 4),
+        ("unsized", 7 - 5),  # a generator
     ],
 )
 def test_a_fit_that_was_ended_goes_on_at_its_batch_with_the_same_bits(fits, run, left):
@@ -55,7 +57,15 @@ def test_a_fit_that_was_ended_goes_on_at_its_batch_with_the_same_bits(fits, run,
 
     assert again["digest"] == whole["digest"]
     assert again["losses"] == whole["losses"][-len(again["losses"]) :]
-    assert (whole["trained"], again["trained"]) == (21, left)
+    assert (whole["trained"], again["trained"]) == (7 if run == "unsized" else 21, left)
+
+
+def test_no_step_is_saved_twice(fits):
+    of_two_epochs, of_a_generator, of_one_that_was_cut_off = fits["saves"]
+
+    assert of_two_epochs == list(range(1, 15))
+    assert of_a_generator == list(range(1, 8))
+    assert of_one_that_was_cut_off == [3, 4]
 
 
 def test_so_does_one_that_executes_several_steps_together(fits):

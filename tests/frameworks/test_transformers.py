@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,8 @@ from transformers import (  # noqa: E402
     TrainingArguments,
 )
 
-from gpuckpt.adapters.transformers import AcceleratorState, Checkpoint  # noqa: E402
+from gpuckpt.adapters.accelerate import AcceleratorState  # noqa: E402
+from gpuckpt.adapters.transformers import Checkpoint  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:::transformers", "ignore:::torch")
 
@@ -144,6 +147,38 @@ def test_a_checkpoint_has_the_trainers_state_its_callbacks_and_what_was_logged(t
         latest = saver.latest()
         assert latest is not None
         assert {"loss", "eval_loss"} <= latest.metrics.keys()
+
+
+@pytest.mark.parametrize(
+    ("when", "stop", "last"),
+    [("steps", True, 6), ("epoch", True, 14), ("epoch", False, 21)],
+)
+def test_the_end_is_saved_before_the_best_model_takes_its_place(tmp_path, when, stop, last):
+    seen: dict[int, str] = {}
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            seen[state.global_step] = digest(model.state_dict())
+
+    torch.manual_seed(0)
+    model = Net()
+    every = gpuckpt.Every(steps=100)
+    saving = Checkpoint(tmp_path / "a", every=every, snapshot="hold")
+    # The highest loss is the best: that of the first evaluation, and no later one is better.
+    best = {"load_best_model_at_end": True, "greater_is_better": True, "num_train_epochs": 3}
+    often = {"eval_strategy": when, "save_strategy": when, "eval_steps": 3, "save_steps": 3}
+    callbacks = [saving, Look(), *([EarlyStoppingCallback(1)] if stop else [])]
+    trainer = trainer_of(model, callbacks, metric_for_best_model="loss", **best | often)
+    trainer.train(resume_from_checkpoint=saving.resume(trainer))
+
+    assert max(seen) == last
+    assert digest(model.state_dict()) == seen[3 if when == "steps" else 7]
+    with gpuckpt.Checkpointer(tmp_path / "a") as saver:
+        assert saver.steps() == [last]
+        latest = saver.latest()
+        assert latest is not None
+        assert "eval_loss" in latest.metrics
+    assert digest(gpuckpt.load(tmp_path / "a")["model"]) == seen[last]
 
 
 def test_tied_weights_are_stored_once_and_stay_tied(tmp_path):
@@ -301,13 +336,22 @@ def test_what_was_registered_is_saved_and_refused_by_name_if_it_cannot_be(tmp_pa
     assert one.count == {1, 2}
 
 
-def test_transformers_absence_says_what_to_install(monkeypatch):
-    import importlib
-    import sys
-
-    for name in [one for one in sys.modules if one.startswith("gpuckpt.adapters.transformers")]:
+@pytest.mark.parametrize(
+    ("adapter", "lacking"),
+    [("transformers", "transformers"), ("transformers", "accelerate"), ("accelerate",) * 2],
+)
+def test_an_absence_says_what_to_install(monkeypatch, adapter, lacking):
+    beginnings = ("gpuckpt.adapters.transformers", "gpuckpt.adapters.accelerate")
+    for name in [one for one in sys.modules if one.startswith(beginnings)]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "accelerate", None)
+    monkeypatch.setitem(sys.modules, lacking, None)
 
-    with pytest.raises(ImportError, match=r"pip install 'gpuckpt\[transformers\]'"):
-        importlib.import_module("gpuckpt.adapters.transformers")
+    with pytest.raises(ImportError, match=rf"pip install 'gpuckpt\[{adapter}\]'"):
+        importlib.import_module(f"gpuckpt.adapters.{adapter}")
+
+
+def test_a_loop_of_accelerates_needs_no_transformers(monkeypatch):
+    monkeypatch.delitem(sys.modules, "gpuckpt.adapters.accelerate")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+
+    assert importlib.import_module("gpuckpt.adapters.accelerate").AcceleratorState

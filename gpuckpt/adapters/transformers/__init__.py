@@ -19,7 +19,7 @@ try:
 except ImportError as error:
     raise missing("transformers", error) from error
 
-from gpuckpt.adapters.transformers.accelerated import AcceleratorState
+from gpuckpt.adapters.accelerate import AcceleratorState
 from gpuckpt.adapters.transformers.callback import Checkpoint
 
 __all__ = ["AcceleratorState", "Checkpoint"]

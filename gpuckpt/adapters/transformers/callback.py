@@ -151,13 +151,23 @@ class Checkpoint(TrainerCallback):
         del args, state, control
         self._order()
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
     ) -> None:
-        """Save the end, if the Trainer will put its best model in the place of the last."""
+        """Save the end, if the Trainer will put its best model in the place of the last.
+
+        Its last log is of the whole training, whatever ended it, and the best
+        model comes right after.
+        """
         del control
-        if args.load_best_model_at_end and state.global_step >= state.max_steps:
+        if args.load_best_model_at_end and "train_runtime" in (logs or {}):
             self._save_end(state)
+            self._order()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

@@ -1,17 +1,35 @@
-"""What an `Accelerator` has prepared, as one object in a state."""
+"""What an `Accelerator` has prepared, as one object in a state.
+
+```python
+from gpuckpt.adapters.accelerate import AcceleratorState
+
+state = {"run": AcceleratorState(accelerator)}
+with gpuckpt.Checkpointer("runs/a", every=gpuckpt.Every(steps=300)) as ckpt:
+    step = ckpt.resume(state)
+```
+
+docs/guides/transformers.md says more.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from accelerate import Accelerator, skip_first_batches
+from gpuckpt.adapters.needs import missing
+
+try:
+    from accelerate import Accelerator, skip_first_batches
+except ImportError as error:
+    raise missing("accelerate", error) from error
 
 from gpuckpt.adapters.bridge import OWN, pack, unpack
 from gpuckpt.adapters.plain import forms_of
 from gpuckpt.adapters.torches import TORCH_FORMS
 from gpuckpt.perrank import PerRank
 from gpuckpt.rng import RNG
+
+__all__ = ["AcceleratorState"]
 
 
 class AcceleratorState:
