@@ -100,6 +100,7 @@ def started(command: Sequence[str], wheel: Path, directory: Path, stderr: object
     path = [wheel, REPOSITORY] if "-m" in command else [wheel]  # for a launcher
     # One thread: sums of several are taken in another order each time.
     ours = {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
+    ours["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # they take longer than the runs
     ours["PYTHONPATH"] = os.pathsep.join(map(str, path))
     process = subprocess.Popen(
         command,
