@@ -22,8 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from gpuckpt import cutting
-from gpuckpt.boxes import Box
-from gpuckpt.cutting import cut_for
+from gpuckpt.cutting import rows_for
 from gpuckpt.layout import manifest_name
 from gpuckpt.spec import Spec
 from gpuckpt.stores.local import LocalStore
@@ -37,7 +36,7 @@ from tests.resharding import (
 )
 
 Ways = Mapping[int, int]
-Cut = Callable[[Spec], list[Box]]
+Cut = Callable[[Spec], list[Spec]]
 
 MANY = (1, 2, 3, 5, 8, 16)
 USUAL = (1, 2, 3, 4, 6, 8, 12, 16)
@@ -65,10 +64,10 @@ MODEL_KINDS = {
 }
 WORLDS = ((2, 3), (3, 2), (8, 6), (4, 16), (16, 12))
 CUTS: dict[str, Cut] = {
-    PLAIN: lambda spec: [spec.box],
-    "none": partial(cut_for, reshard="none"),
-    "same": partial(cut_for, reshard="same"),
-    "any": partial(cut_for, reshard="any"),
+    PLAIN: lambda spec: [spec],
+    "none": partial(rows_for, reshard="none"),
+    "same": partial(rows_for, reshard="same"),
+    "any": partial(rows_for, reshard="any"),
 }
 
 
@@ -88,7 +87,8 @@ def pieces(array: np.ndarray, ways: Ways, how: Cut, name: str = "w") -> Iterator
     for box in dict.fromkeys(divided(array.shape, ways)):
         spec = Spec(name, "bfloat16", box.shape, offset=box.offset, whole=array.shape)
         for part in how(spec):
-            yield Piece(name, array[part.slices], part, array.shape)
+            inner = part.box
+            yield Piece(name, array[inner.slices], inner, array.shape, tiled=part.tiled)
 
 
 def read_and_needed(

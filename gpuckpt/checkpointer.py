@@ -107,7 +107,7 @@ class Checkpointer:
         group: object = None,
         group_timeout: float | str | timedelta = "10 min",
         replicas: int = 0,
-        reshard: Reshard = "same",
+        reshard: Reshard = "any",
         chunk_nbytes: int = layout.CHUNK_NBYTES,
     ) -> None:
         """Take the root for writing, and sweep away what a crash may have left there.

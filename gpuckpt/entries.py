@@ -12,6 +12,14 @@ from gpuckpt.errors import FormatError
 from gpuckpt.rounding import MASTER, NARROW
 from gpuckpt.seal import Seal
 from gpuckpt.spec import ChunkEntry, Extent, Plane, Spec
+from gpuckpt.tileindex import (
+    BLOCKS,
+    check_tiling,
+    index_nbytes,
+    pack_tiles,
+    planes_nbytes,
+    unpack_tiles,
+)
 from gpuckpt.values import Json
 
 CODECS = ("raw", "zstd")
@@ -23,9 +31,11 @@ DERIVED_FEATURE = "derived"
 SHARDS_FEATURE, RANKS_FEATURE = "shards", "ranks"
 # Tensors that are listed in other files.
 PARTS_FEATURE = "parts"
+# Chunks in tiles.
+TILES_FEATURE = "tiles"
 FEATURES = (
     *(DELTA_FEATURE, SPARSE_FEATURE, TURNED_FEATURE, DERIVED_FEATURE),
-    *(SHARDS_FEATURE, RANKS_FEATURE, PARTS_FEATURE),
+    *(SHARDS_FEATURE, RANKS_FEATURE, PARTS_FEATURE, TILES_FEATURE),
 )
 # What stands in a row in a base's place if the planes are of elements that are turned.
 TURNED = "turned"
@@ -34,7 +44,7 @@ Digests = Mapping[Extent, str]
 # A longer chain is no one's, and would make whoever reads it read for ever.
 CHAIN_MAX = 64
 # Of a row with sources: the ninth is the base that it doesn't have.
-_DERIVED_ENTRIES = 10
+_LINK_ENTRIES, _DERIVED_ENTRIES = 9, 10
 
 
 def pack_chunk(chunk: ChunkEntry, positions: Mapping[str, int]) -> list[Json]:
@@ -49,6 +59,9 @@ def pack_chunk(chunk: ChunkEntry, positions: Mapping[str, int]) -> list[Json]:
     if chunk.sources:
         return [*row, None, [pack_chunk(source, positions) for source in chunk.sources]]
     assert not (chunk.turned and chunk.base), "a delta isn't turned"
+    if chunk.tiles:
+        assert not chunk.base, "a delta isn't in tiles"
+        return [*row, pack_tiles(chunk)]
     if chunk.turned:
         return [*row, TURNED]
     return row if chunk.base is None else [*row, pack_chunk(chunk.base, positions)]
@@ -101,11 +114,14 @@ def _unpack_link(
 ) -> ChunkEntry:
     """Read a row that has no sources."""
     start, nbytes, segment, offset, length, fingerprint, checksum, planes, *more = row
-    turned = more == [TURNED]
-    if len(more) > 1 or (more and not turned and not links):
+    tiles, turned = unpack_tiles(more[0]) if more and isinstance(more[0], dict) else ((), False)
+    more = [] if tiles else more
+    turned = turned or more == [TURNED]
+    more = [] if more == [TURNED] else more
+    if len(row) > _LINK_ENTRIES or (more and not links):
         raise ValueError(f"{len(row)} entries, or more than {CHAIN_MAX} bases")
     extent = Extent(segments[as_count(segment)], as_count(offset), as_count(length))
-    bases = () if turned else tuple(_unpack_link(b, segments, links - 1, digests) for b in more)
+    bases = tuple(_unpack_link(base, segments, links - 1, digests) for base in more)
     return ChunkEntry(
         start=as_count(start),
         nbytes=as_count(nbytes),
@@ -115,6 +131,7 @@ def _unpack_link(
         planes=tuple(_unpack_plane(plane) for plane in planes),
         base=bases[0] if bases else None,
         turned=turned,
+        tiles=tiles,
         digest=digests[extent] if digests is not None and extent.length else "",
     )
 
@@ -146,6 +163,7 @@ def features_of(chunks: Iterable[ChunkEntry]) -> list[str]:
     found |= {DELTA_FEATURE for link in links if link.base is not None}
     found |= {SPARSE_FEATURE for link in links for plane in link.planes if plane.parts}
     found |= {TURNED_FEATURE for link in links if link.turned}
+    found |= {TILES_FEATURE for link in links if link.tiles}
     return sorted(found)
 
 
@@ -216,10 +234,15 @@ def _check_chunk(spec: Spec, chunk: ChunkEntry) -> None:
         raise ValueError(f"{spec.name}: {len(chunk.planes)} planes of {spec.width}")
     if chunk.turned and len(chunk.planes) == 1:
         raise ValueError(f"{spec.name}: one plane of elements that are turned")
-    if sum(plane.length for plane in chunk.planes) != chunk.extent.length:
+    index = 0
+    if chunk.tiles:
+        check_tiling(spec, chunk)
+        index = index_nbytes(chunk.planes, chunk.tiles)
+    if planes_nbytes(chunk) + index != chunk.extent.length or index > layout.CHUNK_NBYTES_MAX:
         raise ValueError(f"{spec.name}: planes don't fill their extent")
+    codecs = (*CODECS, BLOCKS) if chunk.tiles else CODECS
     for plane in chunk.planes:
-        _check_plane(spec.name, plane, chunk.nbytes // len(chunk.planes))
+        _check_plane(spec.name, plane, chunk.nbytes // len(chunk.planes), codecs)
 
 
 def _check_size(spec: Spec, chunk: ChunkEntry) -> None:
@@ -230,10 +253,10 @@ def _check_size(spec: Spec, chunk: ChunkEntry) -> None:
         raise ValueError(f"{spec.name}: a chunk cuts an element")
 
 
-def _check_plane(name: str, plane: Plane, nbytes: int) -> None:
+def _check_plane(name: str, plane: Plane, nbytes: int, codecs: Sequence[str]) -> None:
     inside = [part.codec for part in plane.parts]
     for codec in inside if plane.codec == SPARSE else [plane.codec, *inside]:
-        if codec not in CODECS:
+        if codec not in codecs:
             raise FormatError(f"{name}: codec {codec!r} isn't known to this gpuckpt; upgrade it")
     if len(plane.parts) != (2 if plane.codec == SPARSE else 0):
         raise ValueError(f"{name}: a {plane.codec} plane of {len(plane.parts)} parts")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +18,11 @@ from gpuckpt.errors import AuthenticationError, CorruptError
 from gpuckpt.fingerprint import checksum, leaf_digests, root
 from gpuckpt.rounding import MASTER, round_to
 from gpuckpt.segments import Reader, open_segment
-from gpuckpt.spec import ChunkEntry
+from gpuckpt.spec import ChunkEntry, Extent
 from gpuckpt.stores import Store
 from gpuckpt.tensors import TensorEntry
+from gpuckpt.tilecoding import decode_tiles
+from gpuckpt.tileindex import planes_nbytes
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -150,7 +153,13 @@ def _goes_on(before: Wanted, after: Wanted) -> bool:
 def _read_one(one: Wanted, reader: Reader, slot: Slot, arena: Arena) -> str | None:
     job, chunk, rooms = one.job, one.chunk, one.rooms
     leaves = _Leaves(wanted=one.looked_at)
-    if [plane.codec for plane in chunk.planes] == ["raw"] and chunk.base is None:
+    if chunk.tiles:
+        with arena.spare() as spare:
+            coded = _encoded(job, chunk, reader, spare.coded)
+            decode_tiles(coded, chunk, spare, rooms, where_of(job, chunk))
+        if len(rooms) == 1:
+            leaves.note(rooms[0].data)
+    elif [plane.codec for plane in chunk.planes] == ["raw"] and chunk.base is None:
         _check_encoded(job, chunk, _noted(reader.read(chunk.extent, rooms[0]), leaves.note))
     elif chunk.is_plain:
         coded = _encoded(job, chunk, reader, slot.coded)
@@ -188,7 +197,9 @@ def _read_links(job: Job, chunk: ChunkEntry, out: Bytes, reader: Reader, arena: 
                 with open_segment(job.store, link.extent.segment) as base_reader:
                     coded = _encoded(job, link, base_reader, spare.coded)
             where, turned = where_of(job, link), link.turned
-            if link.is_plain:
+            if link.tiles:
+                decode_tiles(coded, link, spare, [out], where)
+            elif link.is_plain:
                 decode(coded, link.planes, spare, [out], where, turned=turned)
             else:
                 base = None if link.base is None else out
@@ -196,9 +207,14 @@ def _read_links(job: Job, chunk: ChunkEntry, out: Bytes, reader: Reader, arena: 
 
 
 def _encoded(job: Job, chunk: ChunkEntry, reader: Reader, room: Bytes) -> Bytes:
-    """A chunk's encoded bytes, at the beginning of `room`."""
-    coded = room[: chunk.extent.length]
-    _check_encoded(job, chunk, reader.read(chunk.extent, coded))
+    """A chunk's encoded bytes but for an index of tiles, at the beginning of `room`."""
+    extent, length = chunk.extent, planes_nbytes(chunk)
+    coded = room[:length]
+    parts = reader.read(replace(extent, length=length), coded)
+    if length < extent.length:  # for an index there may be no room
+        index = Extent(extent.segment, extent.offset + length, extent.length - length)
+        parts = chain(parts, reader.read(index, np.empty(index.length, np.uint8)))
+    _check_encoded(job, chunk, parts)
     return coded
 
 

@@ -38,13 +38,14 @@ class Piece:
     box: Box | None = None
     whole: tuple[int, ...] = ()
     rank: int | None = None
+    tiled: bool = False
 
 
 def tensor_of(piece: Piece) -> Tensor:
     """What a leaf with a place is seen as."""
     found = look(piece.array, piece.name)
     assert found is not None
-    spec = replace(found.spec, rank=piece.rank)
+    spec = replace(found.spec, rank=piece.rank, tiled=piece.tiled)
     if piece.box is not None:
         spec = replace(spec, offset=piece.box.offset, whole=piece.whole)
     return replace(found, spec=spec)
