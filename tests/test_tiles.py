@@ -42,6 +42,7 @@ from gpuckpt.tiling import (
     to_tiles,
     within,
 )
+from tests import test_native
 from tests.often import often
 from tests.resharding import CountingStore, Piece, divided, restore_pieces, save_pieces
 from tests.test_resharding import DTYPES, random_array, random_boxes, room_for, unique
@@ -118,7 +119,8 @@ def test_the_tiles_that_have_elements_of_a_box_are_found(ends: Ends, data: st.Da
     assert [grid.box(number).count for number in range(grid.count)] == grid.sizes.tolist()
 
 
-@given(st.lists(st.integers(1, 12), max_size=4).map(tuple), st.integers(1, 200))
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 9), max_size=4).map(tuple), st.integers(1, 200))
 def test_chunks_are_boxes_of_one_size_but_for_the_last(shape: tuple[int, ...], most: int):
     count, whole = chunk_count(shape, most), math.prod(shape)
     assert 0 < count <= most
@@ -179,6 +181,22 @@ def test_a_run_of_tiles_is_decoded_with_the_first_block(
     place = Span(*span, exponents.size)
     found = decode_blocks(beginning, blocks, place, slot_of(64), "here")
     assert found.tobytes() == exponents[slice(*span)].tobytes()
+
+
+@settings(deadline=None, max_examples=often(30))
+@given(st.lists(st.integers(1, 5000), min_size=2, max_size=30), st.integers(0, 9))
+def test_every_machine_s_loops_write_the_same_tiles(sizes: list[int], seed: int):
+    spans = np.array(sizes, np.uint32)
+    rng = np.random.default_rng(seed)
+    plane = rng.geometric(rng.choice([0.05, 0.4]), int(spans.sum())).astype(np.uint8)
+    outcomes = []
+    for loops in test_native.both():
+        room = test_native.Room(plane.size)
+        length, ends = loops.huffman_tiles(plane, spans, room.array)
+        assert room.sound()
+        checks = loops.check_tiles(plane, spans).tolist()
+        outcomes.append((room.array[:length].tobytes(), ends.tolist() if length else [], checks))
+    assert outcomes[0] == outcomes[1]
 
 
 def test_a_plane_that_does_not_fit_writes_no_frame():
