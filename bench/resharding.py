@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
+from operator import itemgetter
 from pathlib import Path
 
 import ml_dtypes
@@ -62,6 +63,7 @@ MODEL_KINDS = {
     "rows to columns": (0, 1),
     "columns to rows": (1, 0),
 }
+SAVED = (2, 3, 5, 8, 16)
 WORLDS = ((2, 3), (3, 2), (8, 6), (4, 16), (16, 12))
 CUTS: dict[str, Cut] = {
     PLAIN: lambda spec: [spec],
@@ -114,15 +116,15 @@ def random_array(shape: tuple[int, ...]) -> np.ndarray:
     return numbers.astype(ml_dtypes.bfloat16)
 
 
-def bytes_read() -> None:
+def bytes_read(cuts: Mapping[str, Cut]) -> None:
     """A row for each kind and size; each cell: mean and most of all worlds, and most rows."""
-    print("| resharding | bfloat16 tensor | " + " | ".join(CUTS) + " |")
-    print("|---|---|" + "---|" * len(CUTS))
+    print("| resharding | bfloat16 tensor | " + " | ".join(cuts) + " |")
+    print("|---|---|" + "---|" * len(cuts))
     for kind, cases in KINDS.items():
         for shape in SHAPES:
             array = random_array(shape)
             cells = []
-            for label, how in CUTS.items():
+            for label, how in cuts.items():
                 with chunks_of(label):
                     found = [read_and_needed(array, *case, how) for case in cases]
                 each = [read / needed for read, needed, _ in found]
@@ -132,14 +134,14 @@ def bytes_read() -> None:
             print(f"| {kind} | {size} | " + " | ".join(cells) + " |", flush=True)
 
 
-def model(kinds: list[str]) -> None:
+def model(kinds: list[str], cuts: Mapping[str, Cut]) -> None:
     """The same of all tensors of a model together: least and most of some worlds."""
-    print("| resharding of a model | " + " | ".join(CUTS) + " |")
-    print("|---|" + "---|" * len(CUTS))
+    print("| resharding of a model | " + " | ".join(cuts) + " |")
+    print("|---|" + "---|" * len(cuts))
     for name in kinds:
         one, other = MODEL_KINDS[name]
         cells = []
-        for label, how in CUTS.items():
+        for label, how in cuts.items():
             each = []
             for few, many in WORLDS:
                 read = needed = 0.0
@@ -153,6 +155,42 @@ def model(kinds: list[str]) -> None:
                 each.append(read / needed)
             cells.append(f"{min(each):.2f} … {max(each):.2f}")
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+def every_world(kinds: list[str], cuts: Mapping[str, Cut]) -> None:
+    """The same from some numbers of ranks to each from 1 to 16: mean and most, and of which."""
+    print("| resharding of a model | " + " | ".join(cuts) + " |")
+    print("|---|" + "---|" * len(cuts))
+    for name in kinds:
+        one, other = MODEL_KINDS[name]
+        cells = []
+        for label, how in cuts.items():
+            found: dict[tuple[int, int], float] = {}
+            for few in SAVED:
+                with chunks_of(label):
+                    found |= {(few, many): r for many, r in to_each(one, other, few, how).items()}
+            (few, many), most = max(found.items(), key=itemgetter(1))
+            cells.append(f"{statistics.mean(found.values()):.2f} ({most:.2f}: {few} to {many})")
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+def to_each(one: int, other: int, few: int, how: Cut) -> dict[int, float]:
+    """Bytes that 1 to 16 ranks read of the model to those that they need, by their number."""
+    read: dict[int, float] = dict.fromkeys(range(1, 17), 0.0)
+    needed = dict(read)
+    for shape in MODEL:
+        array, store = random_array(shape), CountingStore()
+        saved = list(pieces(array, {one % len(shape): few}, how))
+        manifest = save_pieces(store, saved, chunk_nbytes=4 << 20)
+        for many in read:
+            store.read_nbytes = 0
+            boxes = [b for b in divided(shape, {other % len(shape): many}) if b.count]
+            for box in boxes:
+                target = Piece("w", np.empty(box.shape, array.dtype), box, shape)
+                restore_pieces(store, manifest, [target])
+            read[many] += store.read_nbytes
+            needed[many] += needed_nbytes(manifest, {"w": boxes})
+    return {many: read[many] / needed[many] for many in read}
 
 
 def timed(directory: Path, arrays: list[np.ndarray], ways: Ways, how: Cut) -> tuple[float, ...]:
@@ -204,11 +242,15 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tensors", type=int, default=4)
     parser.add_argument("--kinds", nargs="*", default=list(MODEL_KINDS))
-    parser.add_argument("--only", choices=("bytes", "model", "costs"))
+    parser.add_argument("--only", choices=("bytes", "model", "worlds", "costs"))
+    parser.add_argument("--cuts", nargs="*", choices=tuple(CUTS), default=list(CUTS))
     given = parser.parse_args()
+    wanted = {label: CUTS[label] for label in given.cuts}
     if given.only in (None, "bytes"):
-        bytes_read()
+        bytes_read(wanted)
     if given.only in (None, "model"):
-        model(given.kinds)
+        model(given.kinds, wanted)
+    if given.only in {None, "worlds"}:
+        every_world(given.kinds, wanted)
     if given.only in (None, "costs"):
         costs(given.rounds, given.tensors)
