@@ -50,7 +50,9 @@ TILE_NBYTES_LEAST = 3 << 10  # on average
 TILED_NBYTES_LEAST = 16 << 10
 # Other ranks will want: parts along the axes that shards are parts along already, or any, or
 # only whole shards.
-RESHARD = ("same", "any", "none")
+RESHARD = ("any", "same", "none")
+# Any, but where chunks in tiles would be read whole anyhow.
+AUTO = "auto"
 # A smaller box or chunk costs more time than it saves bytes.
 BOX_NBYTES_LEAST = 32 << 10
 CHUNK_NBYTES_LEAST = 64 << 10
@@ -59,17 +61,19 @@ CHUNKS = 160
 _MASTER_ITEM = 4
 
 
-Reshard = Literal["same", "any", "none"]
+Reshard = Literal["any", "same", "none"]
 
 
-def check_reshard(given: object) -> Reshard:
-    """The option `reshard`.
+def check_reshard(given: object, *, parts: bool = True) -> Reshard:
+    """How shards are cut, by the option `reshard`; `parts`: whether tiles will be read alone.
 
     Raises:
         InvalidError: it isn't one.
     """
+    if given == AUTO:
+        return "any" if parts else "same"
     if given not in RESHARD:
-        raise InvalidError(f"reshard is one of {', '.join(RESHARD)}; got {given!r}")
+        raise InvalidError(f"reshard is one of {', '.join((AUTO, *RESHARD))}; got {given!r}")
     return cast(Reshard, given)
 
 

@@ -18,7 +18,7 @@ from gpuckpt.errors import AuthenticationError, CorruptError
 from gpuckpt.fingerprint import checksum, leaf_digests, root
 from gpuckpt.rounding import MASTER, round_to
 from gpuckpt.segments import Reader, open_segment
-from gpuckpt.spec import ChunkEntry, Extent
+from gpuckpt.spec import ChunkEntry, Extent, Spec
 from gpuckpt.stores import Store
 from gpuckpt.tensors import TensorEntry
 from gpuckpt.tilecoding import decode_tiles
@@ -129,6 +129,11 @@ def where_of(job: Job, chunk: ChunkEntry) -> str:
     return f"{job.entry.spec.label} in {job.store.root}/{chunk.extent}"
 
 
+def derived_name(spec: Spec) -> str:
+    """What a tensor is called, for errors, while others are read that it is the rounding of."""
+    return f"{spec.name} (derived from {MASTER} numbers)"
+
+
 def _runs(every: Sequence[Wanted]) -> Iterator[list[Wanted]]:
     """Chunks one after the other that lie in one file; one that is derived is alone."""
     run: list[Wanted] = []
@@ -175,7 +180,7 @@ def _make_derived(one: Wanted, arena: Arena) -> str | None:
     """Read the chunks that one is the rounding of, and round them, unless it is made already."""
     job, chunk, (out,) = one.job, one.chunk, one.rooms
     spec, leaves = job.entry.spec, _Leaves(wanted=one.looked_at)
-    named = replace(spec, name=f"{spec.name} (derived from {MASTER} numbers)")
+    named = replace(spec, name=derived_name(spec))
     master = replace(job, entry=replace(job.entry, spec=named))
     for source in () if one.made else chunk.sources:
         with arena.spare() as spare:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,8 @@ from gpuckpt.coding import decode_planes
 from gpuckpt.dtypes import to_numpy
 from gpuckpt.errors import CorruptError
 from gpuckpt.planes import join
-from gpuckpt.reading import Job, where_of
+from gpuckpt.reading import Job, derived_name, where_of
+from gpuckpt.rounding import MASTER, round_to
 from gpuckpt.segments import Reader, open_segment
 from gpuckpt.spec import ChunkEntry, Extent, Plane
 from gpuckpt.tilecoding import Span, check_run, decode_blocks, tiles_among
@@ -38,6 +40,8 @@ def read_tiles(
     Raises:
         CorruptError: names tensor, file and offset.
     """
+    if len(chunk.sources) == 1:
+        return _round_tiles(job, chunk, boxes, rooms, slot)
     if not chunk.tiles or chunk.digest:
         return False
     grid, item = grid_of(chunk.tiles), to_numpy(job.entry.spec.dtype).itemsize
@@ -56,6 +60,21 @@ def read_tiles(
             for number in range(first, last):
                 at = int(grid.starts[number] - grid.starts[first]) * item
                 _place(raw[at:], grid.box(number), item, places)
+    return True
+
+
+def _round_tiles(
+    job: Job, chunk: ChunkEntry, boxes: Sequence[Box], rooms: Sequence[Bytes], slot: Slot
+) -> bool:
+    """The same of a chunk that is one other rounded."""
+    spec, (source,) = job.entry.spec, chunk.sources
+    named = replace(spec, name=derived_name(spec), dtype=MASTER)
+    master = replace(job, entry=replace(job.entry, spec=named))
+    wide = [np.empty(2 * room.size, np.uint8) for room in rooms]
+    if not read_tiles(master, source, boxes, wide, slot):
+        return False
+    for raw, room in zip(wide, rooms, strict=True):
+        round_to(spec.dtype, raw, room)
     return True
 
 

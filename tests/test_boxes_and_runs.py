@@ -133,9 +133,11 @@ def test_a_shard_is_saved_as_itself_in_tiles_or_as_some_boxes():
         assert not spec.tiled
 
 
-def test_reshard_is_one_of_three_words():
-    assert check_reshard("any") == "any"
-    with pytest.raises(gpuckpt.InvalidError, match="reshard is one of same, any, none; got 'all'"):
+def test_reshard_is_one_of_four_words():
+    assert check_reshard("none") == "none"
+    assert check_reshard("auto") == "any"
+    assert check_reshard("auto", parts=False) == "same"
+    with pytest.raises(gpuckpt.InvalidError, match="reshard is one of auto, any, same, none; got"):
         check_reshard("all")
 
 
