@@ -21,10 +21,12 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 
 from gpuckpt import cutting
 from gpuckpt.cutting import rows_for
 from gpuckpt.layout import manifest_name
+from gpuckpt.resources import Resources
 from gpuckpt.spec import Spec
 from gpuckpt.stores.local import LocalStore
 from tests.resharding import (
@@ -63,7 +65,7 @@ MODEL_KINDS = {
     "rows to columns": (0, 1),
     "columns to rows": (1, 0),
 }
-SAVED = (2, 3, 5, 8, 16)
+SAVED = (3, 8)
 WORLDS = ((2, 3), (3, 2), (8, 6), (4, 16), (16, 12))
 CUTS: dict[str, Cut] = {
     PLAIN: lambda spec: [spec],
@@ -177,7 +179,7 @@ def every_world(kinds: list[str], cuts: Mapping[str, Cut]) -> None:
 def to_each(one: int, other: int, few: int, how: Cut) -> dict[int, float]:
     """Bytes that 1 to 16 ranks read of the model to those that they need, by their number."""
     read: dict[int, float] = dict.fromkeys(range(1, 17), 0.0)
-    needed = dict(read)
+    needed, resources = dict(read), Resources("64 MiB")
     for shape in MODEL:
         array, store = random_array(shape), CountingStore()
         saved = list(pieces(array, {one % len(shape): few}, how))
@@ -187,52 +189,60 @@ def to_each(one: int, other: int, few: int, how: Cut) -> dict[int, float]:
             boxes = [b for b in divided(shape, {other % len(shape): many}) if b.count]
             for box in boxes:
                 target = Piece("w", np.empty(box.shape, array.dtype), box, shape)
-                restore_pieces(store, manifest, [target])
+                restore_pieces(store, manifest, [target], resources=resources)
             read[many] += store.read_nbytes
             needed[many] += needed_nbytes(manifest, {"w": boxes})
     return {many: read[many] / needed[many] for many in read}
 
 
 def timed(directory: Path, arrays: list[np.ndarray], ways: Ways, how: Cut) -> tuple[float, ...]:
-    """Seconds of a save and of a restore of the same layout, bytes of the manifest, rows."""
+    """Seconds of a save and a restore of the same layout, of their processors, and more.
+
+    Then bytes of the manifest, and rows.
+    """
     store = LocalStore(directory)
     every = [
         piece for at, array in enumerate(arrays) for piece in pieces(array, ways, how, f"w{at}")
     ]
-    begun = time.perf_counter()
+    begun = seconds()
     manifest = save_pieces(store, every, memory="256 MiB", chunk_nbytes=4 << 20)
-    saved = time.perf_counter() - begun
+    saved = seconds() - begun
     targets = [
         Piece(f"w{at}", np.ones(box.shape, array.dtype), box, array.shape)
         for at, array in enumerate(arrays)
         for box in divided(array.shape, ways)
     ]
-    begun = time.perf_counter()
+    begun = seconds()
     restore_pieces(store, manifest, targets, memory="256 MiB")
-    restored = time.perf_counter() - begun
+    restored = seconds() - begun
     nbytes = store.size(manifest_name(manifest.step))
-    return saved, restored, nbytes, len(manifest.tensors)
+    return (*saved, *restored, nbytes, len(manifest.tensors))
 
 
-def costs(rounds: int, count: int) -> None:
-    """Times of each cut, by turns, as ratios to shards that aren't cut."""
+def seconds() -> npt.NDArray[np.float64]:
+    """By the clock, and of the processors."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def costs(rounds: int, count: int, cuts: Mapping[str, Cut]) -> None:
+    """Times of each cut, by turns, as ratios to the first one of them."""
     arrays = [random_array((4096, 4096)) for _ in range(count)]
-    print("| 8 shards by | cut | save | restore | manifest | rows |")
-    print("|---|---|---|---|---|---|")
+    print("| 8 shards by | cut | save | its CPU | restore | its CPU | manifest | rows |")
+    print("|---|---|---|---|---|---|---|---|")
     for name, ways in {"rows": {0: 8}, "columns": {1: 8}}.items():
-        found: dict[str, list[tuple[float, ...]]] = {label: [] for label in CUTS}
+        found: dict[str, list[tuple[float, ...]]] = {label: [] for label in cuts}
         for _ in range(rounds):
-            for label, how in CUTS.items():
+            for label, how in cuts.items():
                 with tempfile.TemporaryDirectory() as directory, chunks_of(label):
                     found[label].append(timed(Path(directory), arrays, ways, how))
         for label, each in found.items():
             cells = []
-            for at in (0, 1):
-                pairs = zip(each, found[PLAIN], strict=True)
+            for at in range(4):
+                pairs = zip(each, found[next(iter(cuts))], strict=True)
                 ratios = [one[at] / base[at] for one, base in pairs]
                 median = statistics.median(ratios)
                 cells.append(f"{median:.2f} ({min(ratios):.2f} … {max(ratios):.2f})")
-            nbytes, rows = each[0][2:]
+            nbytes, rows = each[0][4:]
             cells += [f"{nbytes / 2**10:.0f} KiB", f"{rows}"]
             print(f"| {name} | {label} | " + " | ".join(cells) + " |", flush=True)
 
@@ -253,4 +263,4 @@ if __name__ == "__main__":
     if given.only in {None, "worlds"}:
         every_world(given.kinds, wanted)
     if given.only in (None, "costs"):
-        costs(given.rounds, given.tensors)
+        costs(given.rounds, given.tensors, wanted)

@@ -159,9 +159,9 @@ def _read_one(one: Wanted, reader: Reader, slot: Slot, arena: Arena) -> str | No
     job, chunk, rooms = one.job, one.chunk, one.rooms
     leaves = _Leaves(wanted=one.looked_at)
     if chunk.tiles:
+        coded = _encoded(job, chunk, reader, slot.coded)
         with arena.spare() as spare:
-            coded = _encoded(job, chunk, reader, spare.coded)
-            decode_tiles(coded, chunk, spare, rooms, where_of(job, chunk))
+            decode_tiles(coded, chunk, (slot, spare), rooms, where_of(job, chunk))
         if len(rooms) == 1:
             leaves.note(rooms[0].data)
     elif [plane.codec for plane in chunk.planes] == ["raw"] and chunk.base is None:
@@ -203,7 +203,8 @@ def _read_links(job: Job, chunk: ChunkEntry, out: Bytes, reader: Reader, arena: 
                     coded = _encoded(job, link, base_reader, spare.coded)
             where, turned = where_of(job, link), link.turned
             if link.tiles:
-                decode_tiles(coded, link, spare, [out], where)
+                with arena.spare() as other:
+                    decode_tiles(coded, link, (spare, other), [out], where)
             elif link.is_plain:
                 decode(coded, link.planes, spare, [out], where, turned=turned)
             else:

@@ -91,21 +91,22 @@ def _encode_plane(
 
 
 def decode_tiles(
-    coded: Bytes, chunk: ChunkEntry, spare: Slot, rooms: Sequence[Bytes], where: str
+    coded: Bytes, chunk: ChunkEntry, room: tuple[Slot, Slot], rooms: Sequence[Bytes], where: str
 ) -> None:
     """Decode a chunk in tiles, in C order: undoes `encode_tiles`.
 
-    Into a room for each plane or, if there is only one, joined.  `coded` lies
-    in the spare's `coded` or elsewhere; the rest of it is used.
+    Into a room for each plane or, if there is only one, joined.  Uses the
+    `planes` of the one slot in `room`, and the `raw` of the other.
     """
     grid, planes = grid_of(chunk.tiles), coded[: planes_nbytes(chunk)]
+    slot, spare = room
     tiled = spare.raw[: chunk.nbytes].reshape(len(rooms), -1)
     if [plane.codec for plane in chunk.planes] == ["raw"] and planes.size == chunk.nbytes:
         tiled = planes.reshape(1, -1)
     else:
-        decode(planes, chunk.planes, spare, list(tiled), where, turned=chunk.turned)
-    for given, room in zip(tiled, rooms, strict=True):
-        from_tiles(given, grid, given.size // int(grid.starts[-1]), room)
+        decode(planes, chunk.planes, slot, list(tiled), where, turned=chunk.turned)
+    for given, place in zip(tiled, rooms, strict=True):
+        from_tiles(given, grid, given.size // int(grid.starts[-1]), place)
 
 
 @dataclass(frozen=True, slots=True)

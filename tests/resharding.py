@@ -126,8 +126,9 @@ def restore_pieces(
     *,
     memory: str = "64 MiB",
     chunk_nbytes: int = CHUNK_NBYTES,
+    resources: Resources | None = None,
 ) -> None:
-    """Fill shards in place from a checkpoint, by names."""
+    """Fill shards in place from a checkpoint, by names; with `resources`, by these."""
     shards = Shards(manifest)
     positions = {entry.spec.tensor: at for at, entry in enumerate(manifest.tensors)}
     targets: dict[int, list[Tensor]] = {}
@@ -135,7 +136,7 @@ def restore_pieces(
         target = tensor_of(piece)
         assert shards.lack(positions[target.spec.tensor], target.spec.box) is None
         targets.setdefault(shards.first(positions[target.spec.tensor]), []).append(target)
-    resources = Resources(memory, chunk_nbytes=chunk_nbytes)
+    resources = resources or Resources(memory, chunk_nbytes=chunk_nbytes)
     restore_tensors(list(jobs_of(shards, store, targets)), resources)
 
 

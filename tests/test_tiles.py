@@ -237,7 +237,7 @@ def test_decoding_undoes_encoding_in_tiles(ends: Ends, dtype: str, data: st.Data
     )
     rooms = np.empty((data.draw(st.sampled_from([1, len(encoded.planes)])), raw.size), np.uint8)
     each = [room[: raw.size // len(rooms)] for room in rooms]
-    decode_tiles(text, entry, slot_of(raw.size), each, "here")
+    decode_tiles(text, entry, (slot_of(raw.size), slot_of(raw.size)), each, "here")
     wanted = [raw] if len(each) == 1 else planes
     assert [one.tobytes() for one in each] == [one.tobytes() for one in wanted]
 
