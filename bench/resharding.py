@@ -16,15 +16,17 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
+from operator import itemgetter
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 
 from gpuckpt import cutting
-from gpuckpt.boxes import Box
-from gpuckpt.cutting import cut_for
+from gpuckpt.cutting import rows_for
 from gpuckpt.layout import manifest_name
+from gpuckpt.resources import Resources
 from gpuckpt.spec import Spec
 from gpuckpt.stores.local import LocalStore
 from tests.resharding import (
@@ -37,7 +39,7 @@ from tests.resharding import (
 )
 
 Ways = Mapping[int, int]
-Cut = Callable[[Spec], list[Box]]
+Cut = Callable[[Spec], list[Spec]]
 
 MANY = (1, 2, 3, 5, 8, 16)
 USUAL = (1, 2, 3, 4, 6, 8, 12, 16)
@@ -63,12 +65,13 @@ MODEL_KINDS = {
     "rows to columns": (0, 1),
     "columns to rows": (1, 0),
 }
+SAVED = (3, 8)
 WORLDS = ((2, 3), (3, 2), (8, 6), (4, 16), (16, 12))
 CUTS: dict[str, Cut] = {
-    PLAIN: lambda spec: [spec.box],
-    "none": partial(cut_for, reshard="none"),
-    "same": partial(cut_for, reshard="same"),
-    "any": partial(cut_for, reshard="any"),
+    PLAIN: lambda spec: [spec],
+    "none": partial(rows_for, reshard="none"),
+    "same": partial(rows_for, reshard="same"),
+    "any": partial(rows_for, reshard="any"),
 }
 
 
@@ -88,7 +91,8 @@ def pieces(array: np.ndarray, ways: Ways, how: Cut, name: str = "w") -> Iterator
     for box in dict.fromkeys(divided(array.shape, ways)):
         spec = Spec(name, "bfloat16", box.shape, offset=box.offset, whole=array.shape)
         for part in how(spec):
-            yield Piece(name, array[part.slices], part, array.shape)
+            inner = part.box
+            yield Piece(name, array[inner.slices], inner, array.shape, tiled=part.tiled)
 
 
 def read_and_needed(
@@ -114,15 +118,15 @@ def random_array(shape: tuple[int, ...]) -> np.ndarray:
     return numbers.astype(ml_dtypes.bfloat16)
 
 
-def bytes_read() -> None:
+def bytes_read(cuts: Mapping[str, Cut]) -> None:
     """A row for each kind and size; each cell: mean and most of all worlds, and most rows."""
-    print("| resharding | bfloat16 tensor | " + " | ".join(CUTS) + " |")
-    print("|---|---|" + "---|" * len(CUTS))
+    print("| resharding | bfloat16 tensor | " + " | ".join(cuts) + " |")
+    print("|---|---|" + "---|" * len(cuts))
     for kind, cases in KINDS.items():
         for shape in SHAPES:
             array = random_array(shape)
             cells = []
-            for label, how in CUTS.items():
+            for label, how in cuts.items():
                 with chunks_of(label):
                     found = [read_and_needed(array, *case, how) for case in cases]
                 each = [read / needed for read, needed, _ in found]
@@ -132,14 +136,14 @@ def bytes_read() -> None:
             print(f"| {kind} | {size} | " + " | ".join(cells) + " |", flush=True)
 
 
-def model(kinds: list[str]) -> None:
+def model(kinds: list[str], cuts: Mapping[str, Cut]) -> None:
     """The same of all tensors of a model together: least and most of some worlds."""
-    print("| resharding of a model | " + " | ".join(CUTS) + " |")
-    print("|---|" + "---|" * len(CUTS))
+    print("| resharding of a model | " + " | ".join(cuts) + " |")
+    print("|---|" + "---|" * len(cuts))
     for name in kinds:
         one, other = MODEL_KINDS[name]
         cells = []
-        for label, how in CUTS.items():
+        for label, how in cuts.items():
             each = []
             for few, many in WORLDS:
                 read = needed = 0.0
@@ -155,46 +159,90 @@ def model(kinds: list[str]) -> None:
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 
+def every_world(kinds: list[str], cuts: Mapping[str, Cut]) -> None:
+    """The same from some numbers of ranks to each from 1 to 16: mean and most, and of which."""
+    print("| resharding of a model | " + " | ".join(cuts) + " |")
+    print("|---|" + "---|" * len(cuts))
+    for name in kinds:
+        one, other = MODEL_KINDS[name]
+        cells = []
+        for label, how in cuts.items():
+            found: dict[tuple[int, int], float] = {}
+            for few in SAVED:
+                with chunks_of(label):
+                    found |= {(few, many): r for many, r in to_each(one, other, few, how).items()}
+            (few, many), most = max(found.items(), key=itemgetter(1))
+            cells.append(f"{statistics.mean(found.values()):.2f} ({most:.2f}: {few} to {many})")
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+def to_each(one: int, other: int, few: int, how: Cut) -> dict[int, float]:
+    """Bytes that 1 to 16 ranks read of the model to those that they need, by their number."""
+    read: dict[int, float] = dict.fromkeys(range(1, 17), 0.0)
+    needed, resources = dict(read), Resources("64 MiB")
+    for shape in MODEL:
+        array, store = random_array(shape), CountingStore()
+        saved = list(pieces(array, {one % len(shape): few}, how))
+        manifest = save_pieces(store, saved, chunk_nbytes=4 << 20)
+        for many in read:
+            store.read_nbytes = 0
+            boxes = [b for b in divided(shape, {other % len(shape): many}) if b.count]
+            for box in boxes:
+                target = Piece("w", np.empty(box.shape, array.dtype), box, shape)
+                restore_pieces(store, manifest, [target], resources=resources)
+            read[many] += store.read_nbytes
+            needed[many] += needed_nbytes(manifest, {"w": boxes})
+    return {many: read[many] / needed[many] for many in read}
+
+
 def timed(directory: Path, arrays: list[np.ndarray], ways: Ways, how: Cut) -> tuple[float, ...]:
-    """Seconds of a save and of a restore of the same layout, bytes of the manifest, rows."""
+    """Seconds of a save and a restore of the same layout, of their processors, and more.
+
+    Then bytes of the manifest, and rows.
+    """
     store = LocalStore(directory)
     every = [
         piece for at, array in enumerate(arrays) for piece in pieces(array, ways, how, f"w{at}")
     ]
-    begun = time.perf_counter()
+    begun = seconds()
     manifest = save_pieces(store, every, memory="256 MiB", chunk_nbytes=4 << 20)
-    saved = time.perf_counter() - begun
+    saved = seconds() - begun
     targets = [
         Piece(f"w{at}", np.ones(box.shape, array.dtype), box, array.shape)
         for at, array in enumerate(arrays)
         for box in divided(array.shape, ways)
     ]
-    begun = time.perf_counter()
+    begun = seconds()
     restore_pieces(store, manifest, targets, memory="256 MiB")
-    restored = time.perf_counter() - begun
+    restored = seconds() - begun
     nbytes = store.size(manifest_name(manifest.step))
-    return saved, restored, nbytes, len(manifest.tensors)
+    return (*saved, *restored, nbytes, len(manifest.tensors))
 
 
-def costs(rounds: int, count: int) -> None:
-    """Times of each cut, by turns, as ratios to shards that aren't cut."""
+def seconds() -> npt.NDArray[np.float64]:
+    """By the clock, and of the processors."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def costs(rounds: int, count: int, cuts: Mapping[str, Cut]) -> None:
+    """Times of each cut, by turns, as ratios to the first one of them."""
     arrays = [random_array((4096, 4096)) for _ in range(count)]
-    print("| 8 shards by | cut | save | restore | manifest | rows |")
-    print("|---|---|---|---|---|---|")
+    print("| 8 shards by | cut | save | its CPU | restore | its CPU | manifest | rows |")
+    print("|---|---|---|---|---|---|---|---|")
     for name, ways in {"rows": {0: 8}, "columns": {1: 8}}.items():
-        found: dict[str, list[tuple[float, ...]]] = {label: [] for label in CUTS}
+        found: dict[str, list[tuple[float, ...]]] = {label: [] for label in cuts}
         for _ in range(rounds):
-            for label, how in CUTS.items():
+            for label, how in cuts.items():
                 with tempfile.TemporaryDirectory() as directory, chunks_of(label):
                     found[label].append(timed(Path(directory), arrays, ways, how))
         for label, each in found.items():
             cells = []
-            for at in (0, 1):
-                pairs = zip(each, found[PLAIN], strict=True)
+            for at in range(4):
+                pairs = zip(each, found[next(iter(cuts))], strict=True)
                 ratios = [one[at] / base[at] for one, base in pairs]
                 median = statistics.median(ratios)
                 cells.append(f"{median:.2f} ({min(ratios):.2f} … {max(ratios):.2f})")
-            nbytes, rows = each[0][2:]
+            nbytes, rows = each[0][4:]
             cells += [f"{nbytes / 2**10:.0f} KiB", f"{rows}"]
             print(f"| {name} | {label} | " + " | ".join(cells) + " |", flush=True)
 
@@ -204,11 +252,15 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tensors", type=int, default=4)
     parser.add_argument("--kinds", nargs="*", default=list(MODEL_KINDS))
-    parser.add_argument("--only", choices=("bytes", "model", "costs"))
+    parser.add_argument("--only", choices=("bytes", "model", "worlds", "costs"))
+    parser.add_argument("--cuts", nargs="*", choices=tuple(CUTS), default=list(CUTS))
     given = parser.parse_args()
+    wanted = {label: CUTS[label] for label in given.cuts}
     if given.only in (None, "bytes"):
-        bytes_read()
+        bytes_read(wanted)
     if given.only in (None, "model"):
-        model(given.kinds)
+        model(given.kinds, wanted)
+    if given.only in {None, "worlds"}:
+        every_world(given.kinds, wanted)
     if given.only in (None, "costs"):
-        costs(given.rounds, given.tensors)
+        costs(given.rounds, given.tensors, wanted)

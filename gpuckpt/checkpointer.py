@@ -79,7 +79,8 @@ class Checkpointer:
     own; `metrics` and `epoch` are those of rank 0.  With `replicas=1` each has a
     copy of its files on the next machine's disk, and has them back in `resume`.
     Shards are saved so that other ranks read little more than they need: by
-    `reshard` along the `same` axes, or `any`, or `none` (docs/RANKS.md).
+    `reshard` along `any` axes, or the `same`, or `none`; `auto`: any, but the
+    same of deltas and where there is a `key` (docs/RANKS.md).
 
     Not for use by several threads at once.  A root has one writer at a time.
     """
@@ -107,7 +108,7 @@ class Checkpointer:
         group: object = None,
         group_timeout: float | str | timedelta = "10 min",
         replicas: int = 0,
-        reshard: Reshard = "same",
+        reshard: Reshard | Literal["auto"] = "auto",
         chunk_nbytes: int = layout.CHUNK_NBYTES,
     ) -> None:
         """Take the root for writing, and sweep away what a crash may have left there.
@@ -134,7 +135,8 @@ class Checkpointer:
             spares=crew.spare(self._store, replicas),
             observers=observers,
             joint=crew.joint(
-                *(self._store, nearest.keep, self._seal, self._tiers), check_reshard(reshard)
+                *(self._store, nearest.keep, self._seal, self._tiers),
+                check_reshard(reshard, parts=self._seal is None and codec != "delta"),
             ),
         )
         self._restores = Restores(

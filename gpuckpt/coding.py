@@ -16,10 +16,11 @@ import zstandard
 from gpuckpt.arena import WINDOW_NBYTES_MAX, Slot
 from gpuckpt.errors import CorruptError
 from gpuckpt.layout import LEAF_NBYTES
-from gpuckpt.native import native_for
+from gpuckpt.native import Native, native_for
 from gpuckpt.planes import join, join_in_parts, split, turn
 from gpuckpt.record import record
-from gpuckpt.spec import Plane
+from gpuckpt.spec import Ends, Plane
+from gpuckpt.tileindex import BLOCKS
 
 Bytes = npt.NDArray[np.uint8]
 Kind = TypeVar("Kind", bound=np.generic)
@@ -46,12 +47,14 @@ _JOINED = LEAF_NBYTES
 class Encoded:
     """A chunk's bytes for the disk: one part for each plane, all in its slot's memory.
 
-    `turned` says whether the planes are of elements that are.
+    `turned` says whether the planes are of elements that are.  With `tiles`, the
+    last part is their index.
     """
 
     planes: tuple[Plane, ...]
     parts: tuple[memoryview, ...]
     turned: bool = False
+    tiles: Ends = ()
 
 
 def encode(
@@ -66,10 +69,7 @@ def encode(
     """
     whole = given[0] if len(given) == 1 else None
     nbytes = sum(plane.size for plane in given)
-    if whole is None:
-        tries = choose([_some(plane, width) for plane in given], nbytes)
-    else:
-        tries = choose(Samples(whole, width, turned=turned), nbytes)
+    tries = choose_planes(given, width, choose, turned=turned)
     if any(tries):
         planes = given
         if whole is not None and width > 1:
@@ -81,6 +81,16 @@ def encode(
         whole = slot.raw[:nbytes]
         join(given, whole, turned=turned)
     return Encoded((Plane("raw", whole.size),), (whole.data,))
+
+
+def choose_planes(
+    given: Sequence[Bytes], width: int, choose: Choice, *, turned: bool = False
+) -> Sequence[bool]:
+    """Which planes of a chunk to compress, which is given as `encode` takes it."""
+    nbytes = sum(plane.size for plane in given)
+    if len(given) > 1:
+        return choose([_some(plane, width) for plane in given], nbytes)
+    return choose(Samples(given[0], width, turned=turned), nbytes)
 
 
 def encode_chosen(
@@ -234,7 +244,7 @@ def decode_planes(
     """Decode each of `planes`, which lie one after the other, into its room."""
     for plane, room in zip(planes, rooms, strict=True):
         part, coded = coded[: plane.length], coded[plane.length :]
-        if plane.codec == "zstd":
+        if plane.codec in {"zstd", BLOCKS}:
             _decompress(part, room, slot.decompressor, where)
         elif part.size != room.size:
             raise CorruptError(where, f"{part.size} bytes where {room.size} belong")
@@ -246,11 +256,16 @@ def compress(plane: Bytes, room: Bytes, compressor: zstandard.ZstdCompressor) ->
     """Write a frame to `room`; its length, or 0 if that isn't worthwhile."""
     room = room[: min(int(plane.size * WORTHWHILE), room.size)]
     loops = native_for(1, plane, room)
-    if loops is not None and 256 * loops.count_runs(plane) < RUNS * plane.size:
+    if loops is not None and not is_in_runs(plane, loops):
         return loops.huffman(plane, room)
     reader = compressor.stream_reader(plane.data, size=plane.size)
     length: int = reader.readinto(room.data) if room.size else 0
     return length if length < room.size else 0
+
+
+def is_in_runs(plane: Bytes, loops: Native) -> bool:
+    """Whether enough of a plane are runs that matches gain more than they cost."""
+    return 256 * loops.count_runs(plane) >= RUNS * plane.size
 
 
 def _decompress(

@@ -60,7 +60,7 @@ class Crew:
         keep: Keep | None,
         seal: Seal | None,
         tiers: Tiers,
-        reshard: Reshard = "same",
+        reshard: Reshard = "any",
     ) -> Joint | None:
         """How they save; None if there is one."""
         if self._group is not None:

@@ -4,20 +4,25 @@ What is read is a chunk at least.  A rank of another world wants a part of a
 shard that ends within a chunk, so chunks are small against the tensor.  Along
 any axis but the first, a chunk has a part of each row; so there a shard is
 saved as several boxes, which end where an even division of the whole tensor
-among some number of ranks ends (ADR 0041).
+among some number of ranks ends (ADR 0041).  Or chunks are saved in tiles that
+end so, along all axes (ADR 0056).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
+from dataclasses import replace
+from fractions import Fraction
+from functools import lru_cache
 from typing import Literal, cast
 
 from gpuckpt.boxes import Box, Shape
 from gpuckpt.dtypes import to_numpy
 from gpuckpt.errors import InvalidError
-from gpuckpt.spec import Spec
+from gpuckpt.spec import Chunk, Ends, Spec
+from gpuckpt.tiling import box_of, chunk_count, within
 
 # Numbers of ranks among which a tensor may be divided later: the first that leaves boxes large
 # enough is taken.
@@ -29,45 +34,97 @@ WAYS: tuple[tuple[int, ...], ...] = (
     (2, 4),
     (2,),
 )
+# The same for tiles, which cost less.
+TILE_WAYS: tuple[tuple[int, ...], ...] = (
+    tuple(range(2, 17)),
+    (*range(2, 11), 12, 14, 16),
+    (2, 3, 4, 5, 6, 8, 10, 12, 16),
+    (2, 3, 4, 6, 8, 12, 16),
+    (2, 4, 8, 16),
+    (2, 4, 8),
+    (2, 4),
+    (2,),
+)
+TILE_NBYTES_LEAST = 3 << 10  # on average
+# A smaller chunk is read as a whole.
+TILED_NBYTES_LEAST = 16 << 10
 # Other ranks will want: parts along the axes that shards are parts along already, or any, or
 # only whole shards.
-RESHARD = ("same", "any", "none")
+RESHARD = ("any", "same", "none")
+# Any, but where chunks in tiles would be read whole anyhow.
+AUTO = "auto"
 # A smaller box or chunk costs more time than it saves bytes.
 BOX_NBYTES_LEAST = 32 << 10
 CHUNK_NBYTES_LEAST = 64 << 10
 # Of a whole tensor, so that sixteen ranks' fifteen borders cost a tenth of it at most.
 CHUNKS = 160
+_MASTER_ITEM = 4
 
 
-Reshard = Literal["same", "any", "none"]
+Reshard = Literal["any", "same", "none"]
 
 
-def check_reshard(given: object) -> Reshard:
-    """The option `reshard`.
+def check_reshard(given: object, *, parts: bool = True) -> Reshard:
+    """How shards are cut, by the option `reshard`; `parts`: whether tiles will be read alone.
 
     Raises:
         InvalidError: it isn't one.
     """
+    if given == AUTO:
+        return "any" if parts else "same"
     if given not in RESHARD:
-        raise InvalidError(f"reshard is one of {', '.join(RESHARD)}; got {given!r}")
+        raise InvalidError(f"reshard is one of {', '.join((AUTO, *RESHARD))}; got {given!r}")
     return cast(Reshard, given)
 
 
-def cut_for(spec: Spec, reshard: Reshard) -> list[Box]:
-    """The boxes as which a shard is saved, by the option `reshard`."""
-    if reshard == "none":
-        return [spec.box]
-    return cut(spec, range(len(spec.shape)) if reshard == "any" else None)
+def rows_for(spec: Spec, reshard: Reshard) -> list[Spec]:
+    """The rows as which a shard is saved, by the option `reshard`."""
+    if reshard == "any":
+        return [replace(spec, tiled=True)]
+    boxes = cut(spec) if reshard == "same" else [spec.box]
+    return [row_of(spec, box) for box in boxes]
 
 
-def cut(spec: Spec, axes: Collection[int] | None = None) -> list[Box]:
+def row_of(spec: Spec, box: Box) -> Spec:
+    """The row of a part of what a spec has."""
+    if box == spec.box:
+        return spec
+    return replace(spec, shape=box.shape, axes=None, offset=box.offset, whole=spec.full_shape)
+
+
+def tiles_of(spec: Spec, chunk: Chunk) -> Ends:
+    """Where the tiles of one of a shard's chunks end; nothing if it isn't to be tiled."""
+    if not spec.tiled or chunk.nbytes < TILED_NBYTES_LEAST:
+        return ()
+    item = to_numpy(spec.dtype).itemsize
+    box = box_of(spec.shape, chunk.start // item, (chunk.start + chunk.nbytes) // item)
+    if box is None:
+        return ()
+    borders, begin = _borders(spec.full_shape, item), spec.box.offset
+    inside = Box(tuple(a + b for a, b in zip(box.offset, begin, strict=True)), box.shape)
+    ends = within(inside, borders, item)
+    return ends if any(len(each) > 1 for each in ends) else ()
+
+
+@lru_cache(maxsize=1024)
+def _borders(shape: Shape, item: int) -> tuple[tuple[int, ...], ...]:
+    """Where tiles of a tensor end along each axis."""
+    for ways in TILE_WAYS:
+        found = tuple(tuple(ends(extent, ways)) for extent in shape)
+        most = len({Fraction(at, count) for count in ways for at in range(1, count)})
+        # Borders next to each other, since ranks' parts are rounded up, count as one.
+        count = math.prod(min(len(each), most) + 1 for each in found)
+        if math.prod(shape) * item >= count * TILE_NBYTES_LEAST:
+            return found
+    return tuple(() for _ in shape)
+
+
+def cut(spec: Spec) -> list[Box]:
     """The boxes as which a shard is saved: all of it, in order; itself, if it isn't cut.
 
-    It is cut along the axes along which it is a part of its tensor, but the
-    first; or along `axes`, all those along which other ranks may want parts of it.
+    It is cut along the axes along which it is a part of its tensor, but the first.
     """
-    axes = sharded_axes(spec) - {0} if axes is None else set(axes)
-    axes = {axis for axis in axes if spec.full_shape[axis] > 1}
+    axes = {axis for axis in sharded_axes(spec) - {0} if spec.full_shape[axis] > 1}
     if not spec.nbytes or not axes:
         return [spec.box]
     for ways in WAYS:
@@ -91,6 +148,12 @@ def longest_chunk(spec: Spec, chunk_nbytes: int) -> int:
     """
     if spec.offset is None:
         return chunk_nbytes
+    if spec.tiled:
+        item = to_numpy(spec.dtype).itemsize
+        # As many elements as a master's and its copy's both may have.
+        longest = chunk_count(spec.shape, max(chunk_nbytes // max(item, _MASTER_ITEM), 1)) * item
+        if longest >= min(CHUNK_NBYTES_LEAST, spec.nbytes):
+            return longest
     share = max(whole_nbytes(spec) // CHUNKS, 1)
     return min(max(1 << (share.bit_length() - 1), CHUNK_NBYTES_LEAST), chunk_nbytes)
 

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from gpuckpt.arena import Arena, Slot
 from gpuckpt.bases import FEWEST_NBYTES, Bases
-from gpuckpt.coding import Choice, Samples, encode, encode_chosen
+from gpuckpt.coding import Choice, Encoded, Samples, choose_planes, encode, encode_chosen
+from gpuckpt.cutting import tiles_of
 from gpuckpt.deltacoding import delta_pays, encode_delta, encode_folded, histograms_pay
 from gpuckpt.derived import Derivation, Derived
 from gpuckpt.devices import Arrived, Histograms
@@ -21,11 +22,12 @@ from gpuckpt.errors import TornError
 from gpuckpt.fingerprint import checksum, fingerprint
 from gpuckpt.increments import Before, is_short
 from gpuckpt.look import Look, look
-from gpuckpt.planes import join
+from gpuckpt.planes import join, split
 from gpuckpt.rows import CodedChunk, Fresh
 from gpuckpt.spans import Lap
-from gpuckpt.spec import Chunk, ChunkEntry, Spec
+from gpuckpt.spec import Chunk, ChunkEntry, Ends, Spec
 from gpuckpt.staging import Reread, Staged
+from gpuckpt.tilecoding import encode_tiles
 
 log = logging.getLogger("gpuckpt")
 
@@ -192,14 +194,36 @@ class Encoder:
         delta = self._delta(chunk, planes, spec, part)
         if delta is not None:
             return delta
-        if tries is None:
+        tiles = tiles_of(spec, chunk)
+        if tiles:
+            encoded = self._in_tiles(tiles, planes, spec, part, known)
+        elif tries is None:
             encoded = encode(planes, spec.width, part, self._choose, turned=spec.turned)
         else:
             split = seen.planes or planes
             encoded = encode_chosen(planes[0], split, tries, part, turned=spec.turned)
-        as_it_is = len(encoded.planes) == 1 and encoded.planes[0].codec == "raw"
+        as_it_is = not tiles and len(encoded.planes) == 1 and encoded.planes[0].codec == "raw"
         known_check = seen.checksum if as_it_is else None
         return Fresh(encoded, known_check or checksum(encoded.parts))
+
+    def _in_tiles(
+        self, tiles: Ends, planes: Sequence[Bytes], spec: Spec, part: Slot, known: _Known
+    ) -> Encoded:
+        """The chunk encoded in tiles."""
+        seen, tries = known
+        with self._arena.spare() as spare:
+            turned = spec.turned and len(planes) > 1
+            if tries is None:
+                tries = choose_planes(planes, spec.width, self._choose, turned=spec.turned)
+                if any(tries) and len(planes) < spec.width:
+                    planes = split(planes[0], spec.width, part.planes, turned=spec.turned)
+                    turned = spec.turned
+            elif seen.planes is not None:
+                planes, turned = seen.planes, spec.turned
+            tries = tries if len(planes) == len(tries) else [False]
+            return encode_tiles(
+                planes, tries, tiles, (part, spare), seen.fingerprint, turned=turned
+            )
 
     def _delta(self, chunk: Chunk, planes: Sequence[Bytes], spec: Spec, part: Slot) -> Fresh | None:
         """What the chunk differs by from the one before; None if that isn't at hand or no gain."""

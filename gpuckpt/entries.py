@@ -12,6 +12,13 @@ from gpuckpt.errors import FormatError
 from gpuckpt.rounding import MASTER, NARROW
 from gpuckpt.seal import Seal
 from gpuckpt.spec import ChunkEntry, Extent, Plane, Spec
+from gpuckpt.tileindex import (
+    BLOCKS,
+    check_tiling,
+    index_nbytes,
+    pack_tiles,
+    unpack_tiles,
+)
 from gpuckpt.values import Json
 
 CODECS = ("raw", "zstd")
@@ -23,9 +30,11 @@ DERIVED_FEATURE = "derived"
 SHARDS_FEATURE, RANKS_FEATURE = "shards", "ranks"
 # Tensors that are listed in other files.
 PARTS_FEATURE = "parts"
+# Chunks in tiles.
+TILES_FEATURE = "tiles"
 FEATURES = (
     *(DELTA_FEATURE, SPARSE_FEATURE, TURNED_FEATURE, DERIVED_FEATURE),
-    *(SHARDS_FEATURE, RANKS_FEATURE, PARTS_FEATURE),
+    *(SHARDS_FEATURE, RANKS_FEATURE, PARTS_FEATURE, TILES_FEATURE),
 )
 # What stands in a row in a base's place if the planes are of elements that are turned.
 TURNED = "turned"
@@ -34,7 +43,7 @@ Digests = Mapping[Extent, str]
 # A longer chain is no one's, and would make whoever reads it read for ever.
 CHAIN_MAX = 64
 # Of a row with sources: the ninth is the base that it doesn't have.
-_DERIVED_ENTRIES = 10
+_LINK_ENTRIES, _DERIVED_ENTRIES = 9, 10
 
 
 def pack_chunk(chunk: ChunkEntry, positions: Mapping[str, int]) -> list[Json]:
@@ -49,6 +58,9 @@ def pack_chunk(chunk: ChunkEntry, positions: Mapping[str, int]) -> list[Json]:
     if chunk.sources:
         return [*row, None, [pack_chunk(source, positions) for source in chunk.sources]]
     assert not (chunk.turned and chunk.base), "a delta isn't turned"
+    if chunk.tiles:
+        assert not chunk.base, "a delta isn't in tiles"
+        return [*row, pack_tiles(chunk)]
     if chunk.turned:
         return [*row, TURNED]
     return row if chunk.base is None else [*row, pack_chunk(chunk.base, positions)]
@@ -101,8 +113,11 @@ def _unpack_link(
 ) -> ChunkEntry:
     """Read a row that has no sources."""
     start, nbytes, segment, offset, length, fingerprint, checksum, planes, *more = row
-    turned = more == [TURNED]
-    if len(more) > 1 or (more and not turned and not links):
+    tiles, turned = unpack_tiles(more[0]) if more and isinstance(more[0], dict) else ((), False)
+    more = [] if tiles else more
+    turned = turned or more == [TURNED]
+    more = [] if more == [TURNED] else more
+    if len(row) > _LINK_ENTRIES or (more and not links):
         raise ValueError(f"{len(row)} entries, or more than {CHAIN_MAX} bases")
     as_counts((start, nbytes, segment, offset, length))
     as_texts((fingerprint, checksum))
@@ -117,6 +132,7 @@ def _unpack_link(
         planes=tuple([_unpack_plane(plane) for plane in planes]),
         base=_unpack_link(more[0], segments, links - 1, digests) if based else None,
         turned=turned,
+        tiles=tiles,
         digest=digests[extent] if digests is not None and extent.length else "",
     )
 
@@ -154,6 +170,8 @@ def features_of(chunks: Iterable[ChunkEntry]) -> list[str]:
                 found.add(DELTA_FEATURE)
             if link.turned:
                 found.add(TURNED_FEATURE)
+            if link.tiles:
+                found.add(TILES_FEATURE)
             for plane in link.planes:
                 if plane.parts:
                     found.add(SPARSE_FEATURE)
@@ -248,11 +266,16 @@ def _check_chunk(spec: Spec, chunk: ChunkEntry) -> None:
         raise ValueError(f"{spec.name}: {len(planes)} planes of {spec.width}")
     if chunk.turned and len(planes) == 1:
         raise ValueError(f"{spec.name}: one plane of elements that are turned")
+    index = 0
+    if chunk.tiles:
+        check_tiling(spec, chunk)
+        index = index_nbytes(chunk.planes, chunk.tiles)
+    codecs = (*CODECS, BLOCKS) if chunk.tiles else CODECS
     nbytes, length = chunk.nbytes // len(planes), 0
     for plane in planes:
-        _check_plane(spec.name, plane, nbytes)
+        _check_plane(spec.name, plane, nbytes, codecs)
         length += plane.length
-    if length != chunk.extent.length:
+    if length + index != chunk.extent.length or index > layout.CHUNK_NBYTES_MAX:
         raise ValueError(f"{spec.name}: planes don't fill their extent")
 
 
@@ -264,13 +287,13 @@ def _check_size(spec: Spec, chunk: ChunkEntry) -> None:
         raise ValueError(f"{spec.name}: a chunk cuts an element")
 
 
-def _check_plane(name: str, plane: Plane, nbytes: int) -> None:
+def _check_plane(name: str, plane: Plane, nbytes: int, codecs: Sequence[str]) -> None:
     shorter = plane.length < nbytes and plane.codec != "raw"
-    if plane.codec in CODECS and not plane.parts and (shorter or plane.length == nbytes):
+    if plane.codec in codecs and not plane.parts and (shorter or plane.length == nbytes):
         return  # mostly
     inside = [part.codec for part in plane.parts]
     for codec in inside if plane.codec == SPARSE else [plane.codec, *inside]:
-        if codec not in CODECS:
+        if codec not in codecs:
             raise FormatError(f"{name}: codec {codec!r} isn't known to this gpuckpt; upgrade it")
     if len(plane.parts) != (2 if plane.codec == SPARSE else 0):
         raise ValueError(f"{name}: a {plane.codec} plane of {len(plane.parts)} parts")

@@ -65,7 +65,7 @@ class Joint:
         seal: Seal | None,
         held: Callable[[], Held] = lambda: NOTHING,
         timeout: float,
-        reshard: Reshard = "same",
+        reshard: Reshard = "any",
     ) -> None:
         """`held` says what must not be deleted, though `keep` doesn't keep it.
 

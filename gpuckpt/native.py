@@ -17,11 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 Bytes = npt.NDArray[np.uint8]
+Counts = npt.NDArray[np.uint32]
+Checks = npt.NDArray[np.uint64]
 
 VARIABLE = "GPUCKPT_NATIVE"
 LIBRARY = Path(__file__).parent / "_native.so"
 # What kernels/cpu/planes.c says of itself: another library may have other signatures.
-VERSION = 4
+VERSION = 5
 # Elements' sizes that the loops know.
 WIDTHS = (1, 2, 4, 8)
 # What `squares` calls float16, bfloat16, and elements of one byte; and the sums that it gives.
@@ -51,6 +53,9 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "pack_sparse": (_N, _P, _N, _P, _P, _N),
     "unpack_sparse": (ctypes.c_int, _P, _P, _N, _P, _N),
     "huffman": (_N, _P, _N, _P, _N),
+    "huffman_tiles": (_N, _P, _P, _N, _P, _N, _P),
+    "tile": (None, _P, _P, _N, _P, _P, _U),
+    "check_tiles": (None, _P, _P, _N, _P),
     "count_runs": (_N, _P, _N),
     "round": (None, _P, _N, _U, _P),
     "squares": (None, _P, _N, _U, _U, _U, _U, _U, _P),
@@ -147,6 +152,39 @@ class Native:
         Whether it fits or not, all of `out` may be written to.
         """
         return self._call("huffman", _at(plane), plane.size, _room(out), out.size)
+
+    def huffman_tiles(self, plane: Bytes, sizes: Counts, out: Bytes) -> tuple[int, Counts]:
+        """Write a plane as a frame of which each tile can be decoded with the first block.
+
+        `sizes`, which are at least 1, are the tiles'.  Its length, 0 if it may
+        not fit `out`, all of which may be written to; and where the first block
+        and each tile end in it.
+        """
+        assert plane.size == int(sizes.sum()), (plane.size, sizes)
+        ends = np.zeros(sizes.size + 1, np.uint32)
+        places = _at(plane), _numbers(sizes), sizes.size, _room(out), out.size, _numbers(ends)
+        return self._call("huffman_tiles", *places), ends
+
+    def tile(
+        self, given: Bytes, out: Bytes, item: int, ends: Sequence[Counts], *, back: bool = False
+    ) -> None:
+        """See `tiling.to_tiles`, of three axes; or, `back`, `tiling.from_tiles`."""
+        assert given.size == out.size == item * int(np.prod([each[-1] for each in ends], dtype=int))
+        counts = np.array([each.size for each in ends], np.uint32)
+        assert counts.size == 3, counts
+        every = np.concatenate(ends)
+        assert every.dtype == np.uint32, every.dtype
+        places = _at(given), _room(out), item, _numbers(counts), _numbers(every)
+        self._call("tile", *places, int(back))
+
+    def check_tiles(self, plane: Bytes, sizes: Counts) -> Checks:
+        """See `tiling.check_tiles`."""
+        assert plane.size == int(sizes.sum()), (plane.size, sizes)
+        assert int(sizes.min()) > 0
+        assert int(sizes.max()) <= LEAF_NBYTES, sizes
+        checks = np.empty(sizes.size, "<u8")
+        self._call("check_tiles", _at(plane), _numbers(sizes), sizes.size, checks.ctypes.data)
+        return checks
 
     def count_runs(self, plane: Bytes) -> int:
         """In how many of a plane's pieces of 256 bytes the first 8 are all the same."""
@@ -263,6 +301,14 @@ def _at(array: Bytes) -> int:
     """Where an array lies."""
     assert array.flags.c_contiguous, array.strides
     assert array.itemsize == 1, array.dtype
+    place: int = array.__array_interface__["data"][0]
+    return place
+
+
+def _numbers(array: Counts) -> int:
+    """Where numbers lie."""
+    assert array.flags.c_contiguous, array.strides
+    assert array.dtype == np.uint32, array.dtype
     place: int = array.__array_interface__["data"][0]
     return place
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import chain, groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,11 @@ from gpuckpt.layout import LEAF_NBYTES
 from gpuckpt.record import record
 from gpuckpt.rounding import MASTER, round_to
 from gpuckpt.segments import PART_NBYTES, Reader, open_segment
-from gpuckpt.spec import ChunkEntry
+from gpuckpt.spec import ChunkEntry, Extent, Spec
 from gpuckpt.stores import Store
 from gpuckpt.tensors import TensorEntry
+from gpuckpt.tilecoding import decode_tiles
+from gpuckpt.tileindex import planes_nbytes
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -139,6 +141,11 @@ def where_of(job: Job, chunk: ChunkEntry) -> str:
     return f"{job.entry.spec.label} in {job.store.root}/{chunk.extent}"
 
 
+def derived_name(spec: Spec) -> str:
+    """What a tensor is called, for errors, while others are read that it is the rounding of."""
+    return f"{spec.name} (derived from {MASTER} numbers)"
+
+
 def _runs(every: Sequence[Wanted]) -> Iterator[list[Wanted]]:
     """Chunks one after the other that lie in one file; one that is derived is alone."""
     run: list[Wanted] = []
@@ -163,7 +170,13 @@ def _goes_on(before: Wanted, after: Wanted) -> bool:
 def _is_small(one: Wanted) -> bool:
     """Whether a chunk is one leaf, as it is: many of these are read and looked at together."""
     chunk = one.chunk
-    if chunk.nbytes > LEAF_NBYTES or len(chunk.planes) != 1 or chunk.base or chunk.digest:
+    if (
+        chunk.nbytes > LEAF_NBYTES
+        or len(chunk.planes) != 1
+        or chunk.base
+        or chunk.digest
+        or chunk.tiles
+    ):
         return False
     return chunk.planes[0].codec == "raw"
 
@@ -184,7 +197,13 @@ def _read_small(every: Sequence[Wanted], reader: Reader) -> Iterator[str | None]
 def _read_one(one: Wanted, reader: Reader, slot: Slot, arena: Arena) -> str | None:
     job, chunk, rooms = one.job, one.chunk, one.rooms
     leaves = _Leaves(wanted=one.looked_at)
-    if [plane.codec for plane in chunk.planes] == ["raw"] and chunk.base is None:
+    if chunk.tiles:
+        coded = _encoded(job, chunk, reader, slot.coded)
+        with arena.spare() as spare:
+            decode_tiles(coded, chunk, (slot, spare), rooms, where_of(job, chunk))
+        if len(rooms) == 1:
+            leaves.note(rooms[0].data)
+    elif [plane.codec for plane in chunk.planes] == ["raw"] and chunk.base is None:
         digests = _read_seen(job, chunk, reader, rooms[0])
         if digests is None:
             _check_encoded(job, chunk, _noted(reader.read(chunk.extent, rooms[0]), leaves.note))
@@ -204,7 +223,7 @@ def _make_derived(one: Wanted, arena: Arena) -> str | None:
     """Read the chunks that one is the rounding of, and round them, unless it is made already."""
     job, chunk, (out,) = one.job, one.chunk, one.rooms
     spec, leaves = job.entry.spec, _Leaves(wanted=one.looked_at)
-    named = replace(spec, name=f"{spec.name} (derived from {MASTER} numbers)")
+    named = replace(spec, name=derived_name(spec))
     master = replace(job, entry=replace(job.entry, spec=named))
     for source in () if one.made else chunk.sources:
         with arena.spare() as spare:
@@ -226,7 +245,10 @@ def _read_links(job: Job, chunk: ChunkEntry, out: Bytes, reader: Reader, arena: 
                 with open_segment(job.store, link.extent.segment) as base_reader:
                     coded = _encoded(job, link, base_reader, spare.coded)
             where, turned = where_of(job, link), link.turned
-            if link.is_plain:
+            if link.tiles:
+                with arena.spare() as other:
+                    decode_tiles(coded, link, (spare, other), [out], where)
+            elif link.is_plain:
                 decode(coded, link.planes, spare, [out], where, turned=turned)
             else:
                 base = None if link.base is None else out
@@ -234,10 +256,16 @@ def _read_links(job: Job, chunk: ChunkEntry, out: Bytes, reader: Reader, arena: 
 
 
 def _encoded(job: Job, chunk: ChunkEntry, reader: Reader, room: Bytes) -> Bytes:
-    """A chunk's encoded bytes, at the beginning of `room`."""
-    coded = room[: chunk.extent.length]
-    if _read_seen(job, chunk, reader, coded) is None:
-        _check_encoded(job, chunk, reader.read(chunk.extent, coded))
+    """A chunk's encoded bytes but for an index of tiles, at the beginning of `room`."""
+    extent, length = chunk.extent, planes_nbytes(chunk)
+    coded = room[:length]
+    if length < extent.length:  # for an index there may be no room
+        parts = reader.read(replace(extent, length=length), coded)
+        index = Extent(extent.segment, extent.offset + length, extent.length - length)
+        more = reader.read(index, np.empty(index.length, np.uint8))
+        _check_encoded(job, chunk, chain(parts, more))
+    elif _read_seen(job, chunk, reader, coded) is None:
+        _check_encoded(job, chunk, reader.read(extent, coded))
     return coded
 
 

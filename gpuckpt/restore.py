@@ -33,6 +33,7 @@ from gpuckpt.runs import pick
 from gpuckpt.spec import Chunk, Extent
 from gpuckpt.staging import upload
 from gpuckpt.tensors import TensorEntry
+from gpuckpt.tilereading import read_tiles
 
 log = logging.getLogger("gpuckpt")
 
@@ -291,10 +292,12 @@ def _piece(task: Task, portion: Portion, *, shared: bool) -> Piece:
 
 
 def _read_some(task: Task, rooms: Sequence[Bytes], arena: Arena, filled: Filled) -> list[str]:
-    """Read a chunk apart, check it, and bring each portion to its room; their fingerprints."""
+    """Read a chunk apart, or some tiles, and bring each portion to its room; their fingerprints."""
     job, chunk, spec = task.job, task.chunk, task.job.entry.spec
     item = to_numpy(spec.dtype).itemsize
     with arena.spare() as spare:
+        if read_tiles(job, chunk, [portion.box for portion in task.portions], rooms, spare):
+            return [fingerprint(room.data) for room in rooms]
         raw = spare.raw[: chunk.nbytes]
         wanted = Wanted(job, chunk, [raw], made=_is_made(task, raw, filled))
         compare(job, chunk, read_chunks([wanted], spare, arena))

@@ -121,6 +121,7 @@ def _entry(one: CodedChunk, fresh: Fresh, extent: Extent) -> ChunkEntry:
         base=fresh.base,
         turned=fresh.encoded.turned,
         digest=fresh.digest,
+        tiles=fresh.encoded.tiles,
     )
 
 

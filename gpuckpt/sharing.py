@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuckpt.boxes import Box, gap, whole_box
-from gpuckpt.cutting import Reshard, cut_for
+from gpuckpt.cutting import Reshard, row_of, rows_for
 from gpuckpt.dtypes import to_numpy
 from gpuckpt.errors import RankError
 from gpuckpt.holdings import Holding, digest, holdings
@@ -268,20 +268,13 @@ class Shares:
         boxes = self._told.get(held, (spec.box,))
         if not spec.shape:
             return [spec]  # all write it: there is no row of it without elements
-        rows = [_row(spec, box) for box in boxes or (Box(spec.box.offset, (0, *spec.shape[1:])),)]
+        rows = [row_of(spec, box) for box in boxes or (Box(spec.box.offset, (0, *spec.shape[1:])),)]
         return [part for row in rows for part in self._parts(row)]
 
     def _parts(self, row: Spec) -> list[Spec]:
         if row.label in self.samples:
             return [row]
-        return [_row(row, box) for box in cut_for(row, self._reshard)]
-
-
-def _row(spec: Spec, box: Box) -> Spec:
-    """The row of a part of what a spec has."""
-    if box == spec.box:
-        return spec
-    return replace(spec, shape=box.shape, axes=None, offset=box.offset, whole=spec.full_shape)
+        return rows_for(row, self._reshard)
 
 
 def _distance(held: Spec, row: Spec, strides: Sequence[int]) -> int:

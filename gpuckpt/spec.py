@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 from gpuckpt.boxes import Box, Shape, whole_box
@@ -27,6 +28,10 @@ else:
             return found
 
 
+# Along each axis of a chunk that is a box, where its tiles end, counted from its first element.
+Ends = tuple[tuple[int, ...], ...]
+
+
 @record(frozen=True)
 class Spec:
     """A tensor without its data.
@@ -37,6 +42,8 @@ class Spec:
     Fortran-ordered and channels-last arrays back as they were.  Of a shard,
     `shape` is its own, `whole` the tensor's, and `offset` where it begins in
     it.  `rank` is whose it is, if each rank has one of its own under this name.
+    `tiled` says whether its chunks are to be saved in tiles; of what is read,
+    each chunk says that itself.
     """
 
     name: str
@@ -48,6 +55,7 @@ class Spec:
     offset: Shape | None = None
     whole: Shape | None = None
     rank: int | None = None
+    tiled: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.shape and min(self.shape) < 0:
@@ -153,6 +161,8 @@ class ChunkEntry:
     rounded to its own type, and it has no planes: its extent is empty, where
     the first of them begins.  `digest` (SHA-256, hex) is of the encoded bytes, as
     a seal vouches for it; empty where no key was given, or there are no bytes.
+    With `tiles`, planes are of its elements tile by tile (`tiling`), and an
+    index of the tiles follows them (`tilecoding`).
     """
 
     start: int
@@ -165,6 +175,7 @@ class ChunkEntry:
     turned: bool = False
     sources: tuple[ChunkEntry, ...] = ()
     digest: str = ""
+    tiles: Ends = ()
 
     @property
     def chain(self) -> tuple[ChunkEntry, ...]:

@@ -38,13 +38,14 @@ class Piece:
     box: Box | None = None
     whole: tuple[int, ...] = ()
     rank: int | None = None
+    tiled: bool = False
 
 
 def tensor_of(piece: Piece) -> Tensor:
     """What a leaf with a place is seen as."""
     found = look(piece.array, piece.name)
     assert found is not None
-    spec = replace(found.spec, rank=piece.rank)
+    spec = replace(found.spec, rank=piece.rank, tiled=piece.tiled)
     if piece.box is not None:
         spec = replace(spec, offset=piece.box.offset, whole=piece.whole)
     return replace(found, spec=spec)
@@ -125,8 +126,9 @@ def restore_pieces(
     *,
     memory: str = "64 MiB",
     chunk_nbytes: int = CHUNK_NBYTES,
+    resources: Resources | None = None,
 ) -> None:
-    """Fill shards in place from a checkpoint, by names."""
+    """Fill shards in place from a checkpoint, by names; with `resources`, by these."""
     shards = Shards(manifest)
     positions = {entry.spec.tensor: at for at, entry in enumerate(manifest.tensors)}
     targets: dict[int, list[Tensor]] = {}
@@ -134,7 +136,7 @@ def restore_pieces(
         target = tensor_of(piece)
         assert shards.lack(positions[target.spec.tensor], target.spec.box) is None
         targets.setdefault(shards.first(positions[target.spec.tensor]), []).append(target)
-    resources = Resources(memory, chunk_nbytes=chunk_nbytes)
+    resources = resources or Resources(memory, chunk_nbytes=chunk_nbytes)
     restore_tensors(list(jobs_of(shards, store, targets)), resources)
 
 

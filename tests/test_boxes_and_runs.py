@@ -16,9 +16,9 @@ from gpuckpt.cutting import (
     CHUNK_NBYTES_LEAST,
     check_reshard,
     cut,
-    cut_for,
     ends,
     longest_chunk,
+    rows_for,
 )
 from gpuckpt.runs import before, boxes_of, pick
 from gpuckpt.spec import Spec
@@ -103,12 +103,11 @@ def shard_of(shape: tuple[int, ...], box: Box, dtype: str = "float32") -> Spec:
 def test_a_shard_is_cut_into_itself_and_nothing_is_too_small(shape, data):
     box = data.draw(boxes_in(shape))
     spec = shard_of(shape, box)
-    for axes in (None, range(len(shape))):
-        found = cut(spec, axes)
-        assert sum(part.count for part in found) == box.count
-        assert [part & box for part in found if part.count] == [p for p in found if p.count]
-        assert len(cover(found, box)) == sum(part.count > 0 for part in found)
-        assert len(found) <= max(math.prod(shape) * 4 // BOX_NBYTES_LEAST, 1)
+    found = cut(spec)
+    assert sum(part.count for part in found) == box.count
+    assert [part & box for part in found if part.count] == [p for p in found if p.count]
+    assert len(cover(found, box)) == sum(part.count > 0 for part in found)
+    assert len(found) <= max(math.prod(shape) * 4 // BOX_NBYTES_LEAST, 1)
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 8, 16])
@@ -121,17 +120,24 @@ def test_columns_are_cut_where_other_ranks_begin(count):
     assert all(part.shape[0] == 64 for part in cut(spec))
 
 
-def test_rows_are_not_cut_unless_any_ranks_may_come():
-    spec = shard_of((4096, 4096), Box((0, 0), (1024, 4096)))
-    assert cut_for(spec, "same") == cut_for(spec, "none") == [spec.box]
-    found = cut_for(spec, "any")
-    assert {part.offset[1] for part in found} >= {0, 1024, 2048, 3072}
-    assert {part.offset[0] for part in found} >= {0, 512}
+def test_a_shard_is_saved_as_itself_in_tiles_or_as_some_boxes():
+    rows = shard_of((4096, 4096), Box((0, 0), (1024, 4096)))
+    assert rows_for(rows, "same") == rows_for(rows, "none") == [rows]
+    columns = shard_of((4096, 4096), Box((0, 0), (4096, 1024)))
+    assert rows_for(columns, "none") == [columns]
+    assert [row.box for row in rows_for(columns, "same")] == cut(columns)
+    for spec in (rows, columns):
+        (row,) = rows_for(spec, "any")
+        assert row == spec
+        assert row.tiled
+        assert not spec.tiled
 
 
-def test_reshard_is_one_of_three_words():
-    assert check_reshard("any") == "any"
-    with pytest.raises(gpuckpt.InvalidError, match="reshard is one of same, any, none; got 'all'"):
+def test_reshard_is_one_of_four_words():
+    assert check_reshard("none") == "none"
+    assert check_reshard("auto") == "any"
+    assert check_reshard("auto", parts=False) == "same"
+    with pytest.raises(gpuckpt.InvalidError, match="reshard is one of auto, any, same, none; got"):
         check_reshard("all")
 
 

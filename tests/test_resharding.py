@@ -258,19 +258,18 @@ def test_columns_of_shards_that_are_cut_are_read_alone():
     array = random_array(random.Random(5), (512, 4096), "bfloat16")
     store = CountingStore()
     spec = tensor_of(Piece("w", array)).spec
-    for saved, wanted, axes in (({1: 2}, {1: 3}, None), ({0: 4}, {1: 8}, (0, 1))):
-        boxes = []
-        for box in divided(array.shape, saved):
-            own = replace(spec, shape=box.shape, offset=box.offset, whole=array.shape)
-            boxes += cut(own, axes)
-        manifest = save_pieces(store, split("w", array, boxes), 1 + (axes is not None))
-        store.read_nbytes = 0
-        targets = divided(array.shape, wanted)
-        for box in targets:
-            restore_pieces(
-                store, manifest, [Piece("w", np.empty_like(array[box.slices]), box, array.shape)]
-            )
-        assert store.read_nbytes <= 1.1 * needed_nbytes(manifest, {"w": targets})
+    boxes = []
+    for box in divided(array.shape, {1: 2}):
+        own = replace(spec, shape=box.shape, offset=box.offset, whole=array.shape)
+        boxes += cut(own)
+    manifest = save_pieces(store, split("w", array, boxes))
+    store.read_nbytes = 0
+    targets = divided(array.shape, {1: 3})
+    for box in targets:
+        restore_pieces(
+            store, manifest, [Piece("w", np.empty_like(array[box.slices]), box, array.shape)]
+        )
+    assert store.read_nbytes <= 1.1 * needed_nbytes(manifest, {"w": targets})
 
 
 def test_shards_of_one_process_that_want_the_same_chunk_read_it_once():

@@ -261,3 +261,55 @@ size_t gpuckpt_count_runs(const u8 *plane, size_t size) {
   }
   return found;
 }
+
+// Counts that add up to a block's at most; those that occur, still do.
+static void scale_counts(u32 *counts, size_t size) {
+  u32 shift = 0;
+  while (size >> shift > BLOCK / 2) ++shift;
+  for (u32 s = 0; s < 256; ++s) counts[s] = counts[s] ? (counts[s] >> shift) + 1 : 0;
+}
+
+// A piece of a tile, with the first block's codes or as it is; where it ends, or 0 if it may not fit.
+static u8 *write_piece(const u8 *from, size_t size, const Codes *codes, int is_last, u8 *to,
+                       const u8 *limit) {
+  if ((size_t)(limit - to) < size * LONGEST / 8 + 64) return 0;
+  if (size >= 64) {
+    u8 *end = write_coded(from, size, codes, 0, is_last, to);
+    if ((size_t)(end - to) < size + 3) return end;
+  }
+  return write_raw(from, size, is_last, to, limit);
+}
+
+size_t gpuckpt_huffman_tiles(const u8 *plane, const u32 *sizes, size_t count, u8 *out, size_t room,
+                             u32 *ends) {
+  static const u8 MAGIC_AND_WINDOW[6] = {0x28, 0xb5, 0x2f, 0xfd, 0x80, 0x20};
+  const u8 *limit = out + room;
+  u32 counts[256] = {0};
+  Codes codes;
+  size_t size = 0;
+  for (size_t t = 0; t < count; ++t) size += sizes[t];
+  const u32 size32 = (u32)size;
+  if (size != size32 || size <= FIRST_BLOCK || room < 1024) return 0;
+  for (size_t at = 0; at < size; at += BLOCK)
+    count_bytes(plane + at, size - at < BLOCK ? size - at : BLOCK, counts);
+  if (is_even(largest(counts), size)) return 0;
+  if (counts[plane[0]] == size) return 0;
+  scale_counts(counts, size);
+  if (!gpuckpt_make_codes(counts, &codes)) return 0;
+  memcpy(out, MAGIC_AND_WINDOW, 6);
+  memcpy(out + 6, &size32, 4);
+  u8 *to = write_coded(plane, FIRST_BLOCK, &codes, 1, 0, out + 10);
+  *ends++ = (u32)(to - out);
+  size_t at = FIRST_BLOCK;
+  for (size_t t = 0, end = 0; t < count; ++t) {
+    end += sizes[t];
+    while (at < end) {
+      const size_t some = end - at < BLOCK ? end - at : BLOCK;
+      to = write_piece(plane + at, some, &codes, at + some == size, to, limit);
+      if (!to) return 0;
+      at += some;
+    }
+    *ends++ = (u32)(to - out);
+  }
+  return (size_t)(to - out);
+}

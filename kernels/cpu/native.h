@@ -71,6 +71,20 @@ EXPORT int gpuckpt_unpack_sparse(const u8 *bitmap, const u8 *packed, size_t coun
 // A plane as a Zstandard frame without matches, in `out`.  Returns its length, or 0 if it may not
 // fit `room` bytes, all of which may be written to.
 EXPORT size_t gpuckpt_huffman(const u8 *plane, size_t size, u8 *out, size_t room);
+// A plane that consists of `count` tiles of 1 byte and more, as a frame of which the first block has
+// FIRST_BLOCK bytes and the codes, and what follows of every tile has its own blocks, which need no
+// other one but the first.  ends[0]: where the first block ends, ends[t + 1]: where tile t does.
+// Returns the length, or 0 if it may not fit `room` bytes, all of which may be written to.
+enum { FIRST_BLOCK = 64 };
+EXPORT size_t gpuckpt_huffman_tiles(const u8 *plane, const u32 *sizes, size_t count, u8 *out,
+                                    size_t room, u32 *ends);
+// Elements of `item` bytes of a box of three axes, to tiles, of which the first axis' number is the
+// fastest, or `back`.  counts[k]: tiles along axis k; ends: where they end, axis after axis.
+EXPORT void gpuckpt_tile(const u8 *from, u8 *to, size_t item, const u32 *counts, const u32 *ends,
+                         u32 back);
+// 8 bytes of each tile's XXH3-128, filled up with zeros as in `gpuckpt_look`.  A tile has 64 KiB at
+// most, and 1 at least.
+EXPORT void gpuckpt_check_tiles(const u8 *bytes, const u32 *sizes, size_t count, u8 *checks);
 // In how many of a plane's pieces of 256 bytes the first 8 are all the same.
 EXPORT size_t gpuckpt_count_runs(const u8 *plane, size_t size);
 

@@ -2,7 +2,7 @@
 #include "native.h"
 
 #ifndef GPUCKPT_VERSION
-#define GPUCKPT_VERSION 4
+#define GPUCKPT_VERSION 5
 #endif
 u32 gpuckpt_version(void) { return GPUCKPT_VERSION; }
 

@@ -57,6 +57,27 @@ def test_ranks_of_another_world_get_their_boxes(seed):
     assert all(is_filled(target, array) for target in targets)
 
 
+@pytest.mark.parametrize("codec", ["zstd", "raw"])
+@pytest.mark.parametrize("kind", [cupy, np])
+def test_tiles_come_from_gpus_and_to_them(kind, codec):
+    """Whole chunks are uploaded in planes, or joined; and parts of chunks joined."""
+    shape = (128, 512)
+    array, store = numbers(3, shape), MemoryStore()
+    pieces = [
+        Piece("w", kind.asarray(array[box.slices]).copy(), box, shape, tiled=True)
+        for box in divided(shape, {1: 2})
+    ]
+    manifest = save_pieces(store, pieces, codec=codec)
+    assert all(chunk.tiles for entry in manifest.tensors for chunk in entry.chunks)
+    boxes = [*divided(shape, {1: 2}), *divided(shape, {0: 4}), *divided(shape, {1: 3})]
+    targets = [Piece("w", room(random.Random(at), box), box, shape) for at, box in enumerate(boxes)]
+    restore_pieces(store, manifest, targets, memory="32 MiB")
+    cupy.cuda.Device().synchronize()
+    assert all(is_filled(target, array) for target in targets)
+    again = save_pieces(store, pieces, 2, codec=codec, previous=manifest, full_every=10)
+    assert again.tensors == manifest.tensors
+
+
 def test_parts_of_differences_and_of_rounded_copies_come_to_the_gpu():
     shape = (260, 300)
     array, store = numbers(1, shape), MemoryStore()

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import hmac
+import itertools
 import json
 import math
 import re
@@ -20,7 +21,7 @@ HEAD = re.compile(rb'\{"gpuckpt":1,"checksum":"([0-9a-f]{32})","manifest":')
 MANIFEST = re.compile(r"step-([0-9]{12})\.manifest\.json")
 SEGMENT = re.compile(r"step-([0-9]{12})\.([0-9a-f]{8})\.r([0-9]{1,6})\.([0-9]{1,6})\.segment")
 PART = re.compile(r"step-([0-9]{12})\.([0-9a-f]{8})\.r([0-9]{1,6})\.part\.json")
-FEATURES = {"delta", "sparse", "turned", "derived", "shards", "ranks", "parts"}
+FEATURES = {"delta", "sparse", "turned", "derived", "shards", "ranks", "parts", "tiles"}
 DTYPE = re.compile(
     r">?(bool|u?int(2|4|8|16|32|64)|b?float(16|32|64|128)|complex(64|128|256)|[SUV][1-9][0-9]*"
     r"|float[468]_e\dm\d\w*|(datetime|timedelta)64(\[[0-9]*(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?)"
@@ -185,7 +186,7 @@ def check_digests(body: dict[str, Any], files: list[Path], key: bytes | None) ->
 
 def parts_of(chunk: list[Any]) -> list[tuple[int, int, int]]:
     """What of which files is read for a chunk."""
-    rows = chunk[9] if len(chunk) == 10 else [row for row in chunk[8:] if row != "turned"]
+    rows = chunk[9] if len(chunk) == 10 else [row for row in chunk[8:] if isinstance(row, list)]
     own = [(chunk[2], chunk[3], chunk[4])] if chunk[4] else []
     return own + [part for row in rows for part in parts_of(row)]
 
@@ -198,7 +199,7 @@ def tensor(row: dict[str, Any], files: list[Path]) -> np.ndarray:
         if len(chunk) == 10:
             raw += derived(chunk, row["dtype"], files)
         else:
-            raw += raw_of(chunk, width(row["dtype"]), files)
+            raw += raw_of(chunk, width(row["dtype"]), files, dtype(row["dtype"]).itemsize)
     check(len(raw) == size(row), f"{row['name']}: its size")
     array = np.frombuffer(raw, dtype(row["dtype"])).reshape(row["shape"])
     axes = row["axes"] or list(range(array.ndim))
@@ -212,7 +213,7 @@ def derived(chunk: list[Any], name: str, files: list[Path]) -> bytes:
     bits = b""
     for source in sources:
         check(len(source) in {8, 9} and source[0] == 2 * start + len(bits), "a source's place")
-        bits += raw_of(source, 4, files)
+        bits += raw_of(source, 4, files, 4)
     check(len(bits) == 2 * nbytes, "the sources' length")
     raw = b"".join(struct.pack("<H", rounded(b, name)) for (b,) in struct.iter_unpack("<I", bits))
     check(fingerprint_of(raw) == fingerprint, "a fingerprint of what was rounded")
@@ -234,18 +235,25 @@ def rounded(bits: int, name: str) -> int:
     return sign | min(count + ((unit - least) << fraction), top)
 
 
-def raw_of(chunk: list[Any], width: int, files: list[Path], bases: int = 64) -> bytes:
+def raw_of(chunk: list[Any], width: int, files: list[Path], item: int, bases: int = 64) -> bytes:
     """A chunk's raw bytes, read with those of its bases (sections 7 and 9)."""
     start, nbytes, segment, offset, length, fingerprint, checksum, planes, *base = chunk
     with files[segment].open("rb") as file:
         file.seek(offset)
         coded = file.read(length)
     check(xxhash.xxh3_64_hexdigest(coded) == checksum, f"a checksum in {files[segment]}")
-    turned = base == ["turned"]
-    base = [] if turned else base
+    tiles = base[0]["tiles"] if base and isinstance(base[0], dict) else []
+    turned = base[0]["turned"] if tiles else base == ["turned"]
+    check(type(turned) is bool, "turned, or not")
+    base = [] if turned or tiles else base
+    index = coded[sum(plane[1] for plane in planes) :] if tiles else b""
+    coded = coded[: length - len(index)]
     one = set() if base or turned else {1}
     check(len(planes) in {width} | one and not (turned and width == 1), "a number of planes")
-    check(sum(plane[1] for plane in planes) == len(coded) == length, "planes fill their extent")
+    check(
+        sum(plane[1] for plane in planes) == len(coded) == length - len(index),
+        "planes fill their extent",
+    )
     ends = np.cumsum([plane[1] for plane in planes])
     parts = [
         plane(row, coded[end - row[1] : end], nbytes // len(planes))
@@ -255,13 +263,48 @@ def raw_of(chunk: list[Any], width: int, files: list[Path], bases: int = 64) -> 
     if turned:
         t = np.frombuffer(raw, f"<u{width}")
         raw = (t >> 1 | t << 8 * width - 1).tobytes()
+    if tiles:
+        sizes, raw = untiled(tiles, raw, item)
+        check_index(index, planes, parts, sizes, fingerprint)
     if base:
         check(len(base) == 1 and bases > 0 and base[0][:2] == [start, nbytes], "a base")
-        before = np.frombuffer(raw_of(base[0], width, files, bases - 1), f"<u{width}")
+        before = np.frombuffer(raw_of(base[0], width, files, item, bases - 1), f"<u{width}")
         z = np.frombuffer(raw, f"<u{width}")
         raw = (before + (z >> 1 ^ -(z & 1))).tobytes()
     check(fingerprint_of(raw) == fingerprint, f"a fingerprint in {files[segment]}")
     return raw
+
+
+def untiled(ends: list[list[int]], raw: bytes, item: int) -> tuple[list[int], bytes]:
+    """The elements of each tile, and of all of them the bytes in C order (section 7)."""
+    check(math.prod(axis[-1] for axis in ends) * item == len(raw), "tiles")
+    whole = np.empty([*(axis[-1] for axis in ends), item], "u1")
+    spans = [[slice(a, b) for a, b in zip([0, *axis], axis, strict=False)] for axis in ends]
+    sizes, at = [], 0
+    for box in itertools.product(*reversed(spans)):
+        room = whole[tuple(reversed(box))]
+        room[...] = np.frombuffer(raw[at : at + room.size], "u1").reshape(room.shape)
+        sizes.append(room.size // item)
+        at += room.size
+    check(at == len(raw) and max(sizes) * item <= 65536, "tiles")
+    return sizes, whole.tobytes()
+
+
+def check_index(
+    index: bytes, planes: list[Any], parts: list[bytes], sizes: list[int], fingerprint: str
+) -> None:
+    """See that each tile can be read alone (section 7)."""
+    coded = sum(row[0] == "blocks" for row in planes)
+    check(len(index) == 4 * coded + len(sizes) * (8 + 4 * coded), "an index of tiles")
+    for tile, end in enumerate(np.cumsum(sizes).tolist()):
+        wanted = int(fingerprint[:16], 16)
+        for k, part in enumerate(parts):
+            each = len(part) // sum(sizes)
+            some = part[(end - sizes[tile]) * each : end * each]
+            digest = xxhash.xxh3_128_digest(some + bytes(-len(some) % 256))
+            wanted += (2 * k + 1) * int.from_bytes(digest[:8], "little")
+        at = 4 * coded + tile * (8 + 4 * coded)
+        check(int.from_bytes(index[at : at + 8], "little") == wanted % 2**64, "a tile's check")
 
 
 def plane(row: list[Any], coded: bytes, nbytes: int) -> bytes:
@@ -269,10 +312,10 @@ def plane(row: list[Any], coded: bytes, nbytes: int) -> bytes:
     codec, _, *parts = row
     if codec == "sparse":
         return sparse(parts, coded, nbytes)
-    if codec == "zstd":
+    if codec in {"zstd", "blocks"}:
         check(zstandard.frame_content_size(coded) == nbytes, "a frame's size")
         coded = zstandard.ZstdDecompressor(max_window_size=2**27).decompress(coded)
-    check(codec in {"zstd", "raw"} and not parts and len(coded) == nbytes, "a plane")
+    check(codec in {"zstd", "raw", "blocks"} and not parts and len(coded) == nbytes, "a plane")
     return coded
 
 
