@@ -96,6 +96,9 @@ def started(command: Sequence[str], wheel: Path, directory: Path, stderr: object
     left = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHERS)}
     # One thread: sums of several are taken in another order each time.
     ours = {"PYTHONPATH": str(wheel), "OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
+    # What one process of a test compiles, those after it find: compiling takes half of their time.
+    ours |= {"JAX_COMPILATION_CACHE_DIR": str(directory / "compiled")}
+    ours |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     process = subprocess.Popen(
         command,
         cwd=directory,
