@@ -3,7 +3,9 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+# What is imported is compiled then, and kept: pip would compile all files, one after the other.
+unexport PYTHONDONTWRITEBYTECODE
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
 
 # Real CuPy over a stand-in for CUDA's driver: see tests/cuda_on_cpu/README.md.
 CUDA_PACKAGES := cupy-cuda13x==14.2.0 "nvidia-cuda-nvrtc==13.5.*" "nvidia-cuda-runtime==13.5.*" \
@@ -16,8 +18,23 @@ GPU_PACKAGES := "cupy-cuda$(CUDA)x[ctk]"
 
 # One worker more than there are cores: many tests wait for a while.
 WORKERS := -n $(shell echo $$(( $$(nproc) + 1 ))) --dist worksteal
+# Two more where most tests wait for processes that they start; the long ones begin first, and tests
+# that share what takes long go to one worker: see tests/conftest.py.
+FEW_AND_LONG := -n $(shell echo $$(( $$(nproc) + 2 ))) --dist loadscope
 
-.PHONY: demo docs test test-cpu test-cuda test-ranks test-frameworks test-long test-gpu bench bench-micro bench-gpu bench-peers bench-scaling bench-ranks bench-training plots check fmt clean
+RANKS := tests/ranks tests/test_object_stores.py tests/test_dcp.py tests/test_cookbook.py
+FRAMEWORKS := $(wildcard tests/frameworks tests/examples tests/convert)
+GPU_BENCH := tests/test_bench_gpu.py
+ELSEWHERE := tests/cuda tests/kernels tests/test_site.py $(GPU_BENCH) $(RANKS) $(FRAMEWORKS)
+
+# All at once; where that fails each alone, so that what can't be installed here is said, and only
+# its own tests skip.  A build of torch that is there stays: have a CPU one, where PyPI's is too large.
+define INSTALL
+$(PIP) -r $(1) 2> /dev/null || grep -v '^#' $(1) | while read -r package; do \
+	  $(PIP) "$$package" || echo "can't install $$package: the tests that need it skip"; done
+endef
+
+.PHONY: demo docs test test-cpu test-cuda test-packages test-ranks test-frameworks test-long test-gpu bench bench-micro bench-gpu bench-peers bench-scaling bench-ranks bench-training plots check fmt clean
 
 $(PY):
 	$(PYTHON) -m venv $(VENV)
@@ -45,41 +62,42 @@ $(VENV)/.gpu-$(CUDA): $(VENV)/.dev
 	$(PIP) $(GPU_PACKAGES)
 	touch $@
 
-test: test-cpu test-cuda test-ranks test-frameworks  ## every test that this machine can run
+test: test-cpu test-cuda test-packages  ## every test that this machine can run
 
 test-cpu: $(VENV)/.dev
-	$(PY) -m pytest $(WORKERS) --ignore tests/cuda --ignore tests/kernels --ignore tests/ranks --ignore tests/frameworks --ignore tests/examples --ignore tests/convert --ignore tests/test_object_stores.py --ignore tests/test_dcp.py --ignore tests/test_cookbook.py --ignore tests/test_site.py
+	$(PY) -m pytest $(WORKERS) $(addprefix --ignore ,$(ELSEWHERE))
 
 test-cuda: $(VENV)/.cuda  ## the CUDA tests with real CuPy over a stand-in for the driver
-	$(PY) -m pytest $(WORKERS) tests/kernels tests/test_bench_gpu.py
+	$(PY) -m pytest $(WORKERS:worksteal=loadscope) tests/kernels $(GPU_BENCH)
 	$(PY) -m tests.cuda_on_cpu.run || [ $$? -eq 3 ]
 
-# Each alone, so that what can't be installed here is said, and only its own tests skip.  A build of
-# torch that is there stays: have a CPU one, where PyPI's is too large.
 $(VENV)/.ranks: $(VENV)/.dev tests/ranks-requirements.txt
-	@grep -v '^#' tests/ranks-requirements.txt | while read -r package; do \
-	  $(PIP) "$$package" || echo "can't install $$package: the tests that need it skip"; done
-	@npm install --silent --no-fund --no-audit --prefix $(VENV)/npm s3rver@3.7.1 azurite@3.35.0 > /dev/null \
-	  || echo "can't install s3rver and azurite: the tests that need them skip"
+	@npm install --silent --no-fund --no-audit --prefix $(VENV)/npm s3rver@3.7.1 azurite@3.35.0 \
+	  > /dev/null & servers=$$!; $(call INSTALL,tests/ranks-requirements.txt); \
+	  wait $$servers || echo "can't install s3rver and azurite: the tests that need them skip"
 	touch $@
 
 test-ranks: $(VENV)/.ranks  ## real processes as ranks, object stores, torch: what needs packages of others
-	$(PY) -m pytest $(WORKERS) --durations=5 tests/ranks tests/test_object_stores.py tests/test_dcp.py tests/test_cookbook.py
+	$(PY) -m pytest $(FEW_AND_LONG) --durations=5 $(RANKS)
 
-# What `test` draws or picks fewer examples of, and the CUDA tests all in each mode.
-test-long: $(VENV)/.cuda  ## every example, every CUDA test in every mode of the stand-in
+# What `test` draws or picks fewer examples of, and every CUDA test in each mode.
+test-long: $(VENV)/.cuda $(VENV)/.frameworks  ## every example, every CUDA test in every mode of the stand-in
 	GPUCKPT_TEST_LONG=1 $(MAKE) test-cpu
 	GPUCKPT_TEST_LONG=1 $(PY) -m pytest $(WORKERS) tests/kernels
 	$(PY) -m tests.cuda_on_cpu.run --whole || [ $$? -eq 3 ]
+	GPUCKPT_TEST_LONG=1 $(MAKE) test-packages
 
-# As above.  After .ranks, so that one installation doesn't change what another is in the middle of.
+# After .ranks, so that one installation doesn't change what another is in the middle of.
 $(VENV)/.frameworks: $(VENV)/.ranks tests/frameworks-requirements.txt
-	@grep -v '^#' tests/frameworks-requirements.txt | while read -r package; do \
-	  $(PIP) "$$package" || echo "can't install $$package: the tests that need it skip"; done
+	@$(call INSTALL,tests/frameworks-requirements.txt)
 	touch $@
 
 test-frameworks: $(VENV)/.frameworks  ## adapters, conversion, and the examples from an installed wheel
-	$(PY) -m pytest -n auto --dist worksteal --durations=5 $(wildcard tests/frameworks tests/examples tests/convert)
+	$(PY) -m pytest $(FEW_AND_LONG) --durations=5 $(FRAMEWORKS)
+
+# One run of both: where the ranks wait for each other, the frameworks' tests compute.
+test-packages: $(VENV)/.frameworks  ## test-ranks and test-frameworks in one
+	$(PY) -m pytest $(FEW_AND_LONG) --durations=9 $(RANKS) $(FRAMEWORKS)
 
 test-gpu: $(VENV)/.gpu-$(CUDA)  ## the CUDA tests on this machine's GPU; exits with 3 without one
 	GPUCKPT_STANDIN= $(PY) -m tests.cuda.on_gpu

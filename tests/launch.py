@@ -7,7 +7,7 @@
 
 | kind | processes | meet |
 |---|---|---|
-| `torch` | forked from one that has imported torch; gloo initialised | in its TCPStore |
+| `torch` | forked from one that has imported torch (`tests/forks.py`); gloo | in its TCPStore |
 | `jax` | plain, jax.distributed initialised on the CPU | in its coordination service |
 | `mpi` | by `mpirun` | in a communicator |
 | `store` | plain | by records in the directory `tmp_path/root` |
@@ -39,7 +39,9 @@ import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+from tests.forks import Forked, fork
 
 REPOSITORY = Path(__file__).parents[1]
 KINDS = ("torch", "mpi", "jax", "store")
@@ -47,6 +49,8 @@ PACKAGES = {"torch": ("torch",), "mpi": ("mpi4py",), "jax": ("jax",), "store": (
 _DIE_WITH_PARENT = 1
 # Ranks of this run alone: not of a launcher that runs the tests.
 _LAUNCHERS = ("RANK", "WORLD_SIZE", "MASTER_", "SLURM_", "OMPI_", "PMI", "PMIX_", "PRTE_")
+
+Process: TypeAlias = Forked | subprocess.Popen[bytes]
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def mpirun() -> str | None:
 
 
 @contextlib.contextmanager
-def _processes(kind: str, size: int, directory: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
+def _processes(kind: str, size: int, directory: Path) -> Iterator[list[Process]]:
     command = [sys.executable, "-m", "tests.launch", str(directory)]
     left = {k: v for k, v in os.environ.items() if not k.startswith(_LAUNCHERS)}
     left |= {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
@@ -110,10 +114,11 @@ def _processes(kind: str, size: int, directory: Path) -> Iterator[list[subproces
     if kind == "mpi":
         options = ["--oversubscribe", "--allow-run-as-root", "--enable-recovery", "-n", str(size)]
         commands = [[str(mpirun()), *options, *command]]
-    elif kind == "torch":
-        commands = [[*command, "fork"]]
-    processes = []
+    processes: list[Process] = []
     try:
+        if kind == "torch":
+            processes.append(fork(directory, left))
+            commands = []
         for rank, one in enumerate(commands):
             with (directory / f"output-{rank}").open("wb") as output:
                 processes.append(
@@ -215,7 +220,5 @@ def _begin(kind: str, rank: int, size: int, directory: Path, port: int) -> None:
         from mpi4py import MPI  # noqa: F401
 
 
-if __name__ == "__main__" and sys.argv[2:] == ["fork"]:
-    fork_ranks(Path(sys.argv[1]))
-elif __name__ == "__main__":
+if __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else -1)

@@ -1,5 +1,6 @@
 """How often a property is tried: the full number in `make test-long`, a third of it else.
 
+Properties that say no number are tried 100 times, or a third of that: see `tests/conftest.py`.
 Examples are drawn anew in each run, so that many short runs try as many as a long one.
 """
 

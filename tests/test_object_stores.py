@@ -930,6 +930,7 @@ def test_lost_answers_of_a_manifests_put_cost_nothing(campaign):
         assert (outcome.wrong, outcome.errors, outcome.told) == ([], [], 3)
 
 
+@pytest.mark.slow
 def test_a_service_that_goes_away_takes_no_checkpoint_with_it(campaign):
     count = len(requests_of(campaign))
     for index in range(1, count, 4):
@@ -940,6 +941,7 @@ def test_a_service_that_goes_away_takes_no_checkpoint_with_it(campaign):
         assert all("s3://" in error for error in outcome.errors)
 
 
+@pytest.mark.slow
 def test_a_service_that_goes_away_and_comes_back_takes_no_checkpoint_with_it(campaign):
     count = len(requests_of(campaign))
     for index in range(3, count, 5):

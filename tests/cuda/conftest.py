@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.cuda_on_cpu import standin
+from tests.cuda_on_cpu import run, standin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,6 +59,15 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     item.add_marker(pytest.mark.cuda)
     if SETTINGS is not None and item.get_closest_marker("gpu"):
         item.add_marker(pytest.mark.skip(reason="needs a real GPU"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Only what a mode has in its share, where `tests.cuda_on_cpu.run` asks for that."""
+    mode = os.environ.get(run.MODE)
+    if mode:
+        others = [item for item in items if not run.runs_in(mode, item.nodeid)]
+        items[:] = [item for item in items if run.runs_in(mode, item.nodeid)]
+        config.hook.pytest_deselected(items=others)
 
 
 @pytest.fixture(scope="session")

@@ -346,5 +346,27 @@ def test_what_some_modes_leave_out_is_there_and_runs_in_others():
     from tests.cuda_on_cpu import run
 
     here = Path(__file__).parent
-    assert [file for file in run.TIMELESS if not (here / file).exists()] == []
-    assert set(run.WHOLE) <= run.MODES.keys()
+    named = (*run.TIMELESS, *run.WAITS)
+    assert [file for file in named if not (here / file).exists()] == []
+    assert {run.WHOLE, *run.BESIDES, *run.JITTERED} <= run.MODES.keys()
+
+
+@pytest.mark.parametrize(
+    ("file", "least"), [("test_hold.py", 9), ("test_seal_on_cuda.py", 2), ("test_limits.py", 7)]
+)
+def test_each_test_runs_in_the_modes_that_are_there_for_it(file, least):
+    from tests.cuda_on_cpu import run
+
+    met = set()
+    for number in range(30):
+        test = f"tests/cuda/{file}::test_{number}"
+        modes = [
+            mode
+            for mode in run.MODES
+            if run.runs_in(mode, test)
+            and f"--ignore=tests/cuda/{file}" not in run.arguments_of(mode, whole=False)
+        ]
+        assert len(modes) == least
+        assert modes == [mode for mode in run.MODES if run.runs_in(mode, test)]
+        met.update(modes)
+    assert met == (set(run.MODES) if least > 2 else {run.WHOLE, *run.BESIDES})

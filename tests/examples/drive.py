@@ -102,6 +102,9 @@ def started(command: Sequence[str], wheel: Path, directory: Path, stderr: object
     ours = {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
     ours["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # they take longer than the runs
     ours["PYTHONPATH"] = os.pathsep.join(map(str, path))
+    # What one process of a test compiles, those after it find: compiling takes half of their time.
+    ours |= {"JAX_COMPILATION_CACHE_DIR": str(directory / "compiled")}
+    ours |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     process = subprocess.Popen(
         command,
         cwd=directory,

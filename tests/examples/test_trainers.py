@@ -8,6 +8,8 @@ import pytest
 
 from tests.examples.drive import check_kill_and_resume
 
+pytestmark = pytest.mark.slow
+
 
 def test_lightnings_fit_goes_on_bit_for_bit_after_kills(wheel, tmp_path):
     pytest.importorskip("lightning", reason="lightning isn't installed")

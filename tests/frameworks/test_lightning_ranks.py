@@ -34,6 +34,7 @@ def fit(root: Path, stop: int = 0) -> tuple[int, set[tuple[str, str]]]:
     return done.returncode, set(re.findall(r"digest (\d) ([0-9a-f]{64})", done.stdout))
 
 
+@pytest.mark.slow
 def test_two_ranks_that_are_ended_go_on_with_the_same_bits(tmp_path):
     status, whole = fit(tmp_path / "whole")
     assert (status, len(whole)) == (0, 2)

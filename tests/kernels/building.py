@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,24 +24,14 @@ def library(name: str, *, check: bool = False) -> cuemu.Lib:
 @contextlib.contextmanager
 def mutant(name: str, change: Change) -> Iterator[cuemu.Lib]:
     """The kernel with a bug, under the exact checker; unloaded again, as a process has many."""
-    broken = cuemu.Lib(_built_mutant((name, change)))
+    text = change(kernels.source(name))
+    broken = cuemu.Lib(_built(text, name, check=True, opt="-O0"))  # in half the time
     try:
         yield broken
     finally:
         dlclose = ctypes.CDLL(None).dlclose
         dlclose.argtypes = [ctypes.c_void_p]
         dlclose(broken.dll._handle)
-
-
-def build_mutants(bugs: Iterable[tuple[str, Change]]) -> None:
-    """Build them for `mutant` beforehand, several at a time."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(_built_mutant, bugs))
-
-
-def _built_mutant(bug: tuple[str, Change]) -> Path:
-    name, change = bug
-    return _built(change(kernels.source(name)), name, check=True, opt="-O0")  # in half the time
 
 
 def _built(text: str, name: str, *, check: bool, opt: str) -> Path:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.cuda_on_cpu.emulator import cuemu
-from tests.kernels.building import build_mutants, mutant, replacing, without
+from tests.kernels.building import mutant, replacing, without
 from tests.kernels.memory import Launch
 from tests.kernels.test_on_cpu import ONE_ROW, SMALL
 from tests.kernels.test_statistics import EXPONENT, launch_of, scaled
@@ -97,14 +97,6 @@ STRIDED = {
         "k * sizeof(Item) % 8 * 8;", "k * sizeof(Item) % 4 * 8;"
     ),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _built() -> None:
-    """All of them, on as many processors as there are."""
-    bugs = [("filter", change) for change in STATISTICS.values()]
-    bugs += [("gather", change) for change in STRIDED.values()]
-    build_mutants([*CHUNKS.values(), *bugs])
 
 
 @pytest.mark.parametrize("bug", CHUNKS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.cuda_on_cpu.emulator import cuemu
-from tests.kernels.building import build_mutants, mutant, replacing, without
+from tests.kernels.building import mutant, replacing, without
 from tests.kernels.copies import Copies
 from tests.kernels.test_deltas import SMALL
 
@@ -68,11 +68,6 @@ BUGS = {
     "a bin of another": ("sample", replacing("counts[k][v + 1] << 16", "counts[k][v] << 16")),
     "counts of the row before": ("sample", replacing("k < 2 * pair.width", "k < pair.width")),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _built() -> None:
-    build_mutants(BUGS.values())
 
 
 def launch(name: str, kernel: cuemu.Lib) -> None:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from bench.durability.deaths import OF_RANKS
 from bench.durability.ranks import Campaign
 from tests.often import LONG
@@ -12,6 +14,7 @@ from tests.often import LONG
 KILLS = 10 if LONG else 5  # of four processes; a chain of runs tries ten
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_is_named_and_all_go_on_from_what_was_durable(tmp_path):
     campaign = Campaign(tmp_path, seed=3)
     campaign.run(KILLS)
