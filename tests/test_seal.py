@@ -90,6 +90,7 @@ def collide(monkeypatch: pytest.MonkeyPatch) -> None:
         deque(parts, 0)
         return Collision()
 
+    monkeypatch.setattr("gpuckpt.stores.opened.native", lambda: None)  # which takes them itself
     monkeypatch.setattr(reading, "checksum", every)
     monkeypatch.setattr(reading, "root", lambda _digests, _nbytes: Collision())
 
