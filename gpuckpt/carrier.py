@@ -88,8 +88,8 @@ class Carrier(Uploader):
         here = layout.up_name(self._word) in names
         self._seen, self._gone = self._seen or here, self._seen and not here
         self.durable = max(steps(self.store), default=None)
-        call = Call.found(names, self._word)
-        if call is None or names & {call.answer(self._rank, here=one) for one in (True, False)}:
+        call = Call.found(names, self._word, self._rank)
+        if call is None:
             self._looked = True
             self._again_at = self._clock() + self._pause_of_looks
             self._pause_of_looks = min(self._pause_of_looks * 2, LOOKS_SECONDS[1])
@@ -123,6 +123,7 @@ class Carrier(Uploader):
                 check=self._check,
                 seal=self._seal,
                 present=set(self._local.names()),
+                undoes=False,  # it holds no lock: the file may be another's by now
             )
         except DamagedError as error:
             if self._is_same(call):  # else it was saved again meanwhile

@@ -346,5 +346,5 @@ class Checkpointer:
             self._saves.reap(wait=True, seconds=time.whole)
         finally:
             # Else the wait was cut short: the save goes on, and the lock.
-            if self._saves.save is None:
+            if self._saves.is_idle:
                 self._life.end(time.left)

@@ -62,11 +62,13 @@ class Call:
         return cls(run, manifest.step, hashlib.sha256(text.encode()).hexdigest()[:8])
 
     @classmethod
-    def found(cls, names: Collection[str], run: str) -> Call | None:
-        """The one that is there among a tier's files."""
+    def found(cls, names: Collection[str], run: str, rank: int) -> Call | None:
+        """The one among a tier's files that a rank hasn't answered."""
         for name in names:
             if (said := layout.called(name, run)) is not None:
-                return cls(run, *said)
+                call = cls(run, *said)
+                if not any(call.answer(rank, here=here) in names for here in (True, False)):
+                    return call
         return None
 
     @property
@@ -112,8 +114,9 @@ class Convoy:
             LackingError: not all of its files can be had.
         """
         call = Call.of(self._run, manifest)
-        write_all(target, call.name, b"")
+        _remove(target, f"{layout.up_name(self._run)}-")  # what a call before may have left
         try:
+            write_all(target, call.name, b"")
             copy_files(
                 *(source, target, manifest, known, stats),
                 check=check,
@@ -165,6 +168,10 @@ def _see(target: Store, manifest: Manifest) -> None:
 def _clear(tier: Store, beginning: str) -> None:
     """Delete a call, or all of a run, with what was answered; what stays says nothing new."""
     with contextlib.suppress(CheckpointError):
-        for name in tier.names():  # sorted: the call goes before its answers
-            if name.startswith(beginning) and layout.is_marker(name):
-                tier.remove(name)
+        _remove(tier, beginning)
+
+
+def _remove(tier: Store, beginning: str) -> None:
+    for name in tier.names():  # sorted: the call goes before its answers
+        if name.startswith(beginning) and layout.is_marker(name):
+            tier.remove(name)

@@ -125,7 +125,7 @@ class Saves:
 
     def steps(self) -> list[int]:
         """All committed steps, ascending."""
-        for save in (self._tail, self.save):  # another thread may take note of its end
+        for save in (self.save, self._tail):  # in this order: another thread may move it on
             if save is not None and save.pending.committed.is_set():
                 save.join()  # it may still delete some
         return steps(self._store)
@@ -195,7 +195,7 @@ class Saves:
         save = self.save
         if save is None:
             if wait:
-                self._end_tail()
+                self._end_tail(seconds)
                 self._tell_of(CheckpointError("it was interrupted before it had begun"))
             return
         save.cancel_unless_begun()
@@ -219,26 +219,38 @@ class Saves:
     def _end(self, save: BackgroundSave, seconds: float | None, *, deletes: bool) -> None:
         """Wait until a save has ended, or is durable, at most some `seconds`."""
         if seconds is not None and not save.ends_within(seconds):
-            raise BusyError(
-                f"step {save.pending.step} is still being saved after {seconds:g} s (it waits "
-                f"for {save.waits_for}); it goes on, and keeps the root locked until it has "
-                "ended: close again, or let the process end, which waits for it"
-            )
+            raise self._busy(save, seconds)
         if deletes:
             save.join()
         else:
             save.pending.committed.wait()
+            self._end_tail()  # if the save never came to wait for the one before
             self._tail = save
 
-    def _end_tail(self) -> None:
-        """Wait until the save before has deleted what needn't be kept."""
+    def _end_tail(self, seconds: float | None = None) -> None:
+        """Wait until the save before has deleted what needn't be kept, at most some `seconds`."""
         if self._tail is not None:
+            if seconds is not None and not self._tail.ends_within(seconds):
+                raise self._busy(self._tail, seconds)
             self._tail.join()
             self._tail = None
 
+    @staticmethod
+    def _busy(save: BackgroundSave, seconds: float) -> BusyError:
+        return BusyError(
+            f"step {save.pending.step} is still being saved after {seconds:g} s (it waits "
+            f"for {save.waits_for}); it goes on, and keeps the root locked until it has "
+            "ended: close again, or let the process end, which waits for it"
+        )
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no save is in flight, nor deletes anything."""
+        return self.save is None and (self._tail is None or self._tail.ended)
+
     def settle(self) -> None:
         """Wait until none is in flight; nobody takes note of it yet."""
-        for save in (self._tail, self.save):
+        for save in (self.save, self._tail):
             if save is not None:
                 save.join()
 

@@ -13,6 +13,7 @@ import contextlib
 import errno
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -93,17 +94,20 @@ def copy_files(
     check: Callable[[], object] = lambda: None,
     seal: Seal | None = None,
     present: Collection[str] | None = None,
+    undoes: bool = True,
 ) -> None:
     """Bring the files of a step, or those that are `present`; as `copy_step`, but no manifest.
 
-    Their contents are durable on return, and not yet their names.  Of a manifest of
+    What was begun is removed after an error, unless that is left to the next
+    try.  Contents are durable on return, and not yet the names.  Of a manifest of
     several ranks the parts are read, if they haven't been.
     """
     stats.buffer_nbytes = BUFFER_NBYTES
     if manifest.parts and not manifest.tensors:
         with _reading(f"{source.root}, step {manifest.step}"):
             manifest = read_parts(source, manifest, seal)
-    copier = _Copier(source, target, stats, check, np.empty(BUFFER_NBYTES, np.uint8))
+    room = np.empty(BUFFER_NBYTES, np.uint8)
+    copier = _Copier(source, target, stats, check, room, undoes)
     links: dict[str, list[ChunkEntry]] = {name: [] for name in manifest.segments}
     for chunk in chunks_of(manifest.tensors):
         for link in chunk.links:
@@ -163,9 +167,13 @@ class _Copier:
     stats: TierStats
     check: Callable[[], object]
     room: Bytes
+    undoes: bool
 
     def copy(self, name: str, runs: list[_Run]) -> None:
-        """Copy one, durable on return, but for its name; nothing is left of it after an error."""
+        """Copy one, durable on return, but for its name; after an error nothing is left of it.
+
+        Or, unless it `undoes`, what the next try removes.
+        """
         where = f"{self.source.root}/{name}"
         self.target.remove(name)  # what a try before may have left
         file = self.target.create(name)
@@ -181,7 +189,7 @@ class _Copier:
             file.sync()
             file.close()
         except BaseException:
-            for undo in (file.close, lambda: self.target.remove(name)):
+            for undo in (file.close, partial(self.target.remove, name))[: 1 + self.undoes]:
                 with contextlib.suppress(CheckpointError):
                     undo()
             raise

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
+import warnings
 from collections import Counter
 from datetime import timedelta
 from typing import Any
@@ -404,6 +406,59 @@ def test_a_save_that_is_refused_while_the_one_before_deletes_leaves_the_root_in_
         with pytest.raises(gpuckpt.CheckpointError):
             ckpt.save(3, {"w": object()})
         threading.Timer(0.05, store.may.set).start()
+    assert steps(store) == [2]
+
+
+def test_a_save_that_cannot_begin_hides_no_deletion_from_the_next_one(monkeypatch):
+    store, state = KeepingStore(), {"w": np.zeros(100)}
+    with gpuckpt.Checkpointer(
+        "", keep=Keep(last=1), store=store, full_every=1, on_error="warn"
+    ) as ckpt:
+        for step in (1, 2):
+            ckpt.save(step, state).result(30)
+        assert store.reached.wait(30)
+        before = set(store.files)
+        with monkeypatch.context() as patch:
+            patch.setattr("gpuckpt.apart._thread", NoThreads())
+            with contextlib.suppress(RuntimeError):
+                ckpt.save(3, state)
+        assert set(store.files) == before
+        threading.Timer(0.1, store.may.set).start()
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            pending = ckpt.save(4, state)
+        assert any("can't start" in str(one.message) for one in told)
+        assert store.may.is_set(), "that deletion is still waited for"
+        assert pending.result(30).step == 4
+    assert steps(store) == [4]
+    assert (gpuckpt.load("", store=store)["w"] == 0).all()
+
+
+class NoThreads:
+    """`_thread` where no more threads can be had."""
+
+    allocate_lock = staticmethod(threading.Lock)
+
+    @staticmethod
+    def start_new_thread(*_: object) -> int:
+        raise RuntimeError("can't start new thread")
+
+
+def test_to_close_takes_no_longer_than_it_is_given_while_a_save_still_deletes():
+    store, state = KeepingStore(), {"w": np.zeros(100)}
+    ckpt = gpuckpt.Checkpointer("", keep=Keep(last=1), store=store, full_every=1)
+    for step in (1, 2):
+        ckpt.save(step, state).result(30)
+    assert store.reached.wait(30)
+    with pytest.raises(gpuckpt.CheckpointError):
+        ckpt.save(3, {"w": object()})
+    with pytest.raises(gpuckpt.BusyError, match="step 2"):
+        ckpt.close(timeout=0.05)
+    with pytest.raises(gpuckpt.LockedError):
+        gpuckpt.Checkpointer("", store=store)
+    store.may.set()
+    ckpt.close()
+    gpuckpt.Checkpointer("", store=store).close()
     assert steps(store) == [2]
 
 

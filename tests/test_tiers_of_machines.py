@@ -32,6 +32,7 @@ from gpuckpt.stores.local import LocalStore
 from gpuckpt.stores.memory import MemoryAppender, MemoryStore
 from gpuckpt.stores.objects import ObjectStore
 from gpuckpt.stores.opening import open_store
+from gpuckpt.uploader import GivenUpError
 from gpuckpt.verify import verify_step
 from tests.ranks import run_ranks
 from tests.test_tiers import told
@@ -548,7 +549,8 @@ def test_a_machine_stops_bringing_what_is_not_called_for_any_more(monkeypatch):
         del one.far.files[one.call.name]
         go_on.set()
         assert one.carrier.settle(20)
-        assert one.far.files.keys() == {"up-00000001"}
+        left = {name for name in one.far.files if not name.endswith(".segment")}
+        assert left == {"up-00000001"}  # and what was begun, which a later try or a sweep removes
 
 
 def test_a_machine_whose_tier_is_away_tries_again_and_says_so_once():
@@ -566,13 +568,57 @@ def test_a_machine_whose_tier_is_away_tries_again_and_says_so_once():
     assert len([said for said in one.carrier.news if "no luck" in said]) == 1
 
 
+class Clinging(MemoryStore):
+    """Refuses once to take a call back."""
+
+    root = "above"
+    refused = 0
+
+    def remove(self, name: str) -> None:
+        if name.startswith("up-") and name.count("-") == 2 and not name.endswith((".here", ".not")):
+            self.refused += name in self.files
+            if self.refused == 1 and name in self.files:
+                raise gpuckpt.StorageError(f"{name}: a moment's trouble")
+        super().remove(name)
+
+
+def test_a_call_that_could_not_be_taken_back_keeps_no_later_step_down():
+    disks, far = [MemoryStore(), MemoryStore()], Clinging()
+
+    def work(rank: Rank) -> list[int]:
+        for step in (1, 2, 3):
+            rank.save(step)
+        return steps(far)
+
+    found = live(NODES, disks, far, work, {"keep": Keep(last=10)})
+    assert far.refused
+    assert found == [[1, 2, 3]] * len(NODES)
+    assert not [name for name in far.files if name.startswith("up-")]
+
+
+def test_a_machine_that_gives_up_leaves_files_to_who_may_have_them_by_now():
+    one = Called()
+    create = one.far.create
+
+    def stalls(name: str) -> Any:
+        one.carrier._stopped.set()  # it was closed while the storage took its time
+        one.far.files[name] = bytearray(b"another's, committed")
+        return mock.Mock(wraps=create(f"{name}.own"))
+
+    with mock.patch.object(one.far, "create", stalls), pytest.raises(GivenUpError):
+        one.carrier._bring(one.call)
+    assert any(bytes(data) == b"another's, committed" for data in one.far.files.values())
+
+
 @given(st.integers(0, 10**12 - 1), st.binary(min_size=4, max_size=4), st.integers(0, 10**6 - 1))
 def test_a_call_is_found_by_its_name_and_is_a_marker(step, check, rank):
     call = Call("0123abcd", step, check.hex())
-    assert Call.found([call.name], call.run) == call
-    assert Call.found([call.name], "0" * 8) is None
+    assert Call.found([call.name], call.run, rank) == call
+    assert Call.found([call.name], "0" * 8, rank) is None
     answers = [call.answer(rank, here=here) for here in (True, False)]
-    assert Call.found(answers, call.run) is None
+    assert Call.found(answers, call.run, rank) is None
+    assert Call.found([call.name, answers[0]], call.run, rank) is None, "answered"
+    assert Call.found([call.name, answers[1]], call.run, rank + 1) == call
     assert all(map(is_marker, [call.name, *answers, up_name(call.run)]))
 
 

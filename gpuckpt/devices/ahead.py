@@ -35,8 +35,8 @@ class Ahead:
     The slots hand chunks on as fast as the disk takes them, and an update of
     what is held waits for the last read.  What has room of its own needn't
     wait for a slot.  `nbytes` are as few as possible.  Where not all fit, the
-    last batches have room: the first ones then go through the slots
-    meanwhile, and so do the second looks, which come after every read.
+    last batches have room, and are read first: what is left goes through the
+    slots, and then the second looks, which come after every read.
     """
 
     nbytes: int = 0

@@ -147,6 +147,7 @@ class CudaDevice:
         device, and so for an update that waits for the snapshot.
         """
         if copy:
+            self._ahead = np.empty(0, np.uint8)  # the budget may have no room for it any more
             tables = self._tables(plan)
             self.reserve(copy_nbytes(tables))
             if self._rows.size < tables.host_nbytes:
@@ -222,6 +223,8 @@ class CudaDevice:
     def _reserved_ahead(self, nbytes: int, tables: tuple[Tables, Tables]) -> tuple[Ahead, Bytes]:
         """Host memory within so many bytes for what is held; none where it can't be had."""
         ahead = Ahead.within(nbytes, *tables)
+        if not nbytes:
+            return ahead, self._ahead
         if not ahead.nbytes <= self._ahead.size <= nbytes:
             self._ahead = np.empty(0, np.uint8)
             try:

@@ -6,6 +6,7 @@ gpuckpt's own stream; what is left for the host is to copy them out.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -19,6 +20,7 @@ from gpuckpt.devices.room import Scratch, gather
 from gpuckpt.devices.stream import OwnStream
 from gpuckpt.devices.summaries import fingerprints
 from gpuckpt.devices.tables import Addresses, Table, Tables
+from gpuckpt.errors import DeviceError
 from gpuckpt.spec import Chunk
 
 R = TypeVar("R")
@@ -63,7 +65,7 @@ class CudaHold:
         self._stream, self._scratch, self._addresses = stream, scratch, addresses
         (self._tables, self._rereads), self._owners = tables, owners
         self._ahead, self._memory = ahead
-        self._ended = Flag()
+        self._ended, self._began = Flag(), False
         self._brought: frozenset[Chunk] | None = None
         self._batches: dict[int, Transfer[Sequence[Arrived]]] = {}
         self._looks: dict[int, Transfer[Sequence[str]]] = {}
@@ -72,6 +74,7 @@ class CudaHold:
     def bring(self, wants: Wants | None = None) -> None:
         """Begin to read all that has memory of its own; updates then wait for no slot."""
         ahead = self._ahead
+        self._began = bool(ahead.batches.groups)
         if wants is not None and ahead.looks.groups:
             begun = self._begin(self._rereads, ahead.looks, self._look)
             self._want(wants, [transfer.wait() for transfer in begun.values()])
@@ -143,11 +146,14 @@ class CudaHold:
         self._ended.set()
 
     def release(self) -> None:
-        """Let go of the tensors, and updates go on.
+        """Let go of the tensors, once what was begun writes nothing any more; updates go on.
 
-        What was begun and nobody waits for writes to memory that the device
-        keeps, before anything of the next save does.
+        The host writes the next save's tables to the memory that it would write to.
         """
+        begun, self._began = self._began, False
+        if begun:
+            with contextlib.suppress(DeviceError):  # a lost device writes nothing
+                self._stream.synchronize(self._stream.stream)
         self._batches, self._looks = {}, {}
         self._ended.set()
         self._owners = ()

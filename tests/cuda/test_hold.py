@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import cupy as cp
@@ -160,6 +161,42 @@ def test_a_change_between_two_looks_at_what_came_at_once_is_found_out(monkeypatc
         assert isinstance(failure, gpuckpt.TornError)
         ckpt.save(2, {"w": array}).result(60)
     assert gpuckpt.load("", 2, "cpu", store=store)["w"].tobytes() == array.get().tobytes()
+
+
+@pytest.mark.skipif(cp.cuda.runtime.getDeviceCount() < 2, reason="one device")
+def test_what_a_failed_save_has_begun_does_not_write_over_the_tables_of_the_next(monkeypatch):
+    store, filter_chunks, fails = MemoryStore(), kernels.filter_chunks, [True]
+    large = {f"t{at}": filled(at, COUNT // 2) for at in range(16)}
+    with cp.cuda.Device(1):
+        large |= {"u": filled(1)}
+    one = cp.arange(400_000, dtype=np.uint32)
+    small = {f"s{at}": one[at * 100 : (at + 1) * 100] for at in range(4000)}
+    cp.cuda.Device().synchronize()
+
+    def refuse_once(*arguments: Any) -> None:
+        if cp.cuda.Device().id == 1 and fails:
+            fails.clear()
+            raise gpuckpt.DeviceError("refused")
+        filter_chunks(*arguments)
+
+    with checkpoints(store, "hold", codec="raw") as ckpt, ckpt.update():
+        monkeypatch.setattr(kernels, "filter_chunks", refuse_once)
+        ckpt.save(1, large)
+        assert isinstance(failure_of(ckpt), gpuckpt.DeviceError)
+        ckpt.save(2, small).result(60)
+    found = gpuckpt.load("", 2, "cpu", store=store)
+    assert all((found[name] == array.get()).all() for name, array in small.items())
+
+
+def test_a_copy_after_a_hold_takes_its_host_memory_back():
+    store, state = MemoryStore(), {"w": filled(1), "h": np.ones(COUNT, np.float32)}
+    with checkpoints(store, "hold", memory=SLOTS + 5 * COUNT) as ckpt:
+        ckpt.save(1, {"w": state["w"]}).result(60)
+        device = ckpt._resources.devices["cuda:0"]
+        assert device.ahead_nbytes > 4 * COUNT
+        ckpt._saves._options = replace(ckpt._options, snapshot="copy")
+        ckpt.save(2, state).result(60)
+        assert not device.ahead_nbytes
 
 
 # ---- torn ---------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cupy as cp
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from gpuckpt.stores.memory import MemoryStore
 def test_tensors_and_parts_of_them_are_read_to_a_gpu(codec):
     store = MemoryStore()
     rng = np.random.default_rng(5)
-    state = {
+    state: dict[str, Any] = {
         "w": rng.standard_normal((700, 900), np.float32),
         "h": rng.standard_normal((33, 5)).astype(np.float16),
         "none": np.empty((0, 4), np.int64),
