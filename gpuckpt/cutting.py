@@ -21,7 +21,8 @@ from typing import Literal, cast
 from gpuckpt.boxes import Box, Shape
 from gpuckpt.dtypes import to_numpy
 from gpuckpt.errors import InvalidError
-from gpuckpt.spec import Chunk, Ends, Spec
+from gpuckpt.spec import Chunk, Ends, Plane, Spec
+from gpuckpt.tileindex import BLOCKS, index_nbytes, index_nbytes_max
 from gpuckpt.tiling import box_of, chunk_count, within
 
 # Numbers of ranks among which a tensor may be divided later: the first that leaves boxes large
@@ -94,7 +95,7 @@ def row_of(spec: Spec, box: Box) -> Spec:
 
 def tiles_of(spec: Spec, chunk: Chunk) -> Ends:
     """Where the tiles of one of a shard's chunks end; nothing if it isn't to be tiled."""
-    if not spec.tiled or chunk.nbytes < TILED_NBYTES_LEAST:
+    if not spec.tiled or spec.offset is None or chunk.nbytes < TILED_NBYTES_LEAST:
         return ()
     item = to_numpy(spec.dtype).itemsize
     box = box_of(spec.shape, chunk.start // item, (chunk.start + chunk.nbytes) // item)
@@ -103,7 +104,9 @@ def tiles_of(spec: Spec, chunk: Chunk) -> Ends:
     borders, begin = _borders(spec.full_shape, item), spec.box.offset
     inside = Box(tuple(a + b for a, b in zip(box.offset, begin, strict=True)), box.shape)
     ends = within(inside, borders, item)
-    return ends if any(len(each) > 1 for each in ends) else ()
+    # Of planes that are in blocks, all of them.
+    index = index_nbytes([Plane(BLOCKS, 0)] * spec.width, ends)
+    return ends if max(map(len, ends)) > 1 and index <= index_nbytes_max(chunk.nbytes) else ()
 
 
 @lru_cache(maxsize=1024)
