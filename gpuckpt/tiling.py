@@ -30,8 +30,9 @@ Counts = npt.NDArray[np.uint32]
 Checks = npt.NDArray[np.uint64]
 
 TILE_NBYTES_MAX = LEAF_NBYTES
+# What the compiled loops take.
+FOLDED_AXES = 3
 _CHECK_NBYTES = 8
-_NATIVE_AXES = 3
 
 
 class Grid:
@@ -96,9 +97,9 @@ class Grid:
                 axes[-1] = axes[-1] * np.uint32(each[0])
             elif each != (1,):
                 axes.append(np.array(each, np.uint32))
-        if len(axes) > _NATIVE_AXES:
+        if len(axes) > FOLDED_AXES:
             return None
-        return (*[np.ones(1, np.uint32)] * (_NATIVE_AXES - len(axes)), *axes)
+        return (*[np.ones(1, np.uint32)] * (FOLDED_AXES - len(axes)), *axes)
 
 
 @lru_cache(maxsize=32)

@@ -90,7 +90,8 @@ def slot_of(nbytes: int) -> Slot:
 def small_tiles() -> Iterator[None]:
     """Tiles of a few elements, of chunks of any size."""
     cutting._borders.cache_clear()
-    with mock.patch.multiple(cutting, TILE_NBYTES_LEAST=16, TILED_NBYTES_LEAST=1):
+    least = {"TILE_NBYTES": 16, "TILED_NBYTES": 1, "RUN_NBYTES": 1, "EXTENT": 1}
+    with mock.patch.multiple(cutting, **{f"{name}_LEAST": n for name, n in least.items()}):
         yield
     cutting._borders.cache_clear()
 
@@ -393,7 +394,7 @@ def test_sealed_chunks_are_read_whole():
 
 
 def test_a_masters_chunks_end_where_its_copys_do():
-    for shape in ((300, 7000), (4096, 4096), (5000,), (8, 600, 500)):
+    for shape in ((300, 7000), (4096, 4096), (5000,), (8, 600, 500), (31, 1009, 23)):
         specs = [
             Spec("w", dtype, shape, offset=(0,) * len(shape), whole=(2 * shape[0], *shape[1:]))
             for dtype in ("float32", "bfloat16")
@@ -426,6 +427,25 @@ def test_rounded_copies_of_tiled_shards_are_derived():
         assert store.read_nbytes <= 1.1 * manifest.encoded_nbytes
 
 
+@pytest.mark.parametrize(
+    "shape", [(1024, 1024, 3, 3), (16, 64, 64, 128), (1, 256, 5, 512), (64,) * 4, (7, 900, 31)]
+)
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_the_loops_take_the_tiles_of_tensors_of_many_axes(shape: tuple[int, ...], dtype: str):
+    whole = (2 * shape[0], *shape[1:])
+    shard = Spec("w", dtype, shape, offset=(0,) * len(shape), whole=whole, tiled=True)
+    chunks = list(plan_chunks([shard], chunk_nbytes=4 << 20))
+    for chunk in chunks:
+        found = tiles_of(shard, chunk)
+        assert found
+        assert grid_of(found).folded is not None
+
+
+def test_short_axes_but_the_first_are_not_cut():
+    assert cutting._borders((1024, 1024, 3, 3), 4)[2:] == ((), ())
+    assert cutting._borders((8, 600, 500), 4)[0]
+
+
 def test_only_large_chunks_of_shards_are_tiled():
     shard = Spec("w", "bfloat16", (64, 64), offset=(0, 0), whole=(128, 64), tiled=True)
     (chunk,) = plan_chunks([shard], chunk_nbytes=4 << 20)
@@ -434,5 +454,6 @@ def test_only_large_chunks_of_shards_are_tiled():
     (chunk,) = plan_chunks([large], chunk_nbytes=4 << 20)
     assert tiles_of(large, chunk)
     assert tiles_of(replace(large, tiled=False), chunk) == ()
+    assert tiles_of(replace(large, offset=None, whole=None), chunk) == ()
     assert longest_chunk(large, 4 << 20) == large.nbytes
     assert BLOCKS not in CODECS
