@@ -61,13 +61,13 @@ class Grid:
         """How many elements come before each tile, and all of them."""
         return np.concatenate([[0], np.cumsum(self.sizes, dtype=np.int64)])
 
-    def elements(self, numbers: npt.NDArray[np.int64]) -> int:
-        """How many elements some tiles have."""
+    def elements(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """How many elements each of some tiles has."""
         found, step = np.ones(numbers.size, np.int64), 1
         for ends in self.ends:
             found *= np.diff(ends, prepend=0)[numbers // step % len(ends)]
             step *= len(ends)
-        return int(found.sum())
+        return found
 
     def box(self, number: int) -> Box:
         """What a tile has of the chunk."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 from unittest import mock
 
 import ml_dtypes
@@ -30,7 +31,8 @@ from gpuckpt.plan import plan_chunks
 from gpuckpt.planes import split
 from gpuckpt.spec import ChunkEntry, Ends, Extent, Spec
 from gpuckpt.stores.memory import MemoryStore
-from gpuckpt.tilecoding import Span, decode_blocks, decode_tiles, encode_tiles, tiles_among
+from gpuckpt.stores.objects import ObjectFile
+from gpuckpt.tilecoding import decode_blocks, decode_tiles, encode_tiles, tiles_among
 from gpuckpt.tileindex import BLOCKS, index_nbytes
 from gpuckpt.tiling import (
     TILE_NBYTES_MAX,
@@ -90,7 +92,7 @@ def slot_of(nbytes: int) -> Slot:
 def small_tiles() -> Iterator[None]:
     """Tiles of a few elements, of chunks of any size."""
     cutting._borders.cache_clear()
-    least = {"TILE_NBYTES": 16, "TILED_NBYTES": 1, "RUN_NBYTES": 1, "EXTENT": 1}
+    least: dict[str, Any] = {"TILE_NBYTES": 16, "TILED_NBYTES": 1, "RUN_NBYTES": 1, "EXTENT": 1}
     with mock.patch.multiple(cutting, **{f"{name}_LEAST": n for name, n in least.items()}):
         yield
     cutting._borders.cache_clear()
@@ -167,7 +169,7 @@ def weights(
     st.sampled_from([40, 700, 20_000]),
     st.data(),
 )
-def test_a_run_of_tiles_is_decoded_with_the_first_block(
+def test_runs_of_tiles_are_decoded_with_the_first_block(
     sizes: list[int], longest: int, data: st.DataObject
 ):
     """And the whole frame is one that any decoder reads."""
@@ -181,14 +183,18 @@ def test_a_run_of_tiles_is_decoded_with_the_first_block(
     length, ends = loops.huffman_tiles(exponents, spans, room)
     assert length
     assert zstandard.ZstdDecompressor().decompress(room[:length].tobytes()) == exponents.tobytes()
-    first = data.draw(st.integers(0, len(sizes) - 1))
-    last = data.draw(st.integers(first + 1, len(sizes)))
+    borders = data.draw(st.sets(st.integers(0, len(sizes)), min_size=2, max_size=8).map(sorted))
+    runs = list(zip(borders[::2], borders[1::2], strict=False))
     starts = np.concatenate([[0], np.cumsum(spans, dtype=np.int64)]).tolist()
-    span = starts[first], starts[last]
-    blocks, beginning = room[ends[first] : ends[last]], room[: ends[0]].tobytes()
-    place = Span(*span, exponents.size)
-    found = decode_blocks(beginning, blocks, place, slot_of(64), "here")
-    assert found.tobytes() == exponents[slice(*span)].tobytes()
+    found = decode_blocks(
+        (room[: ends[0]].tobytes(), exponents.size),
+        [room[ends[first] : ends[last]] for first, last in runs],
+        [(starts[first], starts[last]) for first, last in runs],
+        slot_of(64),
+        "here",
+    )
+    wanted = [exponents[starts[first] : starts[last]].tobytes() for first, last in runs]
+    assert found.tobytes() == b"".join(wanted)
 
 
 @settings(deadline=None, max_examples=often(30))
@@ -326,6 +332,32 @@ def test_ranks_of_any_mesh_read_what_they_need(
         assert target.array.tobytes() == array[box.slices].tobytes()
     if native.native() is not None or codec == "raw":
         assert store.read_nbytes <= 1.1 * sum(chunk.extent.length for chunk in chunks)
+
+
+class Slow(CountingStore):
+    """A store of files that want to be asked for much at once."""
+
+    requests = 0
+
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[ObjectFile]:
+        yield ObjectFile(cast(Any, self), name)
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        self.requests += 1
+        super().read_into(name, offset, buffer)
+
+
+def test_where_requests_take_long_a_chunk_is_read_in_few():
+    store, array = Slow(), weights((1024, 1024))
+    manifest = saved(store, {0: 4})
+    for ways in ({0: 3}, {1: 3}):
+        store.requests = 0
+        box = divided(array.shape, ways)[0]
+        target = Piece("w", np.zeros(box.shape, array.dtype), box, array.shape)
+        restore_pieces(store, manifest, [target])
+        assert target.array.tobytes() == array[box.slices].tobytes()
+        assert store.requests <= 12
 
 
 def test_who_wants_one_tile_reads_little_more():
