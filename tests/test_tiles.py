@@ -25,7 +25,7 @@ from gpuckpt.boxes import Box
 from gpuckpt.cutting import longest_chunk, tiles_of
 from gpuckpt.dtypes import to_numpy
 from gpuckpt.entries import CODECS
-from gpuckpt.fingerprint import fingerprint, leaf_digests
+from gpuckpt.fingerprint import checksum, fingerprint, leaf_digests
 from gpuckpt.manifest import Manifest
 from gpuckpt.plan import plan_chunks
 from gpuckpt.planes import split
@@ -33,7 +33,7 @@ from gpuckpt.spec import ChunkEntry, Ends, Extent, Spec
 from gpuckpt.stores.memory import MemoryStore
 from gpuckpt.stores.objects import ObjectFile
 from gpuckpt.tilecoding import decode_blocks, decode_tiles, encode_tiles, tiles_among
-from gpuckpt.tileindex import BLOCKS, index_nbytes
+from gpuckpt.tileindex import BLOCKS, index_nbytes, planes_nbytes
 from gpuckpt.tiling import (
     TILE_NBYTES_MAX,
     box_of,
@@ -411,6 +411,22 @@ def test_tiles_of_another_chunk_are_not_taken_for_this_one_s():
     target = Piece("w", np.zeros(box.shape, ml_dtypes.bfloat16), box, (1024, 1024))
     with pytest.raises(gpuckpt.CorruptError):
         restore_pieces(store, manifest, [target])
+
+
+def test_tiles_that_an_index_is_wrong_about_are_read_with_their_chunk():
+    store, array = MemoryStore(), weights((1024, 1024))
+    manifest = saved(store, {0: 2}, "raw")
+    one, other = manifest.tensors
+    chunk = one.chunks[0]
+    extent, data = chunk.extent, store.files[chunk.extent.segment]
+    data[extent.offset + planes_nbytes(chunk)] ^= 1
+    coded = bytes(data[extent.offset : extent.offset + extent.length])
+    strange = replace(chunk, checksum=checksum([memoryview(coded)]))
+    entry = replace(one, chunks=(strange, *one.chunks[1:]))
+    box = Box((0, 0), (100, 32))
+    target = Piece("w", np.zeros(box.shape, array.dtype), box, array.shape)
+    restore_pieces(store, replace(manifest, tensors=(entry, other)), [target])
+    assert target.array.tobytes() == array[box.slices].tobytes()
 
 
 def test_sealed_chunks_are_read_whole():
