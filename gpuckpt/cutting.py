@@ -21,8 +21,9 @@ from typing import Literal, cast
 from gpuckpt.boxes import Box, Shape
 from gpuckpt.dtypes import to_numpy
 from gpuckpt.errors import InvalidError
-from gpuckpt.spec import Chunk, Ends, Spec
-from gpuckpt.tiling import box_of, chunk_count, within
+from gpuckpt.spec import Chunk, Ends, Plane, Spec
+from gpuckpt.tileindex import BLOCKS, index_nbytes, index_nbytes_max
+from gpuckpt.tiling import FOLDED_AXES, box_of, chunk_count, within
 
 # Numbers of ranks among which a tensor may be divided later: the first that leaves boxes large
 # enough is taken.
@@ -46,6 +47,10 @@ TILE_WAYS: tuple[tuple[int, ...], ...] = (
     (2,),
 )
 TILE_NBYTES_LEAST = 3 << 10  # on average
+# Of a tile's elements that follow each other in the chunk, on average: fewer are slow to gather.
+RUN_NBYTES_LEAST = 32
+# A shorter axis is one tile, but the first: a filter's width and height.
+EXTENT_LEAST = 16
 # A smaller chunk is read as a whole.
 TILED_NBYTES_LEAST = 16 << 10
 # Other ranks will want: parts along the axes that shards are parts along already, or any, or
@@ -94,7 +99,7 @@ def row_of(spec: Spec, box: Box) -> Spec:
 
 def tiles_of(spec: Spec, chunk: Chunk) -> Ends:
     """Where the tiles of one of a shard's chunks end; nothing if it isn't to be tiled."""
-    if not spec.tiled or chunk.nbytes < TILED_NBYTES_LEAST:
+    if not spec.tiled or spec.offset is None or chunk.nbytes < TILED_NBYTES_LEAST:
         return ()
     item = to_numpy(spec.dtype).itemsize
     box = box_of(spec.shape, chunk.start // item, (chunk.start + chunk.nbytes) // item)
@@ -103,20 +108,34 @@ def tiles_of(spec: Spec, chunk: Chunk) -> Ends:
     borders, begin = _borders(spec.full_shape, item), spec.box.offset
     inside = Box(tuple(a + b for a, b in zip(box.offset, begin, strict=True)), box.shape)
     ends = within(inside, borders, item)
-    return ends if any(len(each) > 1 for each in ends) else ()
+    # Of planes that are in blocks, all of them.
+    index = index_nbytes([Plane(BLOCKS, 0)] * spec.width, ends)
+    return ends if max(map(len, ends)) > 1 and index <= index_nbytes_max(chunk.nbytes) else ()
 
 
 @lru_cache(maxsize=1024)
 def _borders(shape: Shape, item: int) -> tuple[tuple[int, ...], ...]:
     """Where tiles of a tensor end along each axis."""
-    for ways in TILE_WAYS:
-        found = tuple(tuple(ends(extent, ways)) for extent in shape)
+    axes = _tiled_axes(shape)
+    for ways in TILE_WAYS if axes else ():
+        found = tuple(tuple(ends(n, ways)) if at in axes else () for at, n in enumerate(shape))
         most = len({Fraction(at, count) for count in ways for at in range(1, count)})
         # Borders next to each other, since ranks' parts are rounded up, count as one.
-        count = math.prod(min(len(each), most) + 1 for each in found)
-        if math.prod(shape) * item >= count * TILE_NBYTES_LEAST:
+        counts = [min(len(each), most) + 1 for each in found]
+        run = math.prod(shape[axes[-1] :]) * item
+        if run < counts[axes[-1]] * RUN_NBYTES_LEAST and axes[-1]:
+            continue
+        if math.prod(shape) * item >= math.prod(counts) * TILE_NBYTES_LEAST:
             return found
     return tuple(() for _ in shape)
+
+
+def _tiled_axes(shape: Shape) -> list[int]:
+    """The axes along which tiles may end: of a chunk, these are tiles of three axes."""
+    axes = [axis for axis, extent in enumerate(shape) if not axis or extent >= EXTENT_LEAST]
+    while len(axes) > 1 and len(axes) + (math.prod(shape[: axes[0]]) > 1) > FOLDED_AXES:
+        axes.remove(min(axes, key=lambda axis: (shape[axis], -axis)))
+    return axes
 
 
 def cut(spec: Spec) -> list[Box]:
@@ -150,10 +169,11 @@ def longest_chunk(spec: Spec, chunk_nbytes: int) -> int:
         return chunk_nbytes
     if spec.tiled:
         item = to_numpy(spec.dtype).itemsize
-        # As many elements as a master's and its copy's both may have.
-        longest = chunk_count(spec.shape, max(chunk_nbytes // max(item, _MASTER_ITEM), 1)) * item
-        if longest >= min(CHUNK_NBYTES_LEAST, spec.nbytes):
-            return longest
+        # As many elements as a master's and its copy's both may have, and have both then.
+        wider = max(item, _MASTER_ITEM)
+        count = chunk_count(spec.shape, max(chunk_nbytes // wider, 1))
+        if count >= min(CHUNK_NBYTES_LEAST // wider, spec.box.count):
+            return count * item
     share = max(whole_nbytes(spec) // CHUNKS, 1)
     return min(max(1 << (share.bit_length() - 1), CHUNK_NBYTES_LEAST), chunk_nbytes)
 

@@ -275,7 +275,7 @@ def _check_chunk(spec: Spec, chunk: ChunkEntry) -> None:
     for plane in planes:
         _check_plane(spec.name, plane, nbytes, codecs)
         length += plane.length
-    if length + index != chunk.extent.length or index > layout.CHUNK_NBYTES_MAX:
+    if length + index != chunk.extent.length:
         raise ValueError(f"{spec.name}: planes don't fill their extent")
 
 

@@ -259,13 +259,13 @@ def _encoded(job: Job, chunk: ChunkEntry, reader: Reader, room: Bytes) -> Bytes:
     """A chunk's encoded bytes but for an index of tiles, at the beginning of `room`."""
     extent, length = chunk.extent, planes_nbytes(chunk)
     coded = room[:length]
-    if length < extent.length:  # for an index there may be no room
+    if extent.length > room.size:  # for an index there may be no room
         parts = reader.read(replace(extent, length=length), coded)
         index = Extent(extent.segment, extent.offset + length, extent.length - length)
         more = reader.read(index, np.empty(index.length, np.uint8))
         _check_encoded(job, chunk, chain(parts, more))
-    elif _read_seen(job, chunk, reader, coded) is None:
-        _check_encoded(job, chunk, reader.read(extent, coded))
+    elif _read_seen(job, chunk, reader, room[: extent.length]) is None:
+        _check_encoded(job, chunk, reader.read(extent, room[: extent.length]))
     return coded
 
 

@@ -138,6 +138,11 @@ class Reader:
         self._parts = cast(Parts, file) if hasattr(file, "read_parts") else None
         self._seeing = cast(Seeing, file) if hasattr(file, "read_seen") else None
 
+    @property
+    def is_slow(self) -> bool:
+        """Whether each request takes long."""
+        return self._ahead is not None
+
     def expect(self, extents: Sequence[Extent]) -> None:
         """Tell that these will be read, one after the other; where requests are slow, in one."""
         if self._ahead is None or len(extents) < 2:

@@ -7,7 +7,6 @@ check of each tile, so that some tiles can be read without the others.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +22,8 @@ from gpuckpt.tileindex import BLOCKS, Records, joined_checks, pack_index, planes
 from gpuckpt.tiling import Checks, Counts, Grid, check_tiles, from_tiles, grid_of, to_tiles
 
 Bytes = npt.NDArray[np.uint8]
+# Of tiles, by their numbers, or of bytes: the first, and after the last.
+Run = tuple[int, int]
 
 # Of a frame in blocks: its magic number and window, the length of what it has, and bytes of its
 # first block, which has the codes of all.
@@ -109,34 +110,33 @@ def decode_tiles(
         from_tiles(given, grid, given.size // int(grid.starts[-1]), place)
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Some bytes of a plane of `whole` bytes."""
+def decode_blocks(
+    plane: tuple[bytes, int],
+    blocks: Sequence[Bytes],
+    spans: Sequence[Run],
+    slot: Slot,
+    where: str,
+) -> Bytes:
+    """Some spans of a plane, which ascend, one after the other: a new array.
 
-    begin: int
-    end: int
-    whole: int
-
-
-def decode_blocks(first: bytes, blocks: Bytes, span: Span, slot: Slot, where: str) -> Bytes:
-    """Some bytes of a plane: a new array.
-
-    `first` is how its frame begins, up to the end of the first block, and
-    `blocks` those of the tiles that they are.
+    `plane` is how its frame begins, up to the end of the first block, and how
+    many bytes it has; `blocks` are those of the tiles that each span is.
 
     Raises:
         CorruptError: they aren't, or don't decode to so many bytes.
     """
-    begin, end, after = span.begin, span.end, len(_BEGINNING) + _LENGTH
+    first, whole = plane
+    after = len(_BEGINNING) + _LENGTH
     if first[: len(_BEGINNING)] != _BEGINNING or len(first) < after:
         raise CorruptError(where, "not a frame in blocks")
-    nbytes = _FIRST + max(end, _FIRST) - max(begin, _FIRST)
+    nbytes = _FIRST + sum(max(end, _FIRST) - max(begin, _FIRST) for begin, end in spans)
     head = _BEGINNING + nbytes.to_bytes(_LENGTH, "little") + first[after:]
-    text = head + blocks.tobytes() + (b"" if end == span.whole else _END)
+    last = b"" if spans[-1][1] == whole else _END
+    text = b"".join([head, *(each.data for each in blocks), last])
     room = np.empty(nbytes, np.uint8)
     decode_planes(np.frombuffer(text, np.uint8), [Plane("zstd", len(text))], slot, [room], where)
-    ahead = min(begin, _FIRST)
-    return room[ahead : ahead + end - begin]
+    inside = [room[begin : min(end, _FIRST)] for begin, end in spans if begin < _FIRST]
+    return np.concatenate([*inside, room[_FIRST:]])
 
 
 def check_run(
@@ -152,7 +152,7 @@ def check_run(
         raise CorruptError(where, "a tile's check isn't that of its bytes")
 
 
-def tiles_among(grid: Grid, boxes: Sequence[Box]) -> Iterator[tuple[int, int]]:
+def tiles_among(grid: Grid, boxes: Sequence[Box]) -> Iterator[Run]:
     """Runs of the numbers of tiles that have elements of some boxes of the chunk."""
     found = np.unique(np.concatenate([grid.among(box) for box in boxes]))
     breaks = np.flatnonzero(np.diff(found) != 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -17,6 +18,10 @@ from gpuckpt.values import Json
 
 # A zstd frame of which each tile's blocks can be decoded with the first one alone.
 BLOCKS = "blocks"
+
+# An index that any chunk may have.
+_INDEX_NBYTES = 64 << 10
+_FINGERPRINT = re.compile("[0-9a-f]{32}")
 
 Records = npt.NDArray[Any]
 
@@ -36,6 +41,11 @@ def index_nbytes(planes: Sequence[Plane], tiles: Ends) -> int:
     """Bytes of an index, which follows its chunk's planes."""
     count = math.prod(len(each) for each in tiles)
     return firsts_nbytes(planes) + count * record_type(planes).itemsize
+
+
+def index_nbytes_max(nbytes: int) -> int:
+    """Bytes of the longest index of tiles that a chunk of `nbytes` may have."""
+    return max(nbytes, _INDEX_NBYTES)
 
 
 def planes_nbytes(chunk: ChunkEntry) -> int:
@@ -94,6 +104,12 @@ def check_tiling(spec: Spec, chunk: ChunkEntry) -> None:
         ValueError: they aren't.
     """
     item = to_numpy(spec.dtype).itemsize
+    if chunk.start + chunk.nbytes > spec.nbytes:
+        raise ValueError(f"{spec.name}: tiles of a chunk that ends after its tensor")
+    if index_nbytes(chunk.planes, chunk.tiles) > index_nbytes_max(chunk.nbytes):
+        raise ValueError(f"{spec.name}: a longer index of tiles than of any use")
+    if not _FINGERPRINT.fullmatch(chunk.fingerprint):
+        raise ValueError(f"{spec.name}: {chunk.fingerprint!r} isn't a fingerprint")
     box = box_of(spec.shape, chunk.start // item, (chunk.start + chunk.nbytes) // item)
     if box is None or box.shape != tuple(each[-1] for each in chunk.tiles):
         raise ValueError(f"{spec.name}: tiles of a chunk that isn't such a box")

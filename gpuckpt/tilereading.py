@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +21,16 @@ from gpuckpt.reading import Job, derived_name, where_of
 from gpuckpt.rounding import MASTER, round_to
 from gpuckpt.segments import Reader, open_segment
 from gpuckpt.spec import ChunkEntry, Extent, Plane
-from gpuckpt.tilecoding import Span, check_run, decode_blocks, tiles_among
+from gpuckpt.tilecoding import Run, check_run, decode_blocks, tiles_among
 from gpuckpt.tileindex import BLOCKS, Records, firsts_nbytes, planes_nbytes, record_type
-from gpuckpt.tiling import Grid, box_of, grid_of
+from gpuckpt.tiling import Grid, box_of, from_tiles, grid_of
 
 Bytes = npt.NDArray[np.uint8]
 
 # Whoever wants more of a chunk reads it as a whole: it takes no longer.
 SHARE_MAX = 0.9
+# What could be read while one request is made: of a file, and where each request takes long.
+_REQUEST_NBYTES, _SLOW_NBYTES = 512, 1 << 20
 
 
 def read_tiles(
@@ -35,7 +40,7 @@ def read_tiles(
 
     Each tile is checked.  Uses the slot's `raw`, and its decompressor.  False
     if nothing was read, since the chunk is to be read whole: it has no tiles,
-    is sealed as a whole, or most of it is wanted.
+    is sealed as a whole, most of it is wanted, or in too many requests.
 
     Raises:
         CorruptError: names tensor, file and offset.
@@ -47,20 +52,44 @@ def read_tiles(
     grid, item = grid_of(chunk.tiles), to_numpy(job.entry.spec.dtype).itemsize
     inside = _inside(chunk, boxes, job.entry.spec.shape, grid)
     runs = list(tiles_among(grid, inside))
-    wanted = sum(int(grid.starts[last] - grid.starts[first]) for first, last in runs)
-    if wanted > SHARE_MAX * int(grid.starts[-1]):
-        return False
+    numbers = np.concatenate([np.arange(*run) for run in runs])
+    share = grid.elements(numbers).sum() / math.prod(grid.shape)
+    with open_segment(job.store, chunk.extent.segment) as reader:
+        each = _SLOW_NBYTES if reader.is_slow else _REQUEST_NBYTES
+        requests = (1 + len(runs)) * (1 + len(chunk.planes))
+        if share > SHARE_MAX or share * chunk.extent.length + requests * each > _most(chunk, each):
+            return False
+        raw = _Tiles(chunk, reader, slot, where_of(job, chunk)).read(runs, numbers)
     places = [
         (box, room.reshape(*box.shape, item)) for box, room in zip(inside, rooms, strict=True)
     ]
-    with open_segment(job.store, chunk.extent.segment) as reader:
-        tiles = _Tiles(chunk, reader, slot, where_of(job, chunk))
-        for first, last in runs:
-            raw = tiles.read(first, last)
-            for number in range(first, last):
-                at = int(grid.starts[number] - grid.starts[first]) * item
-                _place(raw[at:], grid.box(number), item, places)
+    if len(places) == 1:
+        _put_back(raw, grid, *places[0], item)
+        return True
+    ends = np.cumsum(grid.elements(numbers)).tolist()
+    for number, end in zip(numbers.tolist(), ends, strict=True):
+        tile = grid.box(number)
+        _place(raw[(end - tile.count) * item :], tile, item, places)
     return True
+
+
+def _most(chunk: ChunkEntry, each: int) -> int:
+    """What a chunk costs that is read whole, in one request of `each`."""
+    return chunk.extent.length + each
+
+
+def _put_back(raw: Bytes, grid: Grid, box: Box, place: Bytes, item: int) -> None:
+    """Bring the tiles that have elements of a box, all of them, to it."""
+    ends, first = [], []
+    for each, begin, last in zip(grid.ends, box.offset, box.end, strict=True):
+        low, high = bisect_right(each, begin), bisect_left(each, last)
+        first.append(each[low - 1] if low else 0)
+        ends.append(tuple(end - first[-1] for end in each[low : high + 1]))
+    some = Grid(tuple(ends))
+    whole = np.empty(raw.size, np.uint8)
+    from_tiles(raw, some, item, whole)
+    own = Box(tuple(first), some.shape)
+    place[...] = whole.reshape(*some.shape, item)[box.inside(own).slices]
 
 
 def _round_tiles(
@@ -96,58 +125,56 @@ class _Tiles:
         lengths = np.cumsum([0, *(plane.length for plane in planes)]).tolist()
         self._begins = [chunk.extent.offset + length for length in lengths[:-1]]
         self._index = chunk.extent.offset + planes_nbytes(chunk)
-        self._record = record_type(planes)
-        self._firsts = self._read(self._index, firsts_nbytes(planes)).view("<u4").tolist()
-        coded = [at for at, plane in enumerate(planes) if plane.codec == BLOCKS]
-        self._order = {at: k for k, at in enumerate(coded)}  # among those in blocks
-        self._first_blocks = {
-            at: self._part(at, 0, self._firsts[k]).tobytes() for at, k in self._order.items()
-        }
-        self._wholes: dict[int, Bytes] = {}
 
-    def read(self, first: int, last: int) -> Bytes:
-        """The elements of tiles `first` … `last` - 1, which lie in the slot's `raw`."""
-        chunk, starts = self._chunk, self._grid.starts
-        item = chunk.nbytes // len(chunk.planes) // int(starts[-1])
-        before, records = self._records(first, last)
-        span = int(starts[first]) * item, int(starts[last]) * item
-        planes = [
-            self._plane(at, plane, span, before, records) for at, plane in enumerate(chunk.planes)
-        ]
-        sizes = self._grid.sizes[first:last] * np.uint32(item)
-        check_run(planes, sizes, records, chunk.fingerprint, self._where)
+    def read(self, runs: Sequence[Run], numbers: npt.NDArray[np.int64]) -> Bytes:
+        """The elements of runs of tiles, those with these numbers; maybe in the slot's `raw`."""
+        chunk, grid = self._chunk, self._grid
+        item = chunk.nbytes // len(chunk.planes) // math.prod(grid.shape)
+        firsts, records = self._records(runs[-1][1])
+        starts = grid.starts
+        spans = [(int(starts[a]) * item, int(starts[b]) * item) for a, b in runs]
+        planes, coded = list[Bytes](), iter(zip(firsts, records["ends"].T.tolist(), strict=True))
+        for at, plane in enumerate(chunk.planes):
+            if plane.codec == BLOCKS:
+                first, ends = next(coded)
+                planes.append(self._blocks(at, [first, *ends], runs, spans))
+            else:
+                planes.append(self._parts(at, plane, spans))
+        sizes = (grid.elements(numbers) * item).astype(np.uint32)
+        check_run(planes, sizes, records[numbers], chunk.fingerprint, self._where)
         if len(planes) == 1:
             return planes[0]
-        raw = self._slot.raw[: len(planes) * (span[1] - span[0])]
+        raw = self._slot.raw[: len(planes) * planes[0].size]
         join(planes, raw, turned=chunk.turned)
         return raw
 
-    def _records(self, first: int, last: int) -> tuple[Sequence[int], Records]:
-        """Where the blocks of tile `first` begin in each plane, and the records of some tiles."""
-        size, begin = self._record.itemsize, first - (first > 0 and bool(self._firsts))
-        place = self._index + firsts_nbytes(self._chunk.planes) + begin * size
-        found = self._read(place, (last - begin) * size).view(self._record)
-        if begin == first:
-            return self._firsts, found
-        return found["ends"][0].tolist(), found[1:]
+    def _records(self, count: int) -> tuple[list[int], Records]:
+        """Where the first block ends in each plane in blocks; the records of the first tiles."""
+        planes = self._chunk.planes
+        begin, kind = firsts_nbytes(planes), record_type(planes)
+        found = self._read(self._index, begin + count * kind.itemsize)
+        return found[:begin].view("<u4").tolist(), found[begin:].view(kind)
 
-    def _plane(
-        self, at: int, plane: Plane, span: tuple[int, int], before: Sequence[int], records: Records
+    def _blocks(
+        self, at: int, ends: Sequence[int], runs: Sequence[Run], spans: Sequence[Run]
     ) -> Bytes:
-        """Some bytes of a plane."""
-        if plane.codec == "raw":
-            return self._part(at, *span)
+        """Some bytes of a plane in blocks; `ends` are those of its first block and of tiles."""
+        places = [(ends[first], ends[last]) for first, last in runs]
+        if any(after[0] < before[1] for before, after in pairwise(places)):
+            raise CorruptError(self._where, "its tiles' index has tiles in each other")
         whole = self._chunk.nbytes // len(self._chunk.planes)
-        if plane.codec == BLOCKS:
-            k = self._order[at]
-            blocks = self._part(at, before[k], int(records["ends"][-1, k]))
-            first = self._first_blocks[at]
-            return decode_blocks(first, blocks, Span(*span, whole), self._slot, self._where)
-        if at not in self._wholes:
-            coded, room = self._part(at, 0, plane.length), np.empty(whole, np.uint8)
-            decode_planes(coded, [plane], self._slot, [room], self._where)
-            self._wholes[at] = room
-        return self._wholes[at][slice(*span)]
+        beginning = self._part(at, 0, ends[0]).tobytes()
+        blocks = [self._part(at, *place) for place in places]
+        return decode_blocks((beginning, whole), blocks, spans, self._slot, self._where)
+
+    def _parts(self, at: int, plane: Plane, spans: Sequence[Run]) -> Bytes:
+        """Some bytes of another plane."""
+        if plane.codec == "raw":
+            return _joined([self._part(at, *span) for span in spans])
+        whole = np.empty(self._chunk.nbytes // len(self._chunk.planes), np.uint8)
+        coded = self._part(at, 0, plane.length)
+        decode_planes(coded, [plane], self._slot, [whole], self._where)
+        return _joined([whole[slice(*span)] for span in spans])
 
     def _part(self, at: int, begin: int, end: int) -> Bytes:
         """Bytes of a plane as it is coded."""
@@ -162,11 +189,15 @@ class _Tiles:
         return room
 
 
+def _joined(parts: Sequence[Bytes]) -> Bytes:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
 def _inside(
     chunk: ChunkEntry, boxes: Sequence[Box], shape: tuple[int, ...], grid: Grid
 ) -> list[Box]:
     """The boxes of a shard, counted from the first element of its chunk, as far as it has them."""
-    count = int(grid.starts[-1])
+    count = math.prod(grid.shape)
     first = chunk.start // (chunk.nbytes // count)
     own = box_of(shape, first, first + count)
     assert own is not None, "the manifest's reader has looked"

@@ -30,8 +30,9 @@ Counts = npt.NDArray[np.uint32]
 Checks = npt.NDArray[np.uint64]
 
 TILE_NBYTES_MAX = LEAF_NBYTES
+# What the compiled loops take.
+FOLDED_AXES = 3
 _CHECK_NBYTES = 8
-_NATIVE_AXES = 3
 
 
 class Grid:
@@ -59,6 +60,14 @@ class Grid:
     def starts(self) -> npt.NDArray[np.int64]:
         """How many elements come before each tile, and all of them."""
         return np.concatenate([[0], np.cumsum(self.sizes, dtype=np.int64)])
+
+    def elements(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """How many elements each of some tiles has."""
+        found, step = np.ones(numbers.size, np.int64), 1
+        for ends in self.ends:
+            found *= np.diff(ends, prepend=0)[numbers // step % len(ends)]
+            step *= len(ends)
+        return found
 
     def box(self, number: int) -> Box:
         """What a tile has of the chunk."""
@@ -88,12 +97,12 @@ class Grid:
                 axes[-1] = axes[-1] * np.uint32(each[0])
             elif each != (1,):
                 axes.append(np.array(each, np.uint32))
-        if len(axes) > _NATIVE_AXES:
+        if len(axes) > FOLDED_AXES:
             return None
-        return (*[np.ones(1, np.uint32)] * (_NATIVE_AXES - len(axes)), *axes)
+        return (*[np.ones(1, np.uint32)] * (FOLDED_AXES - len(axes)), *axes)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=32)
 def grid_of(ends: Ends) -> Grid:
     """The tiles that end so."""
     return Grid(ends)

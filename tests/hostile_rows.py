@@ -7,6 +7,7 @@ many bytes of memory that took beside what Python had before.
 from __future__ import annotations
 
 import json
+import math
 import resource
 import tempfile
 import warnings
@@ -124,6 +125,21 @@ def _chained(count: int) -> Change:
     return change
 
 
+def _tiled(shape: list[int], nbytes: int, tiles: list[list[int]]) -> Change:
+    """A tensor of `shape` and its raw chunk of `nbytes`, in tiles that end so."""
+
+    def change(body: Any) -> None:
+        (tensor,) = body["tensors"]
+        row = tensor["chunks"][0]
+        length = nbytes + 8 * math.prod(map(len, tiles))
+        about = {"tiles": tiles, "turned": False}
+        tensor["chunks"] = [[0, nbytes, *row[2:4], length, *row[5:7], [["raw", nbytes]], about]]
+        tensor["shape"] = shape
+        body["requires"] = ["tiles"]
+
+    return change
+
+
 def _deep(count: int) -> Any:
     node: Any = {"value": 0}
     for _ in range(count):
@@ -200,6 +216,8 @@ CHUNKS: dict[str, Change] = {
     "a sparse plane of three": _chunk(7, [["sparse", 9, ["raw", 4], ["raw", 5], ["raw", 0]]]),
     "turned, and one plane": lambda body: body["tensors"][0]["chunks"][0].append("turned"),
     "sources of uint8": lambda body: body["tensors"][0]["chunks"][0].extend([None, [[]]]),
+    "tiles of a tensor without elements": _tiled([5, 0], 1, [[1], [1]]),
+    "an index of tiles of 128 MiB": _tiled([4096] * 2, 1 << 24, [[*range(1, 4097)]] * 2),
     "65 bases": _chained(65),
     "900 bases": _chained(900),
 }

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 from unittest import mock
 
 import ml_dtypes
@@ -24,14 +25,15 @@ from gpuckpt.boxes import Box
 from gpuckpt.cutting import longest_chunk, tiles_of
 from gpuckpt.dtypes import to_numpy
 from gpuckpt.entries import CODECS
-from gpuckpt.fingerprint import fingerprint, leaf_digests
+from gpuckpt.fingerprint import checksum, fingerprint, leaf_digests
 from gpuckpt.manifest import Manifest
 from gpuckpt.plan import plan_chunks
 from gpuckpt.planes import split
 from gpuckpt.spec import ChunkEntry, Ends, Extent, Spec
 from gpuckpt.stores.memory import MemoryStore
-from gpuckpt.tilecoding import Span, decode_blocks, decode_tiles, encode_tiles, tiles_among
-from gpuckpt.tileindex import BLOCKS, index_nbytes
+from gpuckpt.stores.objects import ObjectFile
+from gpuckpt.tilecoding import decode_blocks, decode_tiles, encode_tiles, tiles_among
+from gpuckpt.tileindex import BLOCKS, index_nbytes, planes_nbytes
 from gpuckpt.tiling import (
     TILE_NBYTES_MAX,
     box_of,
@@ -49,15 +51,22 @@ from tests.test_resharding import DTYPES, random_array, random_boxes, room_for, 
 
 Bytes = npt.NDArray[np.uint8]
 T = TypeVar("T")
+# Elements of a chunk that is drawn.
+MOST = 1 << 10
 
 
 @st.composite
 def tilings(draw: st.DrawFn) -> Ends:
-    """Of chunks with 0 to 4 axes."""
-    axes = []
+    """Of chunks with 0 to 4 axes, of MOST elements at most.
+
+    Four axes drawn at random are of millions of elements now and then.
+    """
+    axes: list[tuple[int, ...]] = []
     for _ in range(draw(st.integers(0, 4))):
         spans = draw(st.lists(st.integers(1, 9), min_size=1, max_size=4))
         axes.append(tuple(np.cumsum(spans).tolist()))
+    while math.prod(each[-1] for each in axes) > MOST:
+        axes.pop(0)
     return tuple(axes)
 
 
@@ -83,7 +92,8 @@ def slot_of(nbytes: int) -> Slot:
 def small_tiles() -> Iterator[None]:
     """Tiles of a few elements, of chunks of any size."""
     cutting._borders.cache_clear()
-    with mock.patch.multiple(cutting, TILE_NBYTES_LEAST=16, TILED_NBYTES_LEAST=1):
+    least: dict[str, Any] = {"TILE_NBYTES": 16, "TILED_NBYTES": 1, "RUN_NBYTES": 1, "EXTENT": 1}
+    with mock.patch.multiple(cutting, **{f"{name}_LEAST": n for name, n in least.items()}):
         yield
     cutting._borders.cache_clear()
 
@@ -95,8 +105,8 @@ def test_tiles_put_back_are_the_chunk(ends: Ends, item: int, large: bool):
     if large:
         ends = (*ends, (200, 3000))
     grid = grid_of(ends)
-    given_bytes = np.random.default_rng(0).integers(0, 256, math.prod(grid.shape) * item)
-    raw = given_bytes.astype(np.uint8)
+    rng = np.random.default_rng(0)
+    raw = rng.integers(0, 256, math.prod(grid.shape) * item, np.uint8)
 
     def there_and_back() -> tuple[bytes, bytes]:
         tiled, back = np.empty_like(raw), np.empty_like(raw)
@@ -159,7 +169,7 @@ def weights(
     st.sampled_from([40, 700, 20_000]),
     st.data(),
 )
-def test_a_run_of_tiles_is_decoded_with_the_first_block(
+def test_runs_of_tiles_are_decoded_with_the_first_block(
     sizes: list[int], longest: int, data: st.DataObject
 ):
     """And the whole frame is one that any decoder reads."""
@@ -173,14 +183,18 @@ def test_a_run_of_tiles_is_decoded_with_the_first_block(
     length, ends = loops.huffman_tiles(exponents, spans, room)
     assert length
     assert zstandard.ZstdDecompressor().decompress(room[:length].tobytes()) == exponents.tobytes()
-    first = data.draw(st.integers(0, len(sizes) - 1))
-    last = data.draw(st.integers(first + 1, len(sizes)))
+    borders = data.draw(st.sets(st.integers(0, len(sizes)), min_size=2, max_size=8).map(sorted))
+    runs = list(zip(borders[::2], borders[1::2], strict=False))
     starts = np.concatenate([[0], np.cumsum(spans, dtype=np.int64)]).tolist()
-    span = starts[first], starts[last]
-    blocks, beginning = room[ends[first] : ends[last]], room[: ends[0]].tobytes()
-    place = Span(*span, exponents.size)
-    found = decode_blocks(beginning, blocks, place, slot_of(64), "here")
-    assert found.tobytes() == exponents[slice(*span)].tobytes()
+    found = decode_blocks(
+        (room[: ends[0]].tobytes(), exponents.size),
+        [room[ends[first] : ends[last]] for first, last in runs],
+        [(starts[first], starts[last]) for first, last in runs],
+        slot_of(64),
+        "here",
+    )
+    wanted = [exponents[starts[first] : starts[last]].tobytes() for first, last in runs]
+    assert found.tobytes() == b"".join(wanted)
 
 
 @settings(deadline=None, max_examples=often(30))
@@ -197,6 +211,28 @@ def test_every_machine_s_loops_write_the_same_tiles(sizes: list[int], seed: int)
         checks = loops.check_tiles(plane, spans).tolist()
         outcomes.append((room.array[:length].tobytes(), ends.tolist() if length else [], checks))
     assert outcomes[0] == outcomes[1]
+
+
+@settings(deadline=None, max_examples=often(60))
+@given(tilings(), st.sampled_from([1, 2, 3, 8, 12]), st.integers(0, 9))
+def test_the_loops_put_tiles_as_numpy_does_and_write_nothing_outside(
+    ends: Ends, item: int, offset: int
+):
+    grid = grid_of(ends)
+    assume(grid.folded is not None)
+    assert grid.folded is not None
+    raw = np.random.default_rng(0).integers(0, 256, math.prod(grid.shape) * item, np.uint8)
+    wanted = np.empty_like(raw)
+    with mock.patch.object(tiling, "native_for", return_value=None):
+        to_tiles(raw, grid, item, wanted)
+    for loops in test_native.both():
+        tiled, back = (test_native.Room(raw.size, offset) for _ in range(2))
+        loops.tile(raw, tiled.array, item, grid.folded)
+        loops.tile(tiled.array, back.array, item, grid.folded, back=True)
+        assert tiled.array.tobytes() == wanted.tobytes()
+        assert back.array.tobytes() == raw.tobytes()
+        assert tiled.sound()
+        assert back.sound()
 
 
 def test_a_plane_that_does_not_fit_writes_no_frame():
@@ -298,6 +334,32 @@ def test_ranks_of_any_mesh_read_what_they_need(
         assert store.read_nbytes <= 1.1 * sum(chunk.extent.length for chunk in chunks)
 
 
+class Slow(CountingStore):
+    """A store of files that want to be asked for much at once."""
+
+    requests = 0
+
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[ObjectFile]:
+        yield ObjectFile(cast(Any, self), name)
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        self.requests += 1
+        super().read_into(name, offset, buffer)
+
+
+def test_where_requests_take_long_a_chunk_is_read_in_few():
+    store, array = Slow(), weights((1024, 1024))
+    manifest = saved(store, {0: 4})
+    for ways in ({0: 3}, {1: 3}):
+        store.requests = 0
+        box = divided(array.shape, ways)[0]
+        target = Piece("w", np.zeros(box.shape, array.dtype), box, array.shape)
+        restore_pieces(store, manifest, [target])
+        assert target.array.tobytes() == array[box.slices].tobytes()
+        assert store.requests <= 12
+
+
 def test_who_wants_one_tile_reads_little_more():
     store = CountingStore()
     manifest = saved(store, {0: 2}, "raw")
@@ -351,6 +413,22 @@ def test_tiles_of_another_chunk_are_not_taken_for_this_one_s():
         restore_pieces(store, manifest, [target])
 
 
+def test_tiles_that_an_index_is_wrong_about_are_read_with_their_chunk():
+    store, array = MemoryStore(), weights((1024, 1024))
+    manifest = saved(store, {0: 2}, "raw")
+    one, other = manifest.tensors
+    chunk = one.chunks[0]
+    extent, data = chunk.extent, store.files[chunk.extent.segment]
+    data[extent.offset + planes_nbytes(chunk)] ^= 1
+    coded = bytes(data[extent.offset : extent.offset + extent.length])
+    strange = replace(chunk, checksum=checksum([memoryview(coded)]))
+    entry = replace(one, chunks=(strange, *one.chunks[1:]))
+    box = Box((0, 0), (100, 32))
+    target = Piece("w", np.zeros(box.shape, array.dtype), box, array.shape)
+    restore_pieces(store, replace(manifest, tensors=(entry, other)), [target])
+    assert target.array.tobytes() == array[box.slices].tobytes()
+
+
 def test_sealed_chunks_are_read_whole():
     store = CountingStore()
     manifest = saved(store, {0: 2}, "raw")
@@ -364,7 +442,7 @@ def test_sealed_chunks_are_read_whole():
 
 
 def test_a_masters_chunks_end_where_its_copys_do():
-    for shape in ((300, 7000), (4096, 4096), (5000,), (8, 600, 500)):
+    for shape in ((300, 7000), (4096, 4096), (5000,), (8, 600, 500), (31, 1009, 23)):
         specs = [
             Spec("w", dtype, shape, offset=(0,) * len(shape), whole=(2 * shape[0], *shape[1:]))
             for dtype in ("float32", "bfloat16")
@@ -397,6 +475,25 @@ def test_rounded_copies_of_tiled_shards_are_derived():
         assert store.read_nbytes <= 1.1 * manifest.encoded_nbytes
 
 
+@pytest.mark.parametrize(
+    "shape", [(1024, 1024, 3, 3), (16, 64, 64, 128), (1, 256, 5, 512), (64,) * 4, (7, 900, 31)]
+)
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_the_loops_take_the_tiles_of_tensors_of_many_axes(shape: tuple[int, ...], dtype: str):
+    whole = (2 * shape[0], *shape[1:])
+    shard = Spec("w", dtype, shape, offset=(0,) * len(shape), whole=whole, tiled=True)
+    chunks = list(plan_chunks([shard], chunk_nbytes=4 << 20))
+    for chunk in chunks:
+        found = tiles_of(shard, chunk)
+        assert found
+        assert grid_of(found).folded is not None
+
+
+def test_short_axes_but_the_first_are_not_cut():
+    assert cutting._borders((1024, 1024, 3, 3), 4)[2:] == ((), ())
+    assert cutting._borders((8, 600, 500), 4)[0]
+
+
 def test_only_large_chunks_of_shards_are_tiled():
     shard = Spec("w", "bfloat16", (64, 64), offset=(0, 0), whole=(128, 64), tiled=True)
     (chunk,) = plan_chunks([shard], chunk_nbytes=4 << 20)
@@ -405,5 +502,6 @@ def test_only_large_chunks_of_shards_are_tiled():
     (chunk,) = plan_chunks([large], chunk_nbytes=4 << 20)
     assert tiles_of(large, chunk)
     assert tiles_of(replace(large, tiled=False), chunk) == ()
+    assert tiles_of(replace(large, offset=None, whole=None), chunk) == ()
     assert longest_chunk(large, 4 << 20) == large.nbytes
     assert BLOCKS not in CODECS

@@ -296,6 +296,7 @@ def check_index(
     """See that each tile can be read alone (section 7)."""
     coded = sum(row[0] == "blocks" for row in planes)
     check(len(index) == 4 * coded + len(sizes) * (8 + 4 * coded), "an index of tiles")
+    check(len(index) <= max(sum(map(len, parts)), 65536), "an index of tiles")
     for tile, end in enumerate(np.cumsum(sizes).tolist()):
         wanted = int(fingerprint[:16], 16)
         for k, part in enumerate(parts):
