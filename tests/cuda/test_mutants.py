@@ -73,7 +73,7 @@ NOTICED = {
     f"{DELTAS}.survey: self._stream.synchronize(event)": By("differences of copies"),
     f"{COPY}.order_update: self._stream.lead_callers(self._made)": By("update after a copy"),
     f"{COPY}.settle: self._stream.synchronize(self._made or self._stream.stream)": By(
-        "update once a copy is staged"
+        "a copy that nobody saves", "async"
     ),
     f"{COPY}.settle: self._owners = ()": By("copy staged before it is written"),
     f"{HOLD}.__init__: self._owners keeps owners": By("dropped after a hold"),
