@@ -49,16 +49,15 @@ class Checkpointer:
     it is; `update` makes the next update wait; a loop that doesn't use
     `update` waits in `save`), or `auto` (copy where there is room).  `memory`
     bounds the host memory that gpuckpt takes, whatever the state's size.
-    With a save in flight, `step` waits for it or, `when_busy="skip"`, skips.
-    A failed save is raised by the next call, or, `on_error="warn"`, warned
-    of; the last committed checkpoint stays in any case.  Chunks that haven't
-    changed since the save before aren't written again, and their segments
-    stay; with `full_every=1` each checkpoint has files of its own alone.  `log` is a
-    file, or True for one in the root, that gets a line for each save; with
-    `trace`, its stages' beginnings and ends as well; `observers` are told of each
-    save (see `gpuckpt.metrics`), in a thread of their own.  With a `key` (32 bytes or
-    more, or the path of a file that holds them) checkpoints are sealed, and none
-    is read that isn't sealed with it.
+    With a save in flight, `step` waits for it or, `when_busy="skip"`, skips.  A failed save
+    is raised by the next call, or, `on_error="warn"`, warned of; the last committed
+    checkpoint stays in any case.  Chunks that haven't changed since the save before aren't
+    written again, and their segments stay; with `full_every=1` each checkpoint has files of
+    its own alone. `log` is a file, or True for one in the root, that gets a line for each
+    save; with `trace`, its stages' beginnings and ends as well; `observers` are told of
+    each save (see `gpuckpt.metrics`), in a thread of their own.  With a `key` (32 bytes or
+    more, or the path of a file that holds them) checkpoints are sealed, and none is read
+    that isn't sealed with it.
 
     `tiers` are further roots, or `Tier`s: each step goes up to them once it is
     durable in the nearest, `root` or else the first of `tiers`.  Nobody waits for
@@ -146,7 +145,8 @@ class Checkpointer:
         )
         notice, self._pace = crew.pace(self._governor, preempt, grace, skips=when_busy == "skip")
         self._last = LastSave(notice, self._saves, self._pace)
-        self._life = Lifetime(partial(crew.entered, self._store), self._saves, self._last)
+        entered = partial(crew.entered, self._store)
+        self._life = Lifetime(entered, self._saves, self._last, crew.leave)
         self._life.begin()
 
     def __enter__(self) -> Self:

@@ -36,7 +36,7 @@ from gpuckpt.errors import CheckpointError, CorruptError, NotFoundError, Storage
 from gpuckpt.manifest import Manifest, pack_manifest, unpack_files, unpack_manifest
 from gpuckpt.parts import read_own, read_parts
 from gpuckpt.seal import Seal
-from gpuckpt.stores import Publishes, Renames, Store, read_all, write_all
+from gpuckpt.stores import Publishes, Renames, Store, read_all, remove_all, write_all
 
 log = logging.getLogger("gpuckpt")
 
@@ -173,16 +173,16 @@ def delete(
     doomed: Iterable[int],
     known: Manifest | None = None,
     spared: Collection[str] = (),
+    among: Collection[str] | None = None,
 ) -> None:
     """Delete committed steps, and then what only they named; `known` is committed and stays.
 
-    And so do the segments that are to be `spared`.
+    And so do the segments that are to be `spared`, and what isn't `among` these.
     """
     names = [layout.manifest_name(step) for step in doomed]
-    for name in names:
-        store.remove(name)  # 1
+    remove_all(store, names)  # 1
     if names:
-        sweep(store, known=known, spared=spared)  # 2, 3
+        sweep(store, known=known, spared=spared, among=among)  # 2, 3
 
 
 def sweep(
@@ -192,10 +192,12 @@ def sweep(
     known: Manifest | None = None,
     durable: bool = False,
     spared: Collection[str] = (),
+    among: Collection[str] | None = None,
 ) -> list[str]:
     """Remove what no committed manifest names, and return the names of what was removed.
 
-    Call it only while holding the store's lock and with no save under way.
+    Call it only while holding the store's lock and with no save under way; or
+    of files `among` those that were there when none was.
     If any manifest can't be read, no segment is removed: it may name it.
 
     After a commit, give its manifest: then the names are durable already, and
@@ -206,7 +208,7 @@ def sweep(
     is `known` isn't read.  Segments that are to be `spared` stay in any case.
     """
     known = known or committed
-    names = store.names()
+    names = store.names() if among is None else among
     doomed = [name for name in names if name.endswith(layout.TEMPORARY) and _ours(name)]
     segments = {name: layout.data_step(name) for name in names}
     segments = {name: step for name, step in segments.items() if step is not None}
@@ -220,8 +222,7 @@ def sweep(
             doomed += [name for name in segments if name not in kept and name not in spared]
     if doomed and committed is None and not durable:
         store.sync_names()
-    for name in doomed:
-        store.remove(name)
+    remove_all(store, doomed)
     return doomed
 
 

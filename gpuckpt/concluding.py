@@ -1,12 +1,14 @@
 """The end of a save of several ranks: from all parts that are there to what all know.
 
-Where all have one root:
+Where all have one root, rank 0 does it while the others wait for its answer:
 
-1. The lead sees that every file     The manifest must never name a file that isn't there.
-   that the manifest names is there.
-2. It commits the manifest, and      The others wait: none of them is writing what no
-   deletes what needn't be kept.     manifest names.
-3. All gather: whether it did.       Only now may a save return: returning promises durability.
+1. It sees that every file that      The manifest must never name a file that isn't there.
+   the manifest names is there.
+2. It commits the manifest.          The others wait: none of them is writing what no
+                                     manifest names.
+3. It lists the root, and answers.   Only now may a save return: returning promises durability.
+4. It deletes what needn't be        Others may be writing again; what they write isn't in the
+   kept, of what it has listed.      list.
 
 Where machines have roots of their own, each lead commits the same manifest, and
 nobody deletes before all have: else one root could have only a step that
@@ -18,7 +20,7 @@ tiers, it tells where it commits, and nobody deletes that.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,7 +40,10 @@ log = logging.getLogger("gpuckpt")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where one of several ranks commits, and with whom."""
+    """Where one of several ranks commits, and with whom.
+
+    With `prompt`, what needn't be kept is deleted before any rank hears of the commit.
+    """
 
     group: Group
     site: Site
@@ -47,20 +52,21 @@ class Place:
     held: Callable[[], Held]
     seal: Seal | None
     timeout: float
+    prompt: bool = False
 
 
-def conclude(place: Place, world: Manifest, undo: Callable[[], object], lap: Lap) -> bool:
-    """Commit the manifest of all, where this rank is to, and hear whether all who are to did.
+def conclude(place: Place, world: Manifest, undo: Callable[[], object], lap: Lap) -> None:
+    """Commit the manifest of all in the roots of all machines, and hear whether all leads did.
 
-    On return it is durable; whether all ranks have heard so.  `undo` deletes
-    what this rank wrote; it is called where its root has no manifest that names it.
+    On return it is durable.  `undo` deletes what this rank wrote; it is called
+    where its root has no manifest that names it.
 
     Raises:
         RankError: another rank couldn't, or didn't say.
         CheckpointError: this one couldn't.
     """
     gone: list[bool] = []
-    failure = _commit(place, world, lambda: gone.append(True)) if place.site.is_lead else None
+    failure = _tried(place, world, lambda: gone.append(True)) if place.site.is_lead else None
     lap.mark("manifest")
     said: dict[str, Any] = {"held": sorted(place.held().steps)}
     if failure:
@@ -70,48 +76,60 @@ def conclude(place: Place, world: Manifest, undo: Callable[[], object], lap: Lap
     except UnheardError as error:
         if failure is not None:
             raise failure from error
-        if not (place.site.is_one and place.site.is_lead):
-            # It may be visible, and yet go with the next loss of power.
-            reason = f"{error.reason}; step {world.step} may be there all the same"
-            raise UnheardError(error.ranks, reason) from error
-        log.warning("step %d is committed, but not all ranks have heard: %s", world.step, error)
-        return False
+        raise maybe_there(error, world.step) from error
     finally:
         lap.mark("ranks")
     wrong = {rank: one for rank, one in enumerate(told) if "error" in one}
     own = told[place.site.lead]
-    taken_back = False
-    if not place.site.is_one:
-        held = frozenset(told[0]["held"])
-        taken_back = _settle(place, world, take_back=bool(wrong), held=held, lap=lap)
+    held = frozenset(told[0]["held"])
+    taken_back = _settle(place, world, take_back=bool(wrong), held=held, lap=lap)
     if wrong and own.get("gone", taken_back):
         undo()
     if failure is not None:
         raise failure
     if wrong:
         raise RankError(list(wrong), "; ".join(one["error"] for one in wrong.values()))
-    return True
 
 
-def _commit(place: Place, world: Manifest, abandon: Callable[[], object]) -> Exception | None:
-    """Commit it in this root; what went wrong."""
-    try:
-        _see(place, world, abandon)
-        commit(place.store, world, abandon=abandon, seal=place.seal)
-    except Exception as error:
-        return error
-    if place.site.is_one:
-        _prune(place, world)
-    return None
+def maybe_there(error: UnheardError, step: int) -> UnheardError:
+    """The error of a rank that doesn't know whether a step was committed."""
+    # It may be visible, and yet go with the next loss of power.
+    return UnheardError(error.ranks, f"{error.reason}; step {step} may be there all the same")
 
 
-def _prune(place: Place, world: Manifest, more: frozenset[int] = frozenset()) -> None:
+def commit_here(place: Place, world: Manifest, abandon: Callable[[], object]) -> None:
+    """Commit the manifest of all in this rank's root; `abandon` if it has surely not come there.
+
+    Raises:
+        NotFoundError: files that it names aren't there.
+        StorageError: the storage refused.
+    """
+    _see(place, world, abandon)
+    commit(place.store, world, abandon=abandon, seal=place.seal)
+
+
+def prune_here(
+    place: Place,
+    world: Manifest,
+    more: frozenset[int] = frozenset(),
+    among: Collection[str] | None = None,
+) -> None:
+    """Delete what needn't be kept beside `world`, but steps `more`; of the files `among` alone."""
     held = place.held()
     held = replace(held, steps=held.steps | more)
     try:
-        prune_quietly(place.store, place.keep, world, place.seal, held)
+        prune_quietly(place.store, place.keep, world, place.seal, held, among=among)
     except Exception:
         log.exception("step %d is saved; to delete others failed", world.step)
+
+
+def _tried(place: Place, world: Manifest, abandon: Callable[[], object]) -> Exception | None:
+    """Commit it in this root; what went wrong."""
+    try:
+        commit_here(place, world, abandon)
+    except Exception as error:
+        return error
+    return None
 
 
 def _see(place: Place, world: Manifest, abandon: Callable[[], object]) -> None:
@@ -145,7 +163,7 @@ def _settle(
     if place.site.is_lead and take_back:
         said = {"gone": _take_back(place, world)}
     elif place.site.is_lead:
-        _prune(place, world, held)
+        prune_here(place, world, held)
     lap.mark("manifest")
     try:
         told = gather(place.group, f"what is left of step {world.step}", said, place.timeout)

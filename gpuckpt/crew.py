@@ -72,6 +72,7 @@ class Crew:
                 held=tiers.held,
                 timeout=self._timeout,
                 reshard=reshard,
+                prompt=self._spares is not None,
             )
         return self._joint
 
@@ -113,6 +114,10 @@ class Crew:
             timeout=timeout,
         )
         return notice, self._pace
+
+    def leave(self) -> None:
+        """Don't wait for other ranks any longer, where this one does now, if the group can."""
+        getattr(self._group, "leave", lambda: None)()
 
     @contextlib.contextmanager
     def entered(self, store: Store) -> Iterator[None]:

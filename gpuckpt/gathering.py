@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from gpuckpt.errors import RankError
-from gpuckpt.groups import Group
+from gpuckpt.groups import Decides, Group
 from gpuckpt.values import Json
 
 
@@ -23,12 +23,10 @@ def gather(group: Group, what: str, answer: Json | BaseException, timeout: float
         RankError: some ranks said what went wrong; all ranks have heard so.
         BaseException: `answer`, if this is what this rank has to say.
     """
-    wrong = isinstance(answer, BaseException)
-    own: Json = {"error": f"{type(answer).__name__}: {answer}"} if wrong else {"answer": answer}
     data: list[bytes] = []
     unheard: UnheardError | None = None
     try:
-        data = group.all_gather(json.dumps(own).encode(), what=what, timeout=timeout)
+        data = group.all_gather(_packed(answer), what=what, timeout=timeout)
     except RankError as error:
         unheard = UnheardError(error.ranks, error.reason)
     try:
@@ -38,11 +36,73 @@ def gather(group: Group, what: str, answer: Json | BaseException, timeout: float
         del answer
     if unheard is not None:
         raise unheard
-    found = [_read(one, rank) for rank, one in enumerate(data)]
-    failed = {rank: one["error"] for rank, one in enumerate(found) if "error" in one}
-    if failed:
-        raise RankError(list(failed), "; ".join(dict.fromkeys(failed.values())))
-    return [one["answer"] for one in found]
+    return _answers(data)
+
+
+class Decision(NamedTuple):
+    """What rank 0 decided, and whether this rank knows that all hear of it."""
+
+    value: Any
+    is_heard: bool = True
+
+
+def decided(
+    group: Group,
+    what: str,
+    answer: Json | BaseException,
+    choose: Callable[[list[Any]], Json],
+    timeout: float,
+) -> Decision:
+    """What rank 0 decides by what every rank answered: `choose` is called there, and mustn't raise.
+
+    One round of a group that `Decides`, two of another.
+
+    Raises:
+        UnheardError: some ranks said nothing; on rank 0, nothing was decided.
+        RankError: some ranks said what went wrong; all ranks have heard so, and
+            nothing was decided.
+        BaseException: `answer`, if this is what this rank has to say.
+    """
+    made: list[dict[str, Json]] = []
+
+    def pack(data: list[bytes]) -> bytes:
+        try:
+            made.append({"answer": choose(_answers(data))})
+        except RankError as error:
+            made.append({"error": error.reason, "ranks": list(error.ranks)})
+        return json.dumps(made[0]).encode()
+
+    ask = group.decide if isinstance(group, Decides) else _TwoRounds(group).decide
+    unheard: UnheardError | None = None
+    try:
+        made = [_read(ask(_packed(answer), pack, what=what, timeout=timeout), 0)]
+    except RankError as error:
+        unheard = UnheardError(error.ranks, error.reason)
+    try:
+        if isinstance(answer, BaseException):
+            raise answer
+    finally:
+        del answer
+    if unheard is not None and not made:
+        raise unheard
+    if "error" in made[0]:
+        raise RankError(made[0].get("ranks", [0]), str(made[0]["error"]))
+    return Decision(made[0]["answer"], unheard is None)
+
+
+class _TwoRounds:
+    """Decides in a group that can only gather."""
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+
+    def decide(
+        self, data: bytes, choose: Callable[[list[bytes]], bytes], *, what: str, timeout: float
+    ) -> bytes:
+        told = self._group.all_gather(data, what=what, timeout=timeout)
+        own = choose(told) if self._group.rank == 0 else b""
+        what = f"{what}, as rank 0 decides"
+        return self._group.all_gather(own, what=what, timeout=timeout)[0]
 
 
 def gather_done(group: Group, what: str, do: Callable[[], Json], timeout: float) -> list[Any]:
@@ -56,6 +116,21 @@ def gather_done(group: Group, what: str, do: Callable[[], Json], timeout: float)
         return gather(group, what, answer, timeout)
     finally:
         del answer
+
+
+def _packed(answer: Json | BaseException) -> bytes:
+    if isinstance(answer, BaseException):
+        return json.dumps({"error": f"{type(answer).__name__}: {answer}"}).encode()
+    return json.dumps({"answer": answer}).encode()
+
+
+def _answers(data: list[bytes]) -> list[Any]:
+    """What all answered, by rank; a `RankError` for what went wrong with some."""
+    found = [_read(one, rank) for rank, one in enumerate(data)]
+    failed = {rank: one["error"] for rank, one in enumerate(found) if "error" in one}
+    if failed:
+        raise RankError(list(failed), "; ".join(dict.fromkeys(failed.values())))
+    return [one["answer"] for one in found]
 
 
 def _read(data: bytes, rank: int) -> Any:

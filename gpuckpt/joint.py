@@ -4,12 +4,17 @@ A save of several ranks:
 
 1. Each rank writes its segments,   As when it is alone: nobody waits for anybody.
    durable, and its part.           The part lists them.  No manifest names it yet.
-2. All gather: the parts, or why    A rank that failed, or is at another step, is named to all,
-   there is none.                   and nothing is committed; each deletes what it wrote.
-3. The lead of each root commits    One manifest names every part: it is there or it isn't
-   the manifest; all hear of it.    (`concluding`).
+2. Rank 0 hears of all parts, or    A rank that failed, or is at another step, is named to all,
+   why there is none, and commits   and nothing is committed; each deletes what it wrote.
+   a manifest that names them all.  It is there or it isn't.
+3. All hear what rank 0 did.        One round for 2 and 3.
+4. Rank 0 deletes what needn't be   The others wait for nothing more.
+   kept.
 
-A rank that doesn't hear how a gather has ended deletes nothing: others may go on
+Where machines have roots of their own, each has a lead that commits there, and
+all hear of all parts, and of all leads' commits (`concluding`).
+
+A rank that doesn't hear how a round has ended deletes nothing: others may go on
 to commit what it wrote.  What no manifest names in the end, the lead sweeps away.
 
 What several ranks hold alike is written by one of them (`sharing`).  They tell
@@ -23,31 +28,40 @@ that nothing is missing: one rank may have left to another what that one has no 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from gpuckpt import layout
-from gpuckpt.concluding import Place, conclude
+from gpuckpt.answers import (
+    ROWS,
+    STRUCTURES,
+    answer_of,
+    check_answers,
+    check_structures,
+    unsure_of,
+    world_of,
+)
+from gpuckpt.concluding import Place, conclude, maybe_there, prune_here
 from gpuckpt.cutting import Reshard
+from gpuckpt.deciding import OneRoot
 from gpuckpt.entering import Site
 from gpuckpt.errors import CheckpointError, RankError
-from gpuckpt.gathering import UnheardError, gather
+from gpuckpt.gathering import UnheardError, decided, gather
 from gpuckpt.groups import Group
 from gpuckpt.holdings import FIRST_ASKED, exchanged, holdings, pack_holdings, unpack_holdings
 from gpuckpt.inventory import Inventory
-from gpuckpt.manifest import Manifest, Part
-from gpuckpt.parts import describe, shared_structure, world_manifest, write_part
+from gpuckpt.manifest import Manifest
+from gpuckpt.parts import shared_structure, write_part
 from gpuckpt.retention import NOTHING, Held, Keep
-from gpuckpt.seal import MANIFEST, Seal
+from gpuckpt.seal import Seal
 from gpuckpt.sharing import Shares, check_fit, written_holdings
 from gpuckpt.spans import Lap
 from gpuckpt.stores import Store
-from gpuckpt.structure import ConflictError, join
 from gpuckpt.values import Json
+
+log = logging.getLogger("gpuckpt")
 
 
 class Joint:
@@ -66,12 +80,14 @@ class Joint:
         held: Callable[[], Held] = lambda: NOTHING,
         timeout: float,
         reshard: Reshard = "any",
+        prompt: bool = False,
     ) -> None:
         """`held` says what must not be deleted, though `keep` doesn't keep it.
 
-        `reshard` is how shards are cut for other ranks.
+        `reshard` is how shards are cut for other ranks.  With `prompt`, what
+        needn't be kept is deleted before any rank hears of a commit.
         """
-        self._reshard = reshard
+        self._reshard, self._prompt = reshard, prompt
         self._held_back = held
         self.group, self.site = group, Site((0,) * group.size, group.rank)
         self._store, self._keep, self._seal, self._timeout = store, keep, seal, timeout
@@ -82,7 +98,8 @@ class Joint:
         self.damaged = self.anew = False
         """Whether a tier found files damaged, and whether any rank's did: all write anew then."""
         self.world: Manifest | None = None
-        """What was committed last, without the rows of any rank."""
+        """What was committed last, without the rows of any rank; with one root on rank 0 alone."""
+        self._seen: list[str] | None = None  # what was there then, if it is to be tidied
 
     def share(self, inventory: Inventory, step: int) -> Inventory:
         """What this rank writes of what it holds; waits for the others if they are to tell.
@@ -126,16 +143,20 @@ class Joint:
         if owed is not None:
             self._stale = True
             with contextlib.suppress(RankError, type(error)):
-                gather(self.group, owed, error, self._timeout)
+                if self.site.is_one and owed.startswith(_PARTS):
+                    decided(self.group, owed, error, lambda _: None, self._timeout)
+                else:
+                    gather(self.group, owed, error, self._timeout)
 
     def commit(
         self, manifest: Manifest, token: str, abandon: Callable[[], object], lap: Lap
     ) -> Manifest:
         """Commit what all have written; `manifest` is of this rank's rows, which are durable.
 
-        On return it is durable.  The manifest of all, with the rows of this
-        rank.  If it fails, `abandon` deletes the segments, unless a manifest
-        may name them.  `lap` gets the seconds of the waits for others as `ranks`.
+        On return it is durable.  The manifest of this rank's rows, with how many
+        bytes all have; if machines have roots of their own, with all parts.  If
+        it fails, `abandon` deletes the segments, unless a manifest may name them.
+        `lap` gets the seconds of the waits for others as `ranks`.
 
         Raises:
             RankError: another rank failed, stalled or disagrees; it is named.
@@ -143,6 +164,7 @@ class Joint:
         """
         own = replace(manifest, ranks=self.group.size, rank=self.group.rank)
         name = layout.part_name(own.step, token, self.group.rank)
+        self.world = self._seen = None
 
         def undo() -> None:
             with contextlib.suppress(CheckpointError):
@@ -152,115 +174,103 @@ class Joint:
         try:
             part = write_part(self._store, name, own, self._seal)
             lap.mark("manifest")
-            world = self._world(own, part)
-        except UnheardError:
-            # The others may have heard, and commit.  In its root none can without the lead.
-            if self.site.is_lead:
-                undo()
-            raise
+            answer = answer_of(
+                *(own, part),
+                held=self._held,
+                damaged=self.damaged,
+                sampled=self._shares.samples if self._shares is not None else (),
+                seal=self._seal,
+            )
         except BaseException:
             undo()
             raise
-        lap.mark("ranks")
-        place = Place(
-            *(self.group, self.site, self._store, self._keep, self._held_back),
-            seal=self._seal,
-            timeout=self._timeout,
-        )
-        if not conclude(place, world, undo, lap):
+        self._owed = None
+        end = self._through_rank_0 if self.site.is_one else self._by_leads
+        return end(own, answer, undo, lap)
+
+    def tidy(self) -> None:
+        """Delete what the last commit leaves nobody in need of, if this rank is to."""
+        seen, self._seen = self._seen, None
+        if seen is not None and self.world is not None:
+            prune_here(self._place, self.world, among=seen)
+
+    @contextlib.contextmanager
+    def _asking(self, undo: Callable[[], object]) -> Iterator[None]:
+        """If the block fails, undo what was written, unless others may have heard, and commit."""
+        try:
+            yield
+        except BaseException as error:
+            heard = isinstance(error, RankError) and not isinstance(error, UnheardError)
+            if heard or self.site.is_lead:  # in its root none can without it
+                undo()
+            raise
+
+    def _through_rank_0(
+        self, own: Manifest, answer: Json, undo: Callable[[], object], lap: Lap
+    ) -> Manifest:
+        """Have rank 0 commit; in a root that all share."""
+        assert self._shares is not None
+        end = OneRoot(self._place, own, self._shares.digests, lap)
+        try:
+            with self._asking(lambda: None if end.may_be_there else undo()):
+                more = partial(self._tell_more, own)
+                verdict, is_heard = end.decide(_parts_of(own.step), answer, more)
+        except UnheardError as error:
+            raise (error if self.site.is_lead else maybe_there(error, own.step)) from error
+        self.anew, self.damaged = self.anew or verdict["anew"], False
+        if "wrong" in verdict:
+            if verdict["gone"]:
+                undo()
+            raise end.failure or RankError(verdict["ranks"], verdict["wrong"])
+        if not is_heard:
             self._stale = True  # others may have failed
+            log.warning("step %d is committed, but not all ranks have heard", own.step)
+        self.world, self._seen = end.world, end.seen
+        return replace(own, all_nbytes=tuple(verdict["nbytes"]))
+
+    def _by_leads(
+        self, own: Manifest, answer: Json, undo: Callable[[], object], lap: Lap
+    ) -> Manifest:
+        """Have the lead of each root commit, where machines have roots of their own."""
+        with self._asking(undo):
+            world = self._world(own, answer)
+        lap.mark("ranks")
+        conclude(self._place, world, undo, lap)
         self.world = world
         return replace(own, parts=world.parts, listed=world.listed)
 
-    def _world(self, own: Manifest, part: Part) -> Manifest:
+    def _world(self, own: Manifest, answer: Json) -> Manifest:
         """The manifest of all, if all have written their parts and they fit each other."""
-        shared = shared_structure(own)
-        text = json.dumps(shared)
-        answer = {
-            "part": [part.name, part.nbytes, part.check, part.raw_nbytes, part.encoded_nbytes],
-            "segments": part.segments,
-            "held": self._held,
-            "damaged": self.damaged,
-            "structure": _hash(text.encode()),
-            "samples": self._samples(own),
-            "key": None if self._seal is None else _hash(self._seal.sealed(b"{}", MANIFEST)),
-            "header": [own.epoch, own.metrics, own.created, own.writer],
-        }
-        self._owed = None
+        assert self._shares is not None
         told = gather(self.group, _parts_of(own.step), answer, self._timeout)
         self.anew = self.anew or any(one["damaged"] for one in told)
         self.damaged = False
-        odd = [rank for rank, one in enumerate(told) if one["key"] != told[0]["key"]]
-        if odd:
-            raise RankError([0, *odd], "they seal with different keys; give all the same key=")
-        alike = len({one["structure"] for one in told}) == 1
-        if not alike:
-            self._compare(own.step, shared)
-        _check_samples([one["samples"] for one in told])
-        assert self._shares is not None
-        if [one["held"] for one in told] != list(self._shares.digests):
+        check_answers(told)
+        self._tell_more(own, unsure_of(told, self._shares.digests))
+        return world_of(own, told)
+
+    def _tell_more(self, own: Manifest, unsure: Sequence[str]) -> None:
+        """Tell the others what is unsure, and see that it fits what they tell."""
+        if STRUCTURES in unsure:
+            what = f"structures of step {own.step}"
+            check_structures(gather(self.group, what, shared_structure(own), self._timeout))
+        if ROWS in unsure:
             self._stale = True
-            self._see_that_all_fits(own)
-        epoch, metrics, created, writer = told[0]["header"]
-        header = replace(own, epoch=epoch, metrics=metrics, created=created, writer=writer)
-        return world_manifest([_part(one) for one in told], replace(header, alike=alike))
+            rows = pack_holdings(written_holdings(own.tensors))
+            told = gather(self.group, f"rows of step {own.step}", rows, self._timeout)
+            check_fit([unpack_holdings(one) for one in told])
 
-    def _samples(self, own: Manifest) -> dict[str, list[str]]:
-        """The fingerprints of what every replica has written."""
-        labels = self._shares.samples if self._shares is not None else frozenset()
-        return {
-            entry.spec.label: [chunk.fingerprint for chunk in entry.chunks]
-            for entry in own.tensors
-            if entry.spec.label in labels
-        }
-
-    def _compare(self, step: int, shared: Json) -> None:
-        """See that the ranks' structures fit together, though they aren't equal."""
-        told = gather(self.group, f"structures of step {step}", shared, self._timeout)
-        whole = told[0]
-        for rank, one in enumerate(told[1:], 1):
-            try:
-                whole = join(whole, one)
-            except ConflictError as error:
-                raise RankError(
-                    [0, rank],
-                    f"{describe(error)}; give it the same value on every rank, or wrap what is "
-                    "each rank's own in gpuckpt.PerRank",
-                ) from None
-
-    def _see_that_all_fits(self, own: Manifest) -> None:
-        """See that no bytes are missing, though ranks don't hold what they have shared out."""
-        rows = pack_holdings(written_holdings(own.tensors))
-        told = gather(self.group, f"rows of step {own.step}", rows, self._timeout)
-        check_fit([unpack_holdings(one) for one in told])
+    @property
+    def _place(self) -> Place:
+        return Place(
+            *(self.group, self.site, self._store, self._keep, self._held_back),
+            seal=self._seal,
+            timeout=self._timeout,
+            prompt=self._prompt,
+        )
 
 
-def _check_samples(told: Sequence[dict[str, list[str]]]) -> None:
-    """See that replicas are replicas.
-
-    Raises:
-        RankError: two ranks have different bytes in what should be one tensor.
-    """
-    first: dict[str, int] = {}
-    for rank, samples in enumerate(told):
-        for label, found in samples.items():
-            known = first.setdefault(label, rank)
-            if told[known][label] != found:
-                raise RankError(
-                    [known, rank],
-                    f"{label} isn't the same on both, so they are no replicas: bring them "
-                    "together before they are saved (an all-reduce that was left out?), or wrap "
-                    "what is each rank's own in gpuckpt.PerRank",
-                )
-
-
-def _part(answer: Any) -> Part:
-    name, nbytes, check, raw_nbytes, encoded_nbytes = answer["part"]
-    return Part(name, nbytes, check, raw_nbytes, encoded_nbytes, tuple(answer["segments"]))
-
-
-def _hash(text: bytes) -> str:
-    return hashlib.sha256(text).hexdigest()[:32]
+_PARTS = "the parts of step "
 
 
 def _holdings_of(step: int) -> str:
@@ -268,4 +278,4 @@ def _holdings_of(step: int) -> str:
 
 
 def _parts_of(step: int) -> str:
-    return f"the parts of step {step}"
+    return f"{_PARTS}{step}"

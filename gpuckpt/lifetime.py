@@ -42,9 +42,13 @@ class Lifetime:
         enter: Callable[[], contextlib.AbstractContextManager[None]],
         saves: Saves,
         last: LastSave,
+        leave: Callable[[], object] = lambda: None,
     ) -> None:
-        """`enter` holds the root for writing; all are the checkpointer's."""
-        self._enter, self._saves, self._last = enter, saves, last
+        """`enter` holds the root for writing, unless an interrupt has it `leave`.
+
+        All are the checkpointer's.
+        """
+        self._enter, self._saves, self._last, self._leave = enter, saves, last, leave
         self._process = os.getpid()
         self._open = contextlib.ExitStack()
 
@@ -57,7 +61,7 @@ class Lifetime:
         """
         try:
             # Apart, so that no interrupt can leave a lock that nobody knows of.
-            Apart(lambda: self._open.enter_context(self._enter())).run()
+            Apart(lambda: self._open.enter_context(self._enter())).run(self._leave)
             self._last.open()
             self._saves.tiers.open()
             # The interpreter's exit doesn't cut off a save, also if nobody calls `close`.

@@ -71,7 +71,8 @@ class Manifest:
     are here only once these are joined (`parts`), but for those that are
     `absent`; a part is a manifest of the one `rank`.  If the ranks' structures are
     `alike` but for each one's own, whoever needs no other rows may read its own
-    part alone; then it is `partial`.
+    part alone; then it is `partial`.  Of a part that was just written,
+    `all_nbytes` are the bytes of all parts, raw and encoded.
     """
 
     step: int
@@ -88,10 +89,13 @@ class Manifest:
     absent: tuple[str, ...] = ()
     alike: bool = False
     partial: bool = False
+    all_nbytes: tuple[int, int] | None = None
 
     @property
     def raw_nbytes(self) -> int:
         """Bytes of all tensors in memory."""
+        if self.all_nbytes is not None:
+            return self.all_nbytes[0]
         if self.parts:
             return sum(part.raw_nbytes for part in self.parts)
         return sum(entry.spec.nbytes for entry in self.tensors)
@@ -99,6 +103,8 @@ class Manifest:
     @property
     def encoded_nbytes(self) -> int:
         """Bytes of all tensors' chunks on disk, without those of their bases."""
+        if self.all_nbytes is not None:
+            return self.all_nbytes[1]
         if self.parts:
             return sum(part.encoded_nbytes for part in self.parts)
         return sum(chunk.extent.length for entry in self.tensors for chunk in entry.chunks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 from datetime import timedelta
 
@@ -72,6 +72,16 @@ class Keep:
         return {step for _, step in known[:count]}
 
 
+def check_keep(keep: object) -> None:
+    """See that it is a `Keep`, or None.
+
+    Raises:
+        InvalidError: it isn't; a number, for instance, says less than one might think.
+    """
+    if not isinstance(keep, Keep | None):
+        raise InvalidError(f"keep is like gpuckpt.Keep(last=2), got {keep!r}")
+
+
 def _check_best(best: tuple[str, str, int]) -> None:
     hint = f'Keep: best is like ("loss", "min", 3), got {best!r}'
     if not isinstance(best, tuple) or len(best) != 3:
@@ -100,13 +110,16 @@ def prune(
     committed: Manifest | None = None,
     seal: Seal | None = None,
     held: Held = NOTHING,
+    *,
+    among: Collection[str] | None = None,
 ) -> list[int]:
     """Delete the steps that `keep` doesn't keep, and what no manifest names; their numbers.
 
     A step that was `committed` just now survives even if it isn't the newest:
     a run that was set back to an older step begins below those that it left
     behind.  What is `held` survives, too.  With a `seal`, manifests that aren't
-    sealed say nothing.  Call it only while holding the store's lock.
+    sealed say nothing.  Call it only while holding the store's lock; if others
+    are writing what no manifest names, with the names `among` which nothing is theirs.
     """
     doomed = [step for step in outdated(store, keep, committed, seal) if step not in held.steps]
     found = [step for step in steps(store) if step not in doomed]
@@ -116,9 +129,9 @@ def prune(
             *(committed.step, found[-1]),
         )
     if doomed:
-        delete(store, doomed, committed, held.segments)
+        delete(store, doomed, committed, held.segments, among)
     else:
-        sweep(store, committed=committed, spared=held.segments)
+        sweep(store, committed=committed, spared=held.segments, among=among)
     return doomed
 
 
@@ -147,9 +160,11 @@ def prune_quietly(
     committed: Manifest,
     seal: Seal | None = None,
     held: Held = NOTHING,
+    *,
+    among: Collection[str] | None = None,
 ) -> None:
     """`prune` after a save, which is durable whatever happens here: a failure costs only space."""
     try:
-        prune(store, keep, committed, seal, held)
+        prune(store, keep, committed, seal, held, among=among)
     except CheckpointError as error:
         log.warning("old checkpoints could not be deleted: %s", error)

@@ -321,9 +321,10 @@ class Saves:
 
     def _committed(self, pending: Pending, manifest: Manifest) -> None:
         """Let a step go up before any that it replaces may be deleted."""
-        if self._joint is not None:  # the lead has deleted what it may
+        if self._joint is not None:
             if self._joint.site.is_lead and self._joint.world is not None:
                 self.tiers.offer(self._joint.world, pending.tiers)
+            self._joint.tidy()
             if self._spares is not None:
                 self._spares.after_commit()
             return

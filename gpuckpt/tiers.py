@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from gpuckpt.errors import InvalidError
-from gpuckpt.retention import Keep
+from gpuckpt.retention import Keep, check_keep
 from gpuckpt.schedule import Every
 from gpuckpt.sizes import parse_seconds
 from gpuckpt.stores import Store
@@ -36,6 +36,7 @@ class Tier:
     def __post_init__(self) -> None:
         if not isinstance(self.root, str | os.PathLike):
             raise InvalidError(f"a tier is a root or a Tier, got {self.root!r}")
+        check_keep(self.keep)
         every = self.every
         if isinstance(every, bool) or not isinstance(every, int | Every | None):
             raise InvalidError(f"Tier: every is a number of steps or an Every, got {every!r}")
@@ -72,6 +73,7 @@ def arranged(
     nearest = found[0]
     if nearest.every is not None:
         raise InvalidError("the nearest tier gets every step; give Checkpointer every= instead")
+    check_keep(keep)
     if keep is not None and nearest.keep is not None:
         raise InvalidError("keep is given twice: for the nearest tier, and beside it")
     found[0] = replace(nearest, keep=nearest.keep or keep)

@@ -41,6 +41,9 @@ class Relay:
         self._turn, self._ended = 0, set[int]()
         self._given: dict[int, tuple[str, bytes]] = {}
         self._results: dict[int, list[bytes] | RankError] = {}
+        # Of a round that rank 0 is deciding, the others still waiting: who won't hear of it.
+        self._deaf: Collection[int] = ()
+        self._decides = False
         # As the contract of groups has it: what failed without a rank fails when it comes to it.
         self._failed: list[dict[str, RankError]] = [{} for _ in range(size)]
 
@@ -66,11 +69,28 @@ class Relay:
             assert not thread.is_alive(), "a rank hangs"
         return outcomes
 
-    def gather(self, rank: int, data: bytes, what: str) -> list[bytes]:
+    def decide(
+        self, group: RelayGroup, data: bytes, choose: Callable[[list[bytes]], bytes], what: str
+    ) -> bytes:
+        """One rank's round, in which rank 0 decides."""
+        if group.rank != 0:
+            return self.gather(group.rank, data, what)[0]
+        chosen = choose(self.gather(0, data, what, decides=True))
+        group.dies()
+        with self._changed:
+            for rank in self._given:
+                self._results[rank] = _deaf(what) if rank in self._deaf else [chosen]
+            self._given.clear()
+        if 0 in self._deaf:
+            raise _deaf(what)
+        return chosen
+
+    def gather(self, rank: int, data: bytes, what: str, *, decides: bool = False) -> list[bytes]:
         """One rank's round."""
         with self._changed:
             if what in self._failed[rank]:
                 raise self._failed[rank].pop(what)
+            self._decides = self._decides or decides
             self._given[rank] = what, data
             self._go_on(rank)
             self._await(lambda: self._turn == rank and rank in self._results)
@@ -106,6 +126,12 @@ class Relay:
         self.gathers.append(what)
         deaf = self.refuses(len(self.gathers) - 1, what)
         values = [self._given[rank][1] for rank in alive]
+        decides, self._decides = self._decides, False
+        if decides and len(alive) == self.size and len(whats) == 1:
+            # The others get theirs when it has decided; if it dies, it is missed.
+            del self._given[0]
+            self._results[0], self._deaf = values, deaf
+            return
         for rank in alive:
             if len(alive) < self.size:
                 result: Any = RankError(sorted(self._ended), f"not there, for {what!r}")
@@ -113,7 +139,7 @@ class Relay:
                 result = RankError([rank], f"ranks are at different things: {sorted(whats)}")
                 self._failed[rank] |= dict.fromkeys(whats - {self._given[rank][0]}, result)
             elif rank in deaf:
-                result = RankError([0], f"no answer, for {what!r}")
+                result = _deaf(what)
             else:
                 result = list(values)
                 self._failed[rank].clear()
@@ -127,15 +153,26 @@ class RelayGroup:
     def __init__(self, relay: Relay, rank: int) -> None:
         self._relay, self.rank, self.size = relay, rank, relay.size
         self.dies: Callable[[], object] = lambda: None
-        """Called before each gather; may raise: who is dead says nothing."""
+        """Called before each word; may raise: who is dead says nothing."""
 
     def all_gather(self, data: bytes, *, what: str, timeout: float) -> list[bytes]:
         assert timeout > 0
         self.dies()
         return self._relay.gather(self.rank, data, what)
 
+    def decide(
+        self, data: bytes, choose: Callable[[list[bytes]], bytes], *, what: str, timeout: float
+    ) -> bytes:
+        assert timeout > 0
+        self.dies()
+        return self._relay.decide(self, data, choose, what)
+
     def barrier(self, *, what: str, timeout: float) -> None:
         self.all_gather(b"", what=what, timeout=timeout)
+
+
+def _deaf(what: str) -> RankError:
+    return RankError([0], f"no answer, for {what!r}")
 
 
 def values(outcomes: list[Outcome[R]]) -> list[R]:

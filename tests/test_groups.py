@@ -388,6 +388,75 @@ def test_a_board_that_cannot_be_reached_names_rank_0():
         Meeting(Lost(), 1, 2).barrier(what="it", timeout=LONG)
 
 
+def test_all_get_what_rank_0_alone_decides_from_what_all_gave():
+    calls: list[tuple[int, list[bytes]]] = []
+
+    def work(group: Meeting) -> list[bytes]:
+        def choose(told: list[bytes]) -> bytes:
+            calls.append((group.rank, told))
+            return b"%d of %d" % (len(calls), sum(map(len, told)))
+
+        own = bytes(group.rank)
+        rounds = [group.decide(own, choose, what=f"{at}", timeout=LONG) for at in (1, 2)]
+        return [*rounds, *group.all_gather(own, what="after", timeout=LONG)]
+
+    all_gave = [b"", b"\0", b"\0\0"]
+    assert run_ranks(3, work) == [[b"1 of 3", b"2 of 3", *all_gave]] * 3
+    assert calls == [(0, all_gave)] * 2
+
+
+def test_a_rank_alone_decides_by_itself():
+    for group in (Alone(), Meeting(MemoryBoard(), 0, 1)):
+        found = group.decide(b"x", lambda told: told[0] * 2, what="it", timeout=SHORT)
+        assert found == b"xx"
+
+
+def test_nothing_is_decided_while_a_rank_is_missing_and_the_next_round_works():
+    given_up = threading.Barrier(3)
+
+    def work(group: Meeting) -> object:
+        if group.rank != 1:
+            with pytest.raises(RankError) as raised:
+                group.decide(b"", lambda _: pytest.fail("decided"), what="it", timeout=SHORT)
+            assert raised.value.ranks == (1,)
+        given_up.wait(LONG)
+        if group.rank == 1:
+            with pytest.raises(RankError):
+                group.decide(b"", lambda _: b"", what="it", timeout=LONG)
+        return group.decide(b"x", b"".join, what="after", timeout=LONG)
+
+    assert run_ranks(3, work, grace=GRACE) == [b"xxx"] * 3
+
+
+def test_a_rank_0_that_is_interrupted_while_it_decides_is_named_and_the_next_round_works():
+    def work(group: Meeting) -> object:
+        def choose(_: list[bytes]) -> bytes:
+            raise KeyboardInterrupt
+
+        kind = KeyboardInterrupt if group.rank == 0 else RankError
+        with pytest.raises(kind, match=None if group.rank == 0 else "rank 0: was interrupted"):
+            group.decide(b"", choose, what="it", timeout=LONG)
+        return group.decide(b"x", b"".join, what="after", timeout=LONG)
+
+    assert run_ranks(3, work, grace=GRACE) == [b"xxx"] * 3
+
+
+def test_what_rank_0_decides_is_all_that_the_others_are_told():
+    lengths = []
+
+    class Noting(MemoryBoard):
+        def put(self, key: str, value: bytes) -> None:
+            if "answer" in key:
+                lengths.append(len(value))
+            super().put(key, value)
+
+    def work(group: Meeting) -> None:
+        group.decide(bytes(100_000), lambda _: b"yes", what="it", timeout=LONG)
+
+    run_ranks(4, work, board=Noting())
+    assert max(lengths) < 200
+
+
 def test_what_cannot_be_read_names_who_gave_it():
     board = MemoryBoard()
 
@@ -446,7 +515,8 @@ def test_unpacking_a_letter_undoes_packing_it(letter):
 @settings(deadline=None)
 @given(OUTCOMES, st.data())
 def test_unpacking_an_answer_undoes_packing_it(outcome, data):
-    size = 3 if isinstance(outcome, Failure) else len(outcome)
+    alone = isinstance(outcome, Failure) or len(outcome) == 1
+    size = data.draw(st.integers(1, 9)) if alone else len(outcome)
     taken = tuple(data.draw(st.lists(COUNTS, min_size=size, max_size=size)))
     answer = Answer(taken, outcome)
     assert unpack_answer(pack_answer(answer)) == answer

@@ -17,6 +17,9 @@ import pytest
 
 import gpuckpt
 from gpuckpt.arena import AREAS, FEWEST_SLOTS
+from gpuckpt.errors import RankError
+from gpuckpt.groups.meeting import Meeting
+from gpuckpt.groups.threads import MemoryBoard
 from gpuckpt.plan import area_nbytes
 from gpuckpt.stores.memory import MemoryStore
 from tests.faults import CALLS, Interrupt, begin_interrupted, interrupt_in
@@ -160,6 +163,17 @@ def test_ctrl_c_at_any_line_of_its_making_leaves_no_lock_behind(tmp_path):
         interrupt = Interrupt(at)
         raised = begin_interrupted(interrupt, tmp_path)
         assert raised == (interrupt.where is not None)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ctrl_c_ends_the_wait_for_ranks_that_do_not_come(rank):
+    group, store = Meeting(MemoryBoard(), rank, 2), MemoryStore()
+    with pytest.raises(KeyboardInterrupt), interrupted_after(0.3):
+        gpuckpt.Checkpointer("", store=store, group=group, group_timeout="1 h")
+    with store.lock():
+        assert store.names() == []
+    with pytest.raises(RankError):  # the next wait is one again
+        group.barrier(what="after", timeout=0.1)
 
 
 @pytest.mark.parametrize("name", ["gpuckpt", "gpuckpt-work-0", "gpuckpt-draw"])

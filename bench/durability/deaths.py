@@ -50,8 +50,10 @@ OF_RANKS: dict[str, tuple[str, ...]] = {
     "meeting": ("groups.meeting:Meeting.all_gather",),
     "share": ("joint:Joint.share",),
     "part": ("parts:write_part",),
-    "parts": ("joint:Joint._world",),
-    "conclusion": ("concluding:conclude",),
+    "decision": ("groups.meeting:Meeting.decide",),
+    "parts": ("deciding:OneRoot._choose",),
+    "conclusion": ("deciding:OneRoot._commit",),
+    "tidying": ("joint:Joint.tidy",),
     "concord": ("concord:Concord.take",),
 }
 

@@ -53,6 +53,10 @@ def _committing(directory: Path, ranks: int) -> Row:
     clock, begun = time.perf_counter(), time.process_time()
     joint.commit(mine, TOKEN, _nothing, Lap())
     seconds = {"cpu_s": time.process_time() - begun, "clock_s": time.perf_counter() - clock}
+    clock, begun = time.perf_counter(), time.process_time()
+    joint.tidy()  # when the others have gone on
+    seconds["tidy_cpu_s"] = time.process_time() - begun
+    seconds["tidy_clock_s"] = time.perf_counter() - clock
     calls = {f"calls_{name}": count for name, count in store.calls.items()}
     said = {"given_nbytes": group.given[told:], "got_nbytes": group.got[told:]}
     return {"files": files, **seconds, **said, **calls, **_entering(store)}

@@ -89,6 +89,15 @@ class Scripted:
         self.got.append(sum(map(len, told)))
         return told
 
+    def decide(
+        self, data: bytes, choose: Callable[[list[bytes]], bytes], *, what: str, timeout: float
+    ) -> bytes:
+        """What it chooses, if this is rank 0."""
+        told = self.all_gather(data, what=what, timeout=timeout)
+        chosen = choose(told) if self.rank == 0 else b""
+        self.got[-1] = len(chosen)
+        return chosen
+
     def barrier(self, *, what: str, timeout: float) -> None:
         """Nobody waits."""
 

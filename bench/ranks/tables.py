@@ -100,14 +100,15 @@ def _shared(rows: Rows) -> Iterator[str]:
 def _committed(rows: Rows) -> Iterator[str]:
     head = ("ranks", "files", "a rank gives", "each gets", "removals", "pages of lists")
     return table(
-        (*head, "other requests", "CPU", "clock", "CPU to enter", "a list"),
+        (*head, "other requests", "CPU", "clock", "then, to delete", "CPU to enter", "a list"),
         (
             (
                 *(f"{row['ranks']:,}", f"{row['files']:,}"),
                 *(nbytes(sum(row[f"{what}_nbytes"])) for what in ("given", "got")),
                 *(f"{row['calls_remove']:,}", f"{row['calls_pages']:,}"),
                 str(sum(row.get(f"calls_{name}", 0) for name in CALLS if name != "remove")),
-                *(seconds(row[name]) for name in ("cpu_s", "clock_s", "enter_cpu_s", "list_cpu_s")),
+                *(seconds(row[f"{name}_s"]) for name in ("cpu", "clock", "tidy_clock")),
+                *(seconds(row[f"{name}_cpu_s"]) for name in ("enter", "list")),
             )
             for row in of(rows, "commit")
         ),

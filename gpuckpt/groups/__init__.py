@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 
 class Group(Protocol):
@@ -43,6 +44,29 @@ class Group(Protocol):
         ...
 
 
+@runtime_checkable
+class Decides(Protocol):
+    """What a `Group` may have besides, and saves every save a round if it has.
+
+    All of gpuckpt's own have it.
+    """
+
+    def decide(
+        self, data: bytes, choose: Callable[[list[bytes]], bytes], *, what: str, timeout: float
+    ) -> bytes:
+        """What `choose` makes, on rank 0, of what every rank gave, by rank.
+
+        One round, as `all_gather`, but rank 0 alone gets what all gave.  It
+        calls `choose`, which may take long and must not raise, and all get
+        what that returns.  `timeout` is for both.
+
+        Raises:
+            RankError: as `all_gather`.  On rank 0, if `choose` was called, the others
+                may have heard what it chose.
+        """
+        ...
+
+
 class Alone:
     """A group of one, who waits for nobody."""
 
@@ -54,3 +78,10 @@ class Alone:
 
     def barrier(self, *, what: str, timeout: float) -> None:
         """Nothing."""
+
+    def decide(
+        self, data: bytes, choose: Callable[[list[bytes]], bytes], *, what: str, timeout: float
+    ) -> bytes:
+        """What it chose."""
+        del what, timeout
+        return choose([data])

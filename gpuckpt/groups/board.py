@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from gpuckpt.errors import ClosedError
+
 # So much later than it could have, at most, does a rank see what it waits for.
 _SHARE = 0.1
 
@@ -41,6 +43,34 @@ class Board(Protocol):
         over.  What is below other names may be live.
         """
         ...
+
+
+class Leavable:
+    """A board whose waits end when somebody wants to leave."""
+
+    def __init__(self, board: Board) -> None:
+        """Has what `board` has."""
+        self._board = board
+        self.is_left = False
+        """Whether waits fail; any thread may say so."""
+
+    def put(self, key: str, value: bytes) -> None:
+        """Put a value there."""
+        self._board.put(key, value)
+
+    def wait(self, key: str, timeout: float) -> bytes | None:
+        """The value, once it is there; `ClosedError` instead of a wait if nobody wants to."""
+        if self.is_left and timeout > 0:
+            raise ClosedError("nobody waits for the other ranks any more: it was interrupted")
+        return self._board.wait(key, timeout)
+
+    def remove(self, key: str) -> None:
+        """Take a value away."""
+        self._board.remove(key)
+
+    def sweep(self, run: str, session: str) -> None:
+        """Take away what earlier runs left."""
+        self._board.sweep(run, session)
 
 
 class Patience:

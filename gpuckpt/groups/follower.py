@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 from gpuckpt.errors import RankError
@@ -44,6 +45,17 @@ class Follower:
 
     def gather(self, data: bytes, what: str, timeout: float) -> list[bytes]:
         """What every rank gave."""
+        return list(self._round(data, what, timeout))
+
+    def decide(
+        self, data: bytes, choose: Callable[[list[bytes]], bytes], what: str, timeout: float
+    ) -> bytes:
+        """What rank 0 chose."""
+        del choose  # rank 0's is called
+        return self._round(data, what, timeout)[0]
+
+    def _round(self, data: bytes, what: str, timeout: float) -> tuple[bytes, ...]:
+        """What rank 0 answers."""
         if what in self._failed:
             raise self._failed.pop(what)
         end = time.monotonic() + timeout
@@ -57,7 +69,7 @@ class Follower:
             raise _no_answer(what, timeout + self._grace.of(timeout))
         if isinstance(outcome, Failure):
             raise outcome.error()
-        return list(outcome)
+        return outcome
 
     def _take_part(
         self, keys: Keys, message: Message, timeout: float, end: float

@@ -7,7 +7,7 @@ import json
 import secrets
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from gpuckpt.errors import RankError
 from gpuckpt.groups.board import Board
@@ -66,6 +66,18 @@ class Leader:
 
     def gather(self, data: bytes, what: str, timeout: float) -> list[bytes]:
         """What every rank gave."""
+        return self._round(data, what, timeout, None)
+
+    def decide(
+        self, data: bytes, choose: Callable[[list[bytes]], bytes], what: str, timeout: float
+    ) -> bytes:
+        """What `choose` has made of that."""
+        return self._round(data, what, timeout, choose)[0]
+
+    def _round(
+        self, data: bytes, what: str, timeout: float, choose: Callable[[list[bytes]], bytes] | None
+    ) -> list[bytes]:
+        """What all are told."""
         if what in self._failed:
             raise self._failed.pop(what)
         if self._answering:  # an answer was interrupted: who knows whether it is there
@@ -85,9 +97,27 @@ class Leader:
             whats = dict.fromkeys([what, *(one.what for one in messages.values())])
             raise self._fail(messages, Failure(ranks, reason, tuple(whats)))
         values = [data, *(messages[rank].data for rank in range(1, self._size))]
+        if choose is not None:
+            values = [self._chosen(values, choose, what, messages)]
         self._answer(what, messages, tuple(values))
         self._tidy(min(message.seen for message in messages.values()))
         return values
+
+    def _chosen(
+        self,
+        values: list[bytes],
+        choose: Callable[[list[bytes]], bytes],
+        what: str,
+        messages: Mapping[int, Message],
+    ) -> bytes:
+        try:
+            return choose(values)
+        except BaseException as error:
+            with contextlib.suppress(Exception):
+                self._fail(
+                    messages, Failure((0,), f"was interrupted at {what!r}: {error!r}", (what,))
+                )
+            raise
 
     def linger(self, timeout: float) -> None:
         """Wait until all have read the last answer: with this process it may be gone.

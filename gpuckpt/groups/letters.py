@@ -52,7 +52,8 @@ class Answer:
     """How a round ended.
 
     `taken` has for each rank the number of the message of it that was taken, 0
-    for none and for rank 0; `outcome` what all gave, or the failure.
+    for none and for rank 0; `outcome` what all gave, or alone what rank 0 has
+    made of that, or the failure.
     """
 
     taken: tuple[int, ...]
@@ -84,6 +85,7 @@ def pack_answer(answer: Answer) -> bytes:
         failure = answer.outcome
         head["failed"] = {"ranks": failure.ranks, "why": failure.reason, "what": failure.whats}
         return _pack(head)
+    head["values"] = len(answer.outcome)
     head["lengths"] = _same([len(value) for value in answer.outcome])
     return _pack(head, answer.outcome)
 
@@ -98,7 +100,10 @@ def unpack_answer(data: bytes) -> Answer:
             ranks = tuple(int(rank) for rank in failed["ranks"])
             whats = tuple(str(what) for what in failed["what"])
             return Answer(taken, Failure(ranks, str(failed["why"]), whats))
-        return Answer(taken, tuple(_cut(data, _each(head["lengths"], size))))
+        count = int(head["values"])
+        if count not in (1, size):
+            raise ValueError(f"{count} values of {size} ranks")
+        return Answer(taken, tuple(_cut(data, _each(head["lengths"], count))))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"no answer: {error!r}") from error
 

@@ -1,8 +1,8 @@
 """Ranks that meet on a board: a place where each can put a value that all can read.
 
 Every rank puts its message there; rank 0 takes them all, and puts up an answer:
-what all gave, or who was missing.  So whoever is missing has a name, and a
-round has one outcome for all.  What it costs, by number of ranks N:
+what all gave, what it has made of that, or who was missing.  So whoever is
+missing has a name, and a round has one outcome for all.  What it costs, by number of ranks N:
 
 | | each rank | rank 0 |
 |---|---|---|
@@ -13,9 +13,10 @@ Most of rank 0's waits find what is there already, so they cost a request each.
 With N = 16,384 and 300 bytes a rank, rank 0 itself computes for 0.16 s a round
 (measured on one core); if a request to a key-value server takes 20 µs, they take
 0.3 s more.  The answer has 4.9 MB, which the board hands out N times, 80 GB in
-all: so above about a thousand ranks, give many bytes rarely.  A barrier's answer
-has about 100 bytes for any N.  In a store with 20 ms a request, rank 0 takes
-5 s for 256 ranks, and 5.5 minutes for 16,384: have a key-value server there.
+all: so above about a thousand ranks, give many bytes rarely.  The answer of a barrier,
+and of a round in which rank 0 decides, is short for any N.  In a store with 20 ms a
+request, rank 0 takes 5 s for 256 ranks, and 5.5 minutes for 16,384: have a key-value
+server there.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from gpuckpt.errors import CheckpointError, ClosedError, InvalidError, RankError
-from gpuckpt.groups.board import Board
+from gpuckpt.groups.board import Board, Leavable
 from gpuckpt.groups.follower import Follower, Grace
 from gpuckpt.groups.leader import Leader
 
@@ -58,31 +59,37 @@ class Meeting:
         self.rank, self.size = rank, size
         self._board, self._name, self._grace = board, name, grace
         self._member: Leader | Follower
+        self._leavable = Leavable(board)
         if rank == 0:
-            self._member = Leader(board, size, name, Grace(grace))
+            self._member = Leader(self._leavable, size, name, Grace(grace))
         else:
-            self._member = Follower(board, rank, name, Grace(grace))
+            self._member = Follower(self._leavable, rank, name, Grace(grace))
         self._turn, self._process = threading.Lock(), os.getpid()
 
     def all_gather(self, data: bytes, *, what: str, timeout: float) -> list[bytes]:
         """What every rank gave, by rank."""
-        if not timeout > 0:
-            raise InvalidError(f"a time-out is a number of seconds above 0, got {timeout!r}")
-        with self._alone(what):
+        with self._at(what, timeout):
+            return [data] if self.size == 1 else self._member.gather(bytes(data), what, timeout)
+
+    def decide(
+        self, data: bytes, choose: Callable[[list[bytes]], bytes], *, what: str, timeout: float
+    ) -> bytes:
+        """What `choose` has made, on rank 0, of what every rank gave."""
+        with self._at(what, timeout):
             if self.size == 1:
-                return [data]
-            try:
-                return self._member.gather(bytes(data), what, timeout)
-            except ConnectionError as error:
-                raise RankError(
-                    [0],
-                    f"the place where ranks meet can't be reached, for {what!r} ({error}); it is "
-                    "often in the process of rank 0: see whether that has ended",
-                ) from error
+                return choose([data])
+            return self._member.decide(bytes(data), choose, what, timeout)
 
     def barrier(self, *, what: str, timeout: float) -> None:
         """Wait until every rank has come here."""
         self.all_gather(b"", what=what, timeout=timeout)
+
+    def leave(self) -> None:
+        """Let the round fail that this rank waits in, within a second or so; any thread may call.
+
+        The others hear that it was interrupted.  The next round waits again.
+        """
+        self._leavable.is_left = True
 
     def beside(self, name: str) -> Meeting | None:
         """The same ranks for another thread; None if one alone may use their board."""
@@ -99,6 +106,22 @@ class Meeting:
         if isinstance(self._member, Leader) and os.getpid() == self._process:
             with contextlib.suppress(CheckpointError, ConnectionError):
                 self._member.linger(timeout)
+
+    @contextlib.contextmanager
+    def _at(self, what: str, timeout: float) -> Iterator[None]:
+        """Be in a round, by oneself."""
+        if not timeout > 0:
+            raise InvalidError(f"a time-out is a number of seconds above 0, got {timeout!r}")
+        with self._alone(what):
+            self._leavable.is_left = False
+            try:
+                yield
+            except ConnectionError as error:
+                raise RankError(
+                    [0],
+                    f"the place where ranks meet can't be reached, for {what!r} ({error}); it is "
+                    "often in the process of rank 0: see whether that has ended",
+                ) from error
 
     @contextlib.contextmanager
     def _alone(self, what: str) -> Iterator[None]:

@@ -16,7 +16,7 @@ from typing import cast
 from gpuckpt import layout
 from gpuckpt.errors import CheckpointError
 from gpuckpt.replicas.shelf import Item, items_of
-from gpuckpt.stores import Renames, Store
+from gpuckpt.stores import Renames, Store, remove_all
 
 Fetch = Callable[[Item], Iterator[memoryview]]
 
@@ -47,9 +47,7 @@ def drop(store: Store, names: Sequence[str]) -> None:
         store.remove(name)
     if manifests:
         store.sync_names()
-    for name in names:
-        if name not in manifests:
-            store.remove(name)
+    remove_all(store, [name for name in names if name not in manifests])
 
 
 def tidy(store: Store) -> None:

@@ -171,6 +171,14 @@ class Opens(Protocol):
         ...
 
 
+class RemovesAll(Protocol):
+    """What a `Store` may do besides: remove many files sooner than one after the other."""
+
+    def remove_all(self, names: Sequence[str]) -> None:
+        """Delete files, in any order; some may have gone if this fails."""
+        ...
+
+
 class Measured(Protocol):
     """What a `Store` may do besides: say how much room it has."""
 
@@ -182,6 +190,15 @@ class Measured(Protocol):
 def free_nbytes(store: Store) -> int | None:
     """How much room a store has, if it says so."""
     return cast(Measured, store).free_nbytes() if hasattr(store, "free_nbytes") else None
+
+
+def remove_all(store: Store, names: Sequence[str]) -> None:
+    """Delete files, in any order, as fast as the store can; some may have gone if this fails."""
+    if hasattr(store, "remove_all"):
+        cast(RemovesAll, store).remove_all(names)
+        return
+    for name in names:
+        store.remove(name)
 
 
 def read_all(store: Store, name: str, nbytes: int | None = None) -> bytes:

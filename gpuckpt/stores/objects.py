@@ -7,7 +7,7 @@ when the service has said so, and so is its name.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from gpuckpt.errors import CorruptError, LockedError, NotFoundError, StorageError
 from gpuckpt.layout import LOCK
@@ -21,6 +21,8 @@ from gpuckpt.stores.uploads import PART_NBYTES, ObjectAppender
 # So much is asked for at once, and so many times at the same time, of what is longer.
 RANGE_NBYTES = 16 << 20
 RANGES_IN_FLIGHT = 4
+# A step of a thousand ranks is two thousand objects, which one after the other take a minute.
+REMOVALS_IN_FLIGHT = 16
 
 
 class ObjectStore:
@@ -80,6 +82,12 @@ class ObjectStore:
     def remove(self, name: str) -> None:
         """Delete an object; nothing happens if it isn't there."""
         self._requests.run("remove", name, lambda: self._client.delete(name))
+
+    def remove_all(self, names: Sequence[str]) -> None:
+        """Delete objects, `REMOVALS_IN_FLIGHT` at the same time."""
+        workers = min(REMOVALS_IN_FLIGHT, len(names))
+        for _ in ordered_map(self.remove, names, workers=workers) if names else ():
+            pass
 
     def names(self) -> list[str]:
         """The names of all objects directly below the prefix, sorted."""
