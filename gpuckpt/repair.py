@@ -203,13 +203,13 @@ def _write(
     except BaseException:
         writer.abandon()
         raise
-    manifest = replace(
-        old,
-        structure=structure,
-        tensors=copied,
+    manifest = Manifest(
+        *(old.step, structure, copied),
+        epoch=old.epoch,
+        metrics=old.metrics,
         created=old.created or time.time(),
         writer=f"gpuckpt {__version__} (repaired)",
-    )
+    )  # all in one, whatever the number of ranks that wrote it
     commit(target, manifest, abandon=writer.abandon, seal=seal)
     return manifest
 

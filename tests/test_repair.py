@@ -14,12 +14,14 @@ import pytest
 import gpuckpt
 from gpuckpt import layout
 from gpuckpt.commit import open_step
+from gpuckpt.groups.meeting import Meeting
 from gpuckpt.rebuilding import step_of
 from gpuckpt.repair import Repaired, repair
 from gpuckpt.resources import Resources
 from gpuckpt.stores.local import LocalStore
 from gpuckpt.tensors import TensorEntry
 from gpuckpt.verify import verify_step
+from tests.ranks import run_ranks
 from tests.saving import save
 from tests.test_cli import run
 
@@ -335,3 +337,63 @@ def test_the_command_says_what_is_lost_and_its_exit_code_does(root):
     (row,) = facts["filled"]
     assert (row["name"], row["filled"], row["damage"][0]["file"]) == ("model.w", 2, file)
     assert run("verify", root.parent / "to").returncode == 0
+
+
+def saved_by_two_ranks(root: Path) -> np.ndarray[Any, Any]:
+    whole = np.arange(6000.0).reshape(60, 100)
+
+    def work(group: Meeting) -> None:
+        own = whole[:35] if group.rank == 0 else whole[35:]
+        state = {
+            "rows": gpuckpt.Sharded(own, whole.shape, (35 * group.rank, 0)),
+            "same": np.arange(500.0),
+            "own": gpuckpt.PerRank(np.full(3, group.rank)),
+        }
+        options: dict[str, Any] = {"group": group, "memory": "64 MiB", "codec": "raw"}
+        with gpuckpt.Checkpointer(root, **options) as ckpt:
+            ckpt.save(1, state).result(60)
+
+    run_ranks(2, work)
+    return whole
+
+
+def restored_by_two_ranks(root: Path, like: np.ndarray[Any, Any]) -> list[dict[str, Any]]:
+    def work(group: Meeting) -> dict[str, Any]:
+        state = {
+            "rows": np.zeros_like(like),
+            "same": np.zeros(500),
+            "own": gpuckpt.PerRank(np.zeros(3, int)),
+        }
+        with gpuckpt.Checkpointer(root, group=group, memory="64 MiB") as ckpt:
+            ckpt.restore(state, strict=False)
+        return state
+
+    return run_ranks(2, work)
+
+
+def test_what_several_ranks_saved_is_written_as_one_and_ranks_restore_it(tmp_path):
+    whole = saved_by_two_ranks(tmp_path / "root")
+    done = run("repair", tmp_path / "root", "--to", tmp_path / "new")
+    assert (done.returncode, "nothing is lost" in done.stdout) == (0, True)
+    for rank, found in enumerate(restored_by_two_ranks(tmp_path / "new", whole)):
+        np.testing.assert_array_equal(found["rows"], whole)
+        np.testing.assert_array_equal(found["same"], np.arange(500.0))
+        np.testing.assert_array_equal(found["own"].value, np.full(3, rank))
+
+
+def test_a_damaged_shard_costs_its_tensor_alone(tmp_path):
+    whole = saved_by_two_ranks(tmp_path / "root")
+    tensors = open_step(LocalStore(tmp_path / "root"), 1).tensors
+    shard = next(one for one in tensors if one.spec.name == "rows" and one.spec.offset)
+    extent = shard.chunks[0].extent
+    path = tmp_path / "root" / extent.segment
+    data = bytearray(path.read_bytes())
+    data[extent.offset] ^= 1
+    path.write_bytes(data)
+    done = run("repair", tmp_path / "root", "--to", tmp_path / "new")
+    assert done.returncode == 1
+    assert "rows" in done.stdout
+    for rank, found in enumerate(restored_by_two_ranks(tmp_path / "new", whole)):
+        assert not found["rows"].any()
+        np.testing.assert_array_equal(found["same"], np.arange(500.0))
+        np.testing.assert_array_equal(found["own"].value, np.full(3, rank))

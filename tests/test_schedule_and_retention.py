@@ -327,7 +327,9 @@ def test_a_keep_that_makes_no_sense_is_refused(options):
 @pytest.mark.parametrize("keep", [1, True, "last=2", ("loss", "min", 3)])
 def test_a_keep_that_is_none_is_refused_at_once(keep):
     for options in ({"keep": keep}, {"tiers": ["above"], "keep": keep}):
-        with pytest.raises(gpuckpt.InvalidError, match=r"keep is like gpuckpt\.Keep\(last=2\), got"):
+        with pytest.raises(
+            gpuckpt.InvalidError, match=r"keep is like gpuckpt\.Keep\(last=2\), got"
+        ):
             gpuckpt.Checkpointer("", store=MemoryStore(), **options)
     with pytest.raises(gpuckpt.InvalidError, match=r"keep is like"):
         gpuckpt.Tier("above", keep=keep)
