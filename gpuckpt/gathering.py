@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from gpuckpt.errors import RankError
-from gpuckpt.groups import Decides, Group
+from gpuckpt.groups import Decides, Group, UndecidedError
 from gpuckpt.values import Json
 
 
@@ -59,8 +59,8 @@ def decided(
 
     Raises:
         UnheardError: some ranks said nothing; on rank 0, nothing was decided.
-        RankError: some ranks said what went wrong; all ranks have heard so, and
-            nothing was decided.
+        RankError: some ranks said what went wrong, or that some are missing; all
+            ranks have heard so, and nothing was decided.
         BaseException: `answer`, if this is what this rank has to say.
     """
     made: list[dict[str, Json]] = []
@@ -73,21 +73,22 @@ def decided(
         return json.dumps(made[0]).encode()
 
     ask = group.decide if isinstance(group, Decides) else _TwoRounds(group).decide
-    unheard: UnheardError | None = None
+    failure: RankError | None = None
     try:
         made = [_read(ask(_packed(answer), pack, what=what, timeout=timeout), 0)]
     except RankError as error:
-        unheard = UnheardError(error.ranks, error.reason)
+        kind = RankError if isinstance(error, UndecidedError) else UnheardError
+        failure = kind(error.ranks, error.reason)
     try:
         if isinstance(answer, BaseException):
             raise answer
     finally:
         del answer
-    if unheard is not None and not made:
-        raise unheard
+    if failure is not None and not made:
+        raise failure
     if "error" in made[0]:
         raise RankError(made[0].get("ranks", [0]), str(made[0]["error"]))
-    return Decision(made[0]["answer"], unheard is None)
+    return Decision(made[0]["answer"], failure is None)
 
 
 class _TwoRounds:

@@ -188,6 +188,24 @@ def test_a_rank_whose_time_is_over_deletes_nothing_that_rank_0_may_commit():
     np.testing.assert_array_equal(gpuckpt.load("", 2, store=store)["w"], state_at(2, 0)["w"])
 
 
+def test_where_a_rank_is_missing_nothing_is_there_and_nothing_is_left():
+    store, dead = MemoryStore(), threading.Barrier(3)
+
+    def work(group: Meeting) -> None:
+        with saver(store, group, group_timeout=1) as ckpt:
+            ckpt.save(1, state_at(1, group.rank)).result(LONG)
+            if group.rank != 2:
+                pending = ckpt.save(2, state_at(2, group.rank))
+                failed(ckpt, pending, RankError, "rank 2: not there")
+                with pytest.raises(RankError) as raised:
+                    pending.result(LONG)
+                assert "may be there" not in str(raised.value)
+            dead.wait(LONG)
+
+    run_ranks(3, work, grace=0.2)
+    assert set(store.names()) == {layout.manifest_name(1), *open_step(store, 1).files}
+
+
 class Interrupted:
     """A group whose rank 0 is interrupted after it has decided, before the others hear."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
+from gpuckpt.errors import RankError
+
 
 class Group(Protocol):
     """The ranks of one run, which make and restore checkpoints together.
@@ -61,10 +63,15 @@ class Decides(Protocol):
         what that returns.  `timeout` is for both.
 
         Raises:
-            RankError: as `all_gather`.  On rank 0, if `choose` was called, the others
-                may have heard what it chose.
+            UndecidedError: some ranks didn't come, and rank 0 has said that it chose nothing.
+            RankError: as `all_gather`; who knows what rank 0 chose.  On rank 0, if
+                `choose` was called, the others may have heard what it chose.
         """
         ...
+
+
+class UndecidedError(RankError):
+    """A round that has failed for all ranks, before rank 0 decided anything."""
 
 
 class Alone:

@@ -82,14 +82,14 @@ class Leader:
             raise self._failed.pop(what)
         if self._answering:  # an answer was interrupted: who knows whether it is there
             self._whats[self._answered] = (self._answering,)
-            self._put(Failure((0,), f"was interrupted at {self._answering!r}", (self._answering,)))
+            self._put(_interrupted(self._answering, decided=True))
         over = self._keys.over(self._answered + 1)
         limit = Limit(self._board, over, what, timeout, self._piece)
         try:
             messages, blamed = self._collect(what, limit)
         except BaseException as error:
             with contextlib.suppress(Exception):
-                self._fail({}, Failure((0,), f"was interrupted at {what!r}: {error!r}", (what,)))
+                self._fail({}, _interrupted(what, error))
             raise
         blamed |= _disagreeing(what, messages)
         if blamed:
@@ -114,9 +114,7 @@ class Leader:
             return choose(values)
         except BaseException as error:
             with contextlib.suppress(Exception):
-                self._fail(
-                    messages, Failure((0,), f"was interrupted at {what!r}: {error!r}", (what,))
-                )
+                self._fail(messages, _interrupted(what, error, decided=True))
             raise
 
     def linger(self, timeout: float) -> None:
@@ -228,6 +226,14 @@ class Leader:
         if self._roll is not None:
             self._roll.close()
             self._roll = None
+
+
+def _interrupted(
+    what: str, error: BaseException | None = None, *, decided: bool = False
+) -> Failure:
+    """The failure of a round in which rank 0 was interrupted, maybe after it had decided."""
+    how = "" if error is None else f": {error!r}"
+    return Failure((0,), f"was interrupted at {what!r}{how}", (what,), decided)
 
 
 def _disagreeing(what: str, messages: Mapping[int, Message]) -> dict[int, str]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpuckpt.errors import RankError
+from gpuckpt.groups import UndecidedError
 
 _LENGTH = struct.Struct("<I")
 
@@ -36,15 +37,20 @@ class Gone:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a round failed, and all the things that its ranks were at, which failed with it."""
+    """Why a round failed, and all the things that its ranks were at, which failed with it.
+
+    Rank 0 `may_have_decided` before.
+    """
 
     ranks: tuple[int, ...]
     reason: str
     whats: tuple[str, ...]
+    may_have_decided: bool = False
 
     def error(self) -> RankError:
         """The same, to be raised."""
-        return RankError(self.ranks, self.reason)
+        kind = RankError if self.may_have_decided else UndecidedError
+        return kind(self.ranks, self.reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,8 @@ def pack_answer(answer: Answer) -> bytes:
     if isinstance(answer.outcome, Failure):
         failure = answer.outcome
         head["failed"] = {"ranks": failure.ranks, "why": failure.reason, "what": failure.whats}
+        if failure.may_have_decided:
+            head["failed"]["decided"] = True
         return _pack(head)
     head["values"] = len(answer.outcome)
     head["lengths"] = _same([len(value) for value in answer.outcome])
@@ -99,7 +107,8 @@ def unpack_answer(data: bytes) -> Answer:
         if failed := head.get("failed"):
             ranks = tuple(int(rank) for rank in failed["ranks"])
             whats = tuple(str(what) for what in failed["what"])
-            return Answer(taken, Failure(ranks, str(failed["why"]), whats))
+            decided = bool(failed.get("decided", False))
+            return Answer(taken, Failure(ranks, str(failed["why"]), whats, decided))
         count = int(head["values"])
         if count not in (1, size):
             raise ValueError(f"{count} values of {size} ranks")
