@@ -39,8 +39,8 @@ class GathersOnly:
 
 
 def saver(store: Any, group: Group, **options: Any) -> gpuckpt.Checkpointer:
-    options = {"memory": "64 MiB", "group_timeout": LONG, "codec": "raw"} | options
-    return gpuckpt.Checkpointer("", store=store, group=group, **options)
+    given: dict[str, Any] = {"memory": "64 MiB", "group_timeout": LONG, "codec": "raw"}
+    return gpuckpt.Checkpointer("", store=store, group=group, **(given | options))
 
 
 def state_at(step: int, rank: int) -> dict[str, Any]:
