@@ -16,7 +16,7 @@ from gpuckpt.errors import CorruptError, LockedError, NotFoundError, StorageErro
 from gpuckpt.manifest import Manifest, pack_manifest, unpack_manifest
 from gpuckpt.resources import Resources
 from gpuckpt.spec import ChunkEntry, Extent, Plane, Spec
-from gpuckpt.stores import Store, read_all, write_all
+from gpuckpt.stores import Store, read_all, remove_all, write_all
 from gpuckpt.tensors import TensorEntry
 from gpuckpt.verify import verify_step
 
@@ -119,6 +119,16 @@ class StoreContract:
         write_all(store, layout.manifest_name(4), small_manifest())
         with pytest.raises(CorruptError, match="step 3"):
             open_step(store, 4)
+
+    def test_many_files_are_removed_at_once_and_no_others(self, store: Store):
+        names = [f"f{number}" for number in range(40)]
+        for name in names:
+            write_all(store, name, b"x")
+        remove_all(store, [*names[::2], "never-there"])
+        assert [name for name in store.names() if name.startswith("f")] == sorted(names[1::2])
+        remove_all(store, [])
+        remove_all(store, names[1::2])
+        assert not [name for name in store.names() if name.startswith("f")]
 
     def test_a_sweep_removes_what_no_manifest_names_and_nothing_else(self, store: Store):
         manifest = unpack_manifest(small_manifest(), "m")
