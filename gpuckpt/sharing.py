@@ -161,8 +161,16 @@ def check_fit(held: Sequence[Sequence[Holding]]) -> None:
                 sorted(
                     {rank for one, ranks in holders.items() if one.name == name for rank in ranks}
                 ),
-                f"{name}{hole} is held by no rank; its shape is {list(first[name].whole)}",
+                f"{name}{hole} is held by no rank; its shape is {list(first[name].whole)}"
+                + ("" if any(box.count for box in found) else _TIED),
             )
+
+
+# Arrays without elements share no memory, so nobody sees there that they are tied.
+_TIED = (
+    ", and nobody has an element of it: if it is tied to another tensor on ranks that have some, "
+    "give all ranks one and the same leaf under both names"
+)
 
 
 @dataclass(frozen=True, slots=True)

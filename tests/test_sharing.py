@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import gpuckpt
 from gpuckpt.boxes import Box, gap, whole_box
 from gpuckpt.errors import RankError
 from gpuckpt.groups import Group
+from gpuckpt.groups.meeting import Meeting
 from gpuckpt.holdings import Holding, digest, exchanged, pack_holdings, unpack_holdings
 from gpuckpt.sharing import sample_of, share_out
 from gpuckpt.spreading import PIECE_COUNT, spread
+from gpuckpt.stores.memory import MemoryStore
 from tests.ranks import run_ranks
 
 extents = st.integers(1, 40_000)
@@ -176,3 +180,23 @@ def test_replicas_write_one_sample_of_the_largest_that_they_hold_together_on_all
         for share in share_out(held, leads):
             assert sample_of(held[0][0].box) in share[held[0][0]]
             assert all(box != sample_of(held[0][1].box) for box in share.get(held[0][1], ()))
+
+
+def test_who_ties_what_another_has_nothing_of_is_told_to_give_one_leaf():
+    """Empty arrays share no memory: only the leaf itself says that they are tied."""
+
+    def work(group: Meeting, store: MemoryStore, *, same: bool) -> None:
+        own = np.ones((0 if group.rank else 3, 4), np.float32)
+        leaves = [gpuckpt.Sharded(own, (3, 4), (3 * group.rank, 0)) for _ in range(2)]
+        state = {"head": leaves[0], "tail": leaves[0 if same else 1]}
+        with gpuckpt.Checkpointer("", store=store, group=group, memory="64 MiB") as ckpt:
+            if same:
+                ckpt.save(1, state).result(60)
+                return
+            with pytest.raises(RankError, match=r"tail.*give all ranks one and the same leaf"):
+                ckpt.save(1, state)
+
+    run_ranks(2, partial(work, store=MemoryStore(), same=False))
+    store = MemoryStore()
+    run_ranks(2, partial(work, store=store, same=True))
+    assert gpuckpt.load("", store=store)["tail"].shape == (3, 4)
