@@ -73,6 +73,22 @@ def read_tiles(
     return True
 
 
+def check_index(job: Job, chunk: ChunkEntry, slot: Slot) -> None:
+    """See that each of a chunk's tiles can be read alone; does nothing to one without tiles.
+
+    Whoever reads the chunk as a whole doesn't look at its index.  Uses the slot as `read_tiles`.
+
+    Raises:
+        CorruptError: names tensor, file and offset.
+    """
+    if not chunk.tiles:
+        return
+    count = math.prod(map(len, chunk.tiles))
+    with open_segment(job.store, chunk.extent.segment) as reader:
+        tiles = _Tiles(chunk, reader, slot, where_of(job, chunk))
+        tiles.read([(0, count)], np.arange(count))
+
+
 def _most(chunk: ChunkEntry, each: int) -> int:
     """What a chunk costs that is read whole, in one request of `each`."""
     return chunk.extent.length + each

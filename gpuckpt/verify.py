@@ -18,6 +18,7 @@ from gpuckpt.seal import Seal
 from gpuckpt.segments import read_index
 from gpuckpt.spec import ChunkEntry
 from gpuckpt.stores import Store
+from gpuckpt.tilereading import check_index
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ def verify_step(
     progress: Callable[[int], None] = lambda _: None,
     seal: Seal | None = None,
 ) -> list[Damage]:
-    """Check every byte of a committed step: manifest, chunks, and each segment's own index.
+    """Check every byte of a committed step: manifest, chunks, tiles, and each segment's own index.
 
     With a `seal`, what isn't sealed with its key is damage.
     `progress` is told of encoded bytes as they are done.
@@ -88,6 +89,7 @@ def _verify_chunks(
     def work(piece: _Piece) -> tuple[_Piece, str]:
         try:
             check_chunk(piece.job, piece.chunk, piece.slot, arena)
+            check_index(piece.job, piece.chunk, piece.slot)
         except CorruptError as error:
             own = error.where == where_of(piece.job, piece.chunk)
             return piece, error.reason if own else str(error)

@@ -29,6 +29,7 @@ from gpuckpt.fingerprint import checksum, fingerprint, leaf_digests
 from gpuckpt.manifest import Manifest
 from gpuckpt.plan import plan_chunks
 from gpuckpt.planes import split
+from gpuckpt.resources import Resources
 from gpuckpt.spec import ChunkEntry, Ends, Extent, Spec
 from gpuckpt.stores.memory import MemoryStore
 from gpuckpt.stores.objects import ObjectFile
@@ -44,6 +45,7 @@ from gpuckpt.tiling import (
     to_tiles,
     within,
 )
+from gpuckpt.verify import verify_chunks
 from tests import test_native
 from tests.often import often
 from tests.resharding import CountingStore, Piece, divided, restore_pieces, save_pieces
@@ -419,14 +421,19 @@ def test_tiles_that_an_index_is_wrong_about_are_read_with_their_chunk():
     one, other = manifest.tensors
     chunk = one.chunks[0]
     extent, data = chunk.extent, store.files[chunk.extent.segment]
+    assert not verify_chunks(store, manifest, Resources("64 MiB"))
     data[extent.offset + planes_nbytes(chunk)] ^= 1
     coded = bytes(data[extent.offset : extent.offset + extent.length])
     strange = replace(chunk, checksum=checksum([memoryview(coded)]))
     entry = replace(one, chunks=(strange, *one.chunks[1:]))
+    manifest = replace(manifest, tensors=(entry, other))
     box = Box((0, 0), (100, 32))
     target = Piece("w", np.zeros(box.shape, array.dtype), box, array.shape)
-    restore_pieces(store, replace(manifest, tensors=(entry, other)), [target])
+    restore_pieces(store, manifest, [target])
     assert target.array.tobytes() == array[box.slices].tobytes()
+    (damage,) = verify_chunks(store, manifest, Resources("64 MiB"))
+    assert (damage.file, damage.offset) == (extent.segment, extent.offset)
+    assert "tile" in damage.reason
 
 
 def test_sealed_chunks_are_read_whole():
