@@ -6,9 +6,9 @@ Where all have one root, rank 0 does it while the others wait for its answer:
    the manifest names is there.
 2. It commits the manifest.          The others wait: none of them is writing what no
                                      manifest names.
-3. It lists the root, and answers.   Only now may a save return: returning promises durability.
-4. It deletes what needn't be        Others may be writing again; what they write isn't in the
-   kept, of what it has listed.      list.
+3. It answers.                       Only now may a save return: returning promises durability.
+4. It deletes what needn't be        Others may be writing again; what they write wasn't there
+   kept, of what it saw in 1.        in 1.
 
 Where machines have roots of their own, each lead commits the same manifest, and
 nobody deletes before all have: else one root could have only a step that
@@ -97,15 +97,18 @@ def maybe_there(error: UnheardError, step: int) -> UnheardError:
     return UnheardError(error.ranks, f"{error.reason}; step {step} may be there all the same")
 
 
-def commit_here(place: Place, world: Manifest, abandon: Callable[[], object]) -> None:
+def commit_here(place: Place, world: Manifest, abandon: Callable[[], object]) -> set[str]:
     """Commit the manifest of all in this rank's root; `abandon` if it has surely not come there.
+
+    The files that were there just before.
 
     Raises:
         NotFoundError: files that it names aren't there.
         StorageError: the storage refused.
     """
-    _see(place, world, abandon)
+    seen = _see(place, world, abandon)
     commit(place.store, world, abandon=abandon, seal=place.seal)
+    return seen
 
 
 def prune_here(
@@ -115,9 +118,9 @@ def prune_here(
     among: Collection[str] | None = None,
 ) -> None:
     """Delete what needn't be kept beside `world`, but steps `more`; of the files `among` alone."""
-    held = place.held()
-    held = replace(held, steps=held.steps | more)
     try:
+        held = place.held()
+        held = replace(held, steps=held.steps | more)
         prune_quietly(place.store, place.keep, world, place.seal, held, among=among)
     except Exception:
         log.exception("step %d is saved; to delete others failed", world.step)
@@ -132,24 +135,25 @@ def _tried(place: Place, world: Manifest, abandon: Callable[[], object]) -> Exce
     return None
 
 
-def _see(place: Place, world: Manifest, abandon: Callable[[], object]) -> None:
-    """See that all is there that the ranks of this root say they have written.
+def _see(place: Place, world: Manifest, abandon: Callable[[], object]) -> set[str]:
+    """See that all is there that the ranks of this root say they have written; what is there.
 
     One that came late to the last save may have found its files swept away.
     """
     parts = [world.parts[rank] for rank in place.site.here]
     named = {name for part in parts for name in (part.name, *part.segments)}
     try:
-        lost = sorted(named - set(place.store.names()))
+        seen = set(place.store.names())
     except CheckpointError:
         abandon()
         raise
-    if lost:
+    if lost := sorted(named - seen):
         abandon()
         raise NotFoundError(
             f"{place.store.root}: {lost[0]} of step {world.step} has gone before the commit; see "
             "whether somebody else deletes files there"
         )
+    return seen
 
 
 def _settle(

@@ -115,9 +115,10 @@ class Crew:
         )
         return notice, self._pace
 
-    def leave(self) -> None:
-        """Don't wait for other ranks any longer, where this one does now, if the group can."""
-        getattr(self._group, "leave", lambda: None)()
+    def leave(self, *, leaving: bool) -> None:
+        """Don't wait for other ranks, or wait for them again, if the group lets one leave."""
+        if hasattr(self._group, "leave"):
+            self._group.leave(leaving=leaving)
 
     @contextlib.contextmanager
     def entered(self, store: Store) -> Iterator[None]:

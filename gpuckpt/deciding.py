@@ -6,13 +6,13 @@ other things than they told each other are there more, before it commits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from gpuckpt.answers import check_answers, unsure_of, world_of
 from gpuckpt.concluding import Place, commit_here, prune_here
-from gpuckpt.errors import CheckpointError, RankError
-from gpuckpt.gathering import Decision, decided
+from gpuckpt.errors import RankError
+from gpuckpt.gathering import Decision, UnheardError, decided
 from gpuckpt.manifest import Manifest
 from gpuckpt.spans import Lap
 from gpuckpt.values import Json
@@ -34,7 +34,7 @@ class OneRoot:
         """On rank 0: why it didn't commit."""
         self.world: Manifest | None = None
         """On rank 0: the manifest of all, which is committed."""
-        self.seen: list[str] | None = None
+        self.seen: Collection[str] | None = None
         """On rank 0: the files that were there while nobody wrote any."""
 
     def decide(self, what: str, answer: Json, tell: Callable[[list[str]], object]) -> Decision:
@@ -51,7 +51,10 @@ class OneRoot:
         decision = self._ask(what, answer, self._choose)
         anew, unsure = decision.value["anew"], decision.value.get("unsure", [])
         if unsure:
-            tell(unsure)
+            try:
+                tell(unsure)
+            except UnheardError as error:  # rank 0 decides nothing without this rank
+                raise RankError(error.ranks, error.reason) from error
             what = f"commit of step {self._own.step}"
             decision = self._ask(what, None, lambda _: self._commit())
         decision.value["anew"] = anew
@@ -78,21 +81,21 @@ class OneRoot:
 
     def _commit(self) -> dict[str, Json]:
         self._lap.mark("ranks")
-        world = world_of(self._own, self._answers)
 
         def abandon() -> None:
             self.may_be_there = False
 
-        self.may_be_there = True
         try:
-            commit_here(self._place, world, abandon)
+            world = world_of(self._own, self._answers)
+            self.may_be_there = True
+            seen = commit_here(self._place, world, abandon)
         except BaseException as error:  # an interrupt, too: the others must hear what is there
             return self._wrong(error, gone=not self.may_be_there)
         self.world = world
         if self._place.prompt:
             prune_here(self._place, world)
         else:
-            self.seen = self._names()
+            self.seen = seen
         self._lap.mark("manifest")
         return {"nbytes": [world.raw_nbytes, world.encoded_nbytes]}
 
@@ -102,9 +105,3 @@ class OneRoot:
         if isinstance(error, RankError):
             ranks, reason = list(error.ranks), error.reason
         return {"wrong": reason, "ranks": ranks, "gone": gone}
-
-    def _names(self) -> list[str] | None:
-        try:
-            return self._place.store.names()
-        except CheckpointError:
-            return None  # the next save's list will have it all

@@ -53,7 +53,7 @@ def decided(
     choose: Callable[[list[Any]], Json],
     timeout: float,
 ) -> Decision:
-    """What rank 0 decides by what every rank answered: `choose` is called there, and mustn't raise.
+    """What rank 0 decides by what every rank answered: `choose` is called there.
 
     One round of a group that `Decides`, two of another.
 
@@ -61,21 +61,30 @@ def decided(
         UnheardError: some ranks said nothing; on rank 0, nothing was decided.
         RankError: some ranks said what went wrong, or that some are missing; all
             ranks have heard so, and nothing was decided.
-        BaseException: `answer`, if this is what this rank has to say.
+        BaseException: `answer`, if this is what this rank has to say; on rank 0,
+            what `choose` raised, of which the others hear as `UnheardError`.
     """
-    made: list[dict[str, Json]] = []
+    made: dict[str, Json] = {}
+    raised: list[BaseException] = []
 
     def pack(data: list[bytes]) -> bytes:
+        nonlocal made
         try:
-            made.append({"answer": choose(_answers(data))})
+            answers = _answers(data)
         except RankError as error:
-            made.append({"error": error.reason, "ranks": list(error.ranks)})
-        return json.dumps(made[0]).encode()
+            made = {"error": error.reason, "ranks": list(error.ranks)}
+            return json.dumps(made).encode()
+        try:
+            made = {"answer": choose(answers)}
+        except BaseException as error:
+            raised.append(error)
+            made = {"unsure": f"{type(error).__name__}: {error}"}
+        return json.dumps(made).encode()
 
     ask = group.decide if isinstance(group, Decides) else _TwoRounds(group).decide
     failure: RankError | None = None
     try:
-        made = [_read(ask(_packed(answer), pack, what=what, timeout=timeout), 0)]
+        made = _read(ask(_packed(answer), pack, what=what, timeout=timeout), 0)
     except RankError as error:
         kind = RankError if isinstance(error, UndecidedError) else UnheardError
         failure = kind(error.ranks, error.reason)
@@ -84,11 +93,19 @@ def decided(
             raise answer
     finally:
         del answer
+    if raised:
+        raise raised.pop()
     if failure is not None and not made:
         raise failure
-    if "error" in made[0]:
-        raise RankError(made[0].get("ranks", [0]), str(made[0]["error"]))
-    return Decision(made[0]["answer"], failure is None)
+    return Decision(_decision(made), failure is None)
+
+
+def _decision(made: dict[str, Any]) -> Any:
+    if "unsure" in made:
+        raise UnheardError([0], str(made["unsure"]))
+    if "error" in made:
+        raise RankError(made.get("ranks", [0]), str(made["error"]))
+    return made["answer"]
 
 
 class _TwoRounds:
@@ -100,10 +117,14 @@ class _TwoRounds:
     def decide(
         self, data: bytes, choose: Callable[[list[bytes]], bytes], *, what: str, timeout: float
     ) -> bytes:
-        told = self._group.all_gather(data, what=what, timeout=timeout)
-        own = choose(told) if self._group.rank == 0 else b""
-        what = f"{what}, as rank 0 decides"
-        return self._group.all_gather(own, what=what, timeout=timeout)[0]
+        """What rank 0 chose; a `RankError` says nothing of whether it chose."""
+        try:
+            told = self._group.all_gather(data, what=what, timeout=timeout)
+            own = choose(told) if self._group.rank == 0 else b""
+            what = f"{what}, as rank 0 decides"
+            return self._group.all_gather(own, what=what, timeout=timeout)[0]
+        except UndecidedError as error:
+            raise RankError(error.ranks, error.reason) from None
 
 
 def gather_done(group: Group, what: str, do: Callable[[], Json], timeout: float) -> list[Any]:
@@ -137,7 +158,7 @@ def _answers(data: list[bytes]) -> list[Any]:
 def _read(data: bytes, rank: int) -> Any:
     try:
         found = json.loads(data)
-        if "error" in found or "answer" in found:
+        if {"error", "answer", "unsure"} & found.keys():
             return found
     except (ValueError, TypeError):
         pass

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -99,7 +99,7 @@ class Joint:
         """Whether a tier found files damaged, and whether any rank's did: all write anew then."""
         self.world: Manifest | None = None
         """What was committed last, without the rows of any rank; with one root on rank 0 alone."""
-        self._seen: list[str] | None = None  # what was there then, if it is to be tidied
+        self._seen: Collection[str] | None = None  # what was there then, if it is to be tidied
 
     def share(self, inventory: Inventory, step: int) -> Inventory:
         """What this rank writes of what it holds; waits for the others if they are to tell.
@@ -216,7 +216,9 @@ class Joint:
                 more = partial(self._tell_more, own)
                 verdict, is_heard = end.decide(_parts_of(own.step), answer, more)
         except UnheardError as error:
-            raise (error if self.site.is_lead else maybe_there(error, own.step)) from error
+            if self.site.is_lead:
+                raise
+            raise maybe_there(error, own.step) from error
         self.anew, self.damaged = self.anew or verdict["anew"], False
         if "wrong" in verdict:
             if verdict["gone"]:

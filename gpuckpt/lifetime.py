@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Protocol
 
 from gpuckpt.apart import Apart
 from gpuckpt.errors import ClosedError
@@ -18,6 +19,13 @@ from gpuckpt.saving import Saves
 from gpuckpt.sizes import parse_seconds
 
 log = logging.getLogger("gpuckpt")
+
+
+class Leave(Protocol):
+    """Has those who wait for other ranks wait no longer, or again."""
+
+    def __call__(self, *, leaving: bool) -> object:
+        """Whether they leave."""
 
 
 class TimeLeft:
@@ -42,7 +50,7 @@ class Lifetime:
         enter: Callable[[], contextlib.AbstractContextManager[None]],
         saves: Saves,
         last: LastSave,
-        leave: Callable[[], object] = lambda: None,
+        leave: Leave = lambda **_: None,
     ) -> None:
         """`enter` holds the root for writing, unless an interrupt has it `leave`.
 
@@ -60,8 +68,7 @@ class Lifetime:
             InvalidError: a signal can't be caught.
         """
         try:
-            # Apart, so that no interrupt can leave a lock that nobody knows of.
-            Apart(lambda: self._open.enter_context(self._enter())).run(self._leave)
+            self._take()
             self._last.open()
             self._saves.tiers.open()
             # The interpreter's exit doesn't cut off a save, also if nobody calls `close`.
@@ -69,6 +76,14 @@ class Lifetime:
         except BaseException:
             self._give_back()
             raise
+
+    def _take(self) -> None:
+        # Apart, so that no interrupt can leave a lock that nobody knows of.
+        taking = Apart(lambda: self._open.enter_context(self._enter()))
+        try:
+            taking.run(lambda: self._leave(leaving=True))
+        finally:
+            self._leave(leaving=False)
 
     @property
     def is_ours(self) -> bool:

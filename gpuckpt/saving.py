@@ -90,7 +90,7 @@ class Saves:
         lap = lap or Lap()
         spans = Spans() if self._options.trace else None
         stats = Stats(header.step, codec=self._options.codec, spans=spans)
-        self.reap(wait=True, deletes=self._joint is not None)
+        self.reap(wait=True, deletes=False)
         self._governor.begin()
         if self.tiers.damaged:
             self.tiers.damaged, self._anew = False, True

@@ -14,6 +14,7 @@ from typing import Any
 from unittest import mock
 
 import gpuckpt
+from gpuckpt.groups import Group
 from gpuckpt.layout import manifest_step
 from tests.crash_histories import NOW, Life, loss
 from tests.crash_store import CrashStore, DeadError, Image
@@ -30,6 +31,7 @@ class RanksLife(Life):
         super().__init__(store, **more)
         self._versions: list[int] = []
         self.ended: list[Outcome[None]] = []
+        self.wrap: Callable[[RelayGroup], Group] = lambda group: group
 
     @contextlib.contextmanager
     def alive(self) -> Iterator[None]:
@@ -63,7 +65,7 @@ class RanksLife(Life):
             store: Any = found[group.rank]
             group.dies = store.check
             with gpuckpt.Checkpointer(
-                "", store=store, keep=keep, group=group, **(defaults | options)
+                "", store=store, keep=keep, group=self.wrap(group), **(defaults | options)
             ) as ckpt:
                 work(RankRun(self, ckpt, group.rank, found[group.rank]))
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from gpuckpt.errors import RankError
+from gpuckpt.groups import Group, UndecidedError
 
 R = TypeVar("R")
 PATIENCE_SECONDS = 60.0
@@ -43,7 +44,7 @@ class Relay:
         self._results: dict[int, list[bytes] | RankError] = {}
         # Of a round that rank 0 is deciding, the others still waiting: who won't hear of it.
         self._deaf: Collection[int] = ()
-        self._decides = False
+        self._decides = self._chooses = False
         # As the contract of groups has it: what failed without a rank fails when it comes to it.
         self._failed: list[dict[str, RankError]] = [{} for _ in range(size)]
 
@@ -78,6 +79,7 @@ class Relay:
         chosen = choose(self.gather(0, data, what, decides=True))
         group.dies()
         with self._changed:
+            self._chooses = False
             for rank in self._given:
                 self._results[rank] = _deaf(what) if rank in self._deaf else [chosen]
             self._given.clear()
@@ -130,13 +132,15 @@ class Relay:
         if decides and len(alive) == self.size and len(whats) == 1:
             # The others get theirs when it has decided; if it dies, it is missed.
             del self._given[0]
-            self._results[0], self._deaf = values, deaf
+            self._results[0], self._deaf, self._chooses = values, deaf, True
             return
+        # Nobody knows what rank 0 did that has died meanwhile, or never came.
+        kind = UndecidedError if decides and not self._chooses else RankError
         for rank in alive:
             if len(alive) < self.size:
-                result: Any = RankError(sorted(self._ended), f"not there, for {what!r}")
+                result: Any = kind(sorted(self._ended), f"not there, for {what!r}")
             elif len(whats) > 1:
-                result = RankError([rank], f"ranks are at different things: {sorted(whats)}")
+                result = kind([rank], f"ranks are at different things: {sorted(whats)}")
                 self._failed[rank] |= dict.fromkeys(whats - {self._given[rank][0]}, result)
             elif rank in deaf:
                 result = _deaf(what)
@@ -169,6 +173,21 @@ class RelayGroup:
 
     def barrier(self, *, what: str, timeout: float) -> None:
         self.all_gather(b"", what=what, timeout=timeout)
+
+
+class GathersOnly:
+    """A user's own group, which can do what `Group` asks for and no more."""
+
+    def __init__(self, group: Group) -> None:
+        self._group, self.rank, self.size = group, group.rank, group.size
+        self.rounds: list[str] = []
+
+    def all_gather(self, data: bytes, *, what: str, timeout: float) -> list[bytes]:
+        self.rounds.append(what)
+        return self._group.all_gather(data, what=what, timeout=timeout)
+
+    def barrier(self, *, what: str, timeout: float) -> None:
+        self._group.barrier(what=what, timeout=timeout)
 
 
 def _deaf(what: str) -> RankError:

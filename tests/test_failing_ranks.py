@@ -21,7 +21,7 @@ from gpuckpt.sharing import Shares
 from tests.crash_histories import once
 from tests.crash_ranks import NodesLife, NodeStore, RankRun, RanksLife
 from tests.crash_store import CrashStore, DeadError, Operation
-from tests.relay import Relay, RelayGroup, values
+from tests.relay import GathersOnly, Relay, RelayGroup, values
 from tests.versions import CHUNK, set_to, state_at, version_of
 
 RANKS = 3
@@ -128,10 +128,12 @@ def test_a_rank_that_fails_at_any_operation_is_named_and_the_next_save_works(fai
         assert left_over(life.store) == set(), at
 
 
+@pytest.mark.parametrize("wrap", [lambda group: group, GathersOnly], ids=["own", "gathers only"])
 @pytest.mark.parametrize("dying", range(RANKS))
-def test_a_rank_that_dies_at_any_operation_is_named_and_others_go_on_anew(dying):
+def test_a_rank_that_dies_at_any_operation_is_named_and_others_go_on_anew(dying, wrap):
     for at in range(count_of_operations(dying)):
         life, tries = RanksLife(CrashStore()), Tries()
+        life.wrap = wrap
 
         def work(run: RankRun, at: int = at, tries: Tries = tries) -> None:
             tries.save(run, 1)
@@ -162,8 +164,9 @@ def test_a_rank_that_dies_at_any_operation_is_named_and_others_go_on_anew(dying)
         assert list(whole(life.store)) == [3]
 
 
-def gathers_of(stores: Callable[[RanksLife], list[CrashStore]]) -> list[str]:
+def gathers_of(stores: Callable[[RanksLife], list[CrashStore]], wrap: Any) -> list[str]:
     life = RanksLife(CrashStore())
+    life.wrap = wrap
     with life.alive():
         relay = saves_three_times(life, Tries(), stores(life))
     return relay.gathers
@@ -179,7 +182,7 @@ def saves_three_times(
         store: Any = stores[group.rank]
         try:
             ckpt = gpuckpt.Checkpointer(
-                *("",), store=store, group=group, memory="4 MiB", chunk_nbytes=CHUNK
+                *("",), store=store, group=life.wrap(group), memory="4 MiB", chunk_nbytes=CHUNK
             )
         except CheckpointError:
             return
@@ -196,6 +199,10 @@ def saves_three_times(
     return relay
 
 
+def as_it_is(group: RelayGroup) -> Any:
+    return group
+
+
 def one_root(life: RanksLife) -> list[CrashStore]:
     return [life.store.of_client(rank) for rank in range(RANKS)]
 
@@ -204,14 +211,19 @@ def two_roots(life: RanksLife) -> list[CrashStore]:
     return [NodeStore(life.store, node) for node in NodesLife.NODES]
 
 
-@pytest.mark.parametrize("stores", [one_root, two_roots])
+@pytest.mark.parametrize(
+    ("stores", "wrap"), [(one_root, as_it_is), (one_root, GathersOnly), (two_roots, as_it_is)]
+)
 @pytest.mark.parametrize("deaf", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
-def test_a_gather_that_some_do_not_hear_costs_three_saves_at_most_and_nobody_hangs(stores, deaf):
-    every = gathers_of(stores)
+def test_a_gather_that_some_do_not_hear_costs_three_saves_at_most_and_nobody_hangs(
+    stores, wrap, deaf
+):
+    every = gathers_of(stores, wrap)
     assert any(what.startswith(FIRST_ASKED) for what in every)
     assert any("rows of" in what for what in every)
     for at, what in enumerate(every):
         life, tries = RanksLife(CrashStore()), Tries()
+        life.wrap = wrap
         with life.alive():
             saves_three_times(
                 *(life, tries, stores(life)), lambda number, _, at=at: deaf if number == at else ()
@@ -221,7 +233,8 @@ def test_a_gather_that_some_do_not_hear_costs_three_saves_at_most_and_nobody_han
             continue
         failed = [step for step in STEPS if tries.failed(str(step))]
         assert len(failed) <= 3, (what, failed)
-        late = any(what.endswith(f"step {one}") for one in STEPS[-3:])
+        about = what.removesuffix(", as rank 0 decides")
+        late = any(about.endswith(f"step {one}") for one in STEPS[-3:])
         assert late or tries.failed(str(STEPS[-1])) == set(), what
         there = whole(life.store) if stores is one_root else {}
         for step, found in tries.found.items():

@@ -429,6 +429,35 @@ def test_nothing_is_decided_while_a_rank_is_missing_and_the_next_round_works():
     assert run_ranks(3, work, grace=GRACE) == [b"xxx"] * 3
 
 
+def test_rank_0_takes_nothing_of_who_has_heard_that_a_round_failed():
+    """Though the board goes while rank 0 says so: what is late for it stays late."""
+
+    class Breaking(MemoryBoard):
+        broken = False
+
+        def remove(self, key: str) -> None:
+            if self.broken and "over" in key:
+                raise ConnectionError("reset by peer")
+            super().remove(key)
+
+    board, met = Breaking(), threading.Barrier(2)
+
+    def work(group: Meeting) -> object:
+        group.barrier(what="together", timeout=LONG)
+        if group.rank == 0:
+            board.broken = True
+            with pytest.raises(RankError):
+                group.decide(b"", lambda _: b"", what="it", timeout=SHORT)
+            board.broken = False
+        met.wait(LONG)
+        if group.rank == 1:
+            with pytest.raises(UndecidedError):
+                group.decide(b"late", lambda _: b"", what="it", timeout=LONG)
+        return group.decide(b"x", b"".join, what="it", timeout=LONG)
+
+    assert run_ranks(2, work, board=board, grace=GRACE) == [b"xx"] * 2
+
+
 def test_a_rank_0_that_is_interrupted_while_it_decides_is_named_and_the_next_round_works():
     def work(group: Meeting) -> object:
         def choose(_: list[bytes]) -> bytes:

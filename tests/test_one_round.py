@@ -18,24 +18,9 @@ from gpuckpt.groups import Group
 from gpuckpt.groups.meeting import Meeting
 from gpuckpt.stores.memory import MemoryStore
 from tests.ranks import run_ranks
-from tests.relay import Relay, RelayGroup, values
+from tests.relay import GathersOnly, Relay, RelayGroup, values
 
 LONG = 60.0
-
-
-class GathersOnly:
-    """A user's own group, which can do what `Group` asks for and no more."""
-
-    def __init__(self, group: Group) -> None:
-        self._group, self.rank, self.size = group, group.rank, group.size
-        self.rounds: list[str] = []
-
-    def all_gather(self, data: bytes, *, what: str, timeout: float) -> list[bytes]:
-        self.rounds.append(what)
-        return self._group.all_gather(data, what=what, timeout=timeout)
-
-    def barrier(self, *, what: str, timeout: float) -> None:
-        self._group.barrier(what=what, timeout=timeout)
 
 
 def saver(store: Any, group: Group, **options: Any) -> gpuckpt.Checkpointer:
@@ -106,6 +91,49 @@ def test_a_group_that_can_only_gather_needs_two_and_does_the_same(failing):
         parts = ["the parts of step 3", "the parts of step 3, as rank 0 decides"]
         assert all(one[-2:] == parts for one in rounds)
     assert {layout.data_step(name) for name in store.names()} - {None} == set(steps(store))
+
+
+@pytest.mark.parametrize("dies", [1, 2])
+def test_who_can_only_gather_deletes_nothing_once_rank_0_may_have_committed(dies):
+    """Rank 0 has, between the two rounds."""
+    store, ended = MemoryStore(), threading.Barrier(3)
+
+    class Dying(GathersOnly):
+        def all_gather(self, data: bytes, *, what: str, timeout: float) -> list[bytes]:
+            if self.rank == dies and what == "the parts of step 2, as rank 0 decides":
+                raise SystemExit
+            return super().all_gather(data, what=what, timeout=timeout)
+
+    def work(meeting: Meeting) -> None:
+        with saver(store, Dying(meeting), group_timeout=1) as ckpt:
+            ckpt.save(1, state_at(1, meeting.rank)).result(LONG)
+            pending = ckpt.save(2, state_at(2, meeting.rank))
+            if meeting.rank == 0:
+                assert pending.result(LONG).step == 2
+            else:
+                kind = SystemExit if meeting.rank == dies else RankError
+                failed(ckpt, pending, kind, "" if meeting.rank == dies else "may be there")
+            ended.wait(LONG)
+
+    run_ranks(3, work, grace=0.2)
+    for rank in range(3):
+        found = gpuckpt.load("", 2, store=store)
+        np.testing.assert_array_equal(found["w"], state_at(2, rank)["w"])
+    assert not set(open_step(store, 2).files) - set(store.names())
+
+
+@pytest.mark.parametrize("wrap", [lambda group: group, GathersOnly])
+def test_an_error_of_rank_0s_own_making_is_told_to_all_at_once(wrap):
+    def work(meeting: Meeting) -> None:
+        def choose(_: list[Any]) -> Any:
+            raise MemoryError
+
+        kind = MemoryError if meeting.rank == 0 else UnheardError
+        with pytest.raises(kind):
+            decided(wrap(meeting), "it", meeting.rank, choose, LONG)
+        assert decided(wrap(meeting), "after", meeting.rank, sum, LONG) == Decision(3)
+
+    run_ranks(3, work)
 
 
 def test_every_rank_is_told_how_many_bytes_all_have_saved():

@@ -100,6 +100,8 @@ class Leader:
         if choose is not None:
             values = [self._chosen(values, choose, what, messages)]
         self._answer(what, messages, tuple(values))
+        if choose is not None:  # it may have taken longer than somebody waits
+            self._board.remove(over)
         self._tidy(min(message.seen for message in messages.values()))
         return values
 
@@ -191,12 +193,13 @@ class Leader:
 
     def _fail(self, messages: Mapping[int, Message], failure: Failure) -> RankError:
         """Tell all of a failure; the error to raise."""
-        self._answer(failure.whats[0], messages, failure)
+        own = failure.whats[0]
+        # Before anybody hears of it: whoever does may be gone, and so may the board.
+        self._whats[self._answered + 1] = failure.whats
+        self._failed |= {what: failure.error() for what in failure.whats if what != own}
+        self._answer(own, messages, failure)
         self._board.remove(self._keys.over(self._answered))
         self.linger(self._piece)
-        self._whats[self._answered] = failure.whats
-        own = failure.whats[0]
-        self._failed |= {what: failure.error() for what in failure.whats if what != own}
         return failure.error()
 
     def _answer(

@@ -27,6 +27,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from gpuckpt.errors import CheckpointError, ClosedError, InvalidError, RankError
+from gpuckpt.groups import UndecidedError
 from gpuckpt.groups.board import Board, Leavable
 from gpuckpt.groups.follower import Follower, Grace
 from gpuckpt.groups.leader import Leader
@@ -68,8 +69,12 @@ class Meeting:
 
     def all_gather(self, data: bytes, *, what: str, timeout: float) -> list[bytes]:
         """What every rank gave, by rank."""
-        with self._at(what, timeout):
-            return [data] if self.size == 1 else self._member.gather(bytes(data), what, timeout)
+        try:
+            with self._at(what, timeout):
+                return [data] if self.size == 1 else self._member.gather(bytes(data), what, timeout)
+        except UndecidedError as error:
+            # Whoever decides by what is gathered may have decided in a round before this one.
+            raise RankError(error.ranks, error.reason) from None
 
     def decide(
         self, data: bytes, choose: Callable[[list[bytes]], bytes], *, what: str, timeout: float
@@ -84,12 +89,13 @@ class Meeting:
         """Wait until every rank has come here."""
         self.all_gather(b"", what=what, timeout=timeout)
 
-    def leave(self) -> None:
-        """Let the round fail that this rank waits in, within a second or so; any thread may call.
+    def leave(self, *, leaving: bool = True) -> None:
+        """Let the round fail that this rank waits in, within a second or so, and every later one.
 
-        The others hear that it was interrupted.  The next round waits again.
+        Until somebody says that it isn't leaving.  Any thread may call; the others
+        hear that it was interrupted.
         """
-        self._leavable.is_left = True
+        self._leavable.is_left = leaving
 
     def beside(self, name: str) -> Meeting | None:
         """The same ranks for another thread; None if one alone may use their board."""
@@ -113,7 +119,6 @@ class Meeting:
         if not timeout > 0:
             raise InvalidError(f"a time-out is a number of seconds above 0, got {timeout!r}")
         with self._alone(what):
-            self._leavable.is_left = False
             try:
                 yield
             except ConnectionError as error:
