@@ -117,8 +117,7 @@ class Crew:
 
     def leave(self, *, leaving: bool) -> None:
         """Don't wait for other ranks, or wait for them again, if the group lets one leave."""
-        if hasattr(self._group, "leave"):
-            self._group.leave(leaving=leaving)
+        getattr(self._group, "leave", lambda **_: None)(leaving=leaving)
 
     @contextlib.contextmanager
     def entered(self, store: Store) -> Iterator[None]:
