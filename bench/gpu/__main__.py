@@ -26,7 +26,6 @@ from gpuckpt.sizes import parse_nbytes
 
 NO_GPU = 3
 RESULTS = Path(__file__).parents[1] / "results"
-STEP_SIDE, STEP_SIDE_TINY = 4096, 64
 CASES = ("kernels", "saves", "restores", "differences", "peer")
 CHANGED_NBYTES_MAX = 256 * MIB  # their values are made on the host, at each step
 
@@ -90,11 +89,12 @@ def _results(
     from bench.gpu.saves import save_rows
     from bench.gpu.training import Training
 
-    side = STEP_SIDE_TINY if scale is TINY else STEP_SIDE
     changed = min(scale.states_nbytes[-1] // 2, CHANGED_NBYTES_MAX)
     rows: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
         "kernels": lambda: kernel_rows(scale, best),
-        "saves": lambda: save_rows(directory, scale, best, Training(scale.step_seconds, side)),
+        "saves": lambda: save_rows(
+            directory, scale, best, Training(scale.step_seconds, scale.step_side)
+        ),
         "restores": lambda: restore_rows(directory, scale, best),
         "differences": lambda: difference_rows(directory, changed, max(scale.rounds // 2, 2)),
         "peer": lambda: peer_rows(directory, scale),

@@ -15,9 +15,10 @@ class Scale:
 
     `copy_nbytes` and `disk_nbytes` are copied, written and read to find the
     limits, `pieces_nbytes` the lengths of single copies between host and
-    device.  A step of the training loop takes about `step_seconds`; `steps`
-    of them are timed without a save.  `memory_nbytes` of host memory come on
-    top of a state that is saved, `slots_nbytes` are too few for any.
+    device.  A step of the training loop takes about `step_seconds`, on
+    matrices of `step_side`²; `steps` of them are timed without a save.
+    `memory_nbytes` of host memory come on top of a state that is saved,
+    `slots_nbytes` are too few for any.
     """
 
     rounds: int
@@ -30,6 +31,7 @@ class Scale:
     few: int
     many: int
     step_seconds: float
+    step_side: int
     steps: int
     memory_nbytes: int
     slots_nbytes: int
@@ -50,6 +52,7 @@ TINY = Scale(
     few=2,
     many=8,
     step_seconds=0.001,
+    step_side=64,
     steps=2,
     memory_nbytes=64 * MIB,
     slots_nbytes=48 * MIB,
@@ -74,6 +77,7 @@ def full(device_free_nbytes: int, disk_free_nbytes: int) -> Scale:
         few=16,
         many=3000,
         step_seconds=0.010,
+        step_side=4096,
         steps=50,
         memory_nbytes=2 * GIB,
         slots_nbytes=256 * MIB,
