@@ -11,6 +11,7 @@ code 0 if all was right, 1 if something was wrong.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.machinery
 import importlib.util
 import os
@@ -56,6 +57,7 @@ GUARDS = {"_given_back", "stream", "turn"}  # of a `with`
 Site = tuple[str, Callable[[], None]]
 
 
+@functools.cache
 def find() -> dict[str, tuple[str, int]]:
     """All mutants by name: a module, and which of its places."""
     found: dict[str, tuple[str, int]] = {}
@@ -248,22 +250,24 @@ def _used(call: ast.Call) -> Callable[[], None]:
     return leave_out
 
 
-def main() -> int:
-    """Play a scenario; with a mutant, up to three times."""
-    scenario, *mutant = sys.argv[1:]
-    from tests.cuda_on_cpu import standin
-
-    standin.install_from_environment()
+def play(scenario: str, mutant: str = "") -> bool:
+    """Whether all is right in a scenario; with a mutant it is played up to three times."""
     if mutant:
-        apply(mutant[0])
+        apply(mutant)
     from tests.cuda.scenarios import SCENARIOS
 
     try:
-        right = all(SCENARIOS[scenario].run() for _ in range(3 if mutant else 1))
+        return all(SCENARIOS[scenario].run() for _ in range(3 if mutant else 1))
     except BaseException:
         traceback.print_exc(limit=-1)
-        return 1
-    return 0 if right else 1
+        return False
+
+
+def main() -> int:
+    from tests.cuda_on_cpu import standin
+
+    standin.install_from_environment()
+    return 0 if play(*sys.argv[1:]) else 1
 
 
 if __name__ == "__main__":

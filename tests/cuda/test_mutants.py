@@ -6,9 +6,9 @@ scenario, or be named below with the reason why nothing can notice it.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import contextlib
+import functools
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import NamedTuple
@@ -16,8 +16,9 @@ from typing import NamedTuple
 import pytest
 
 from tests.cuda import mutants
+from tests.cuda.forked import Parent
 from tests.cuda.gates import mode_of
-from tests.cuda_on_cpu import standin
+from tests.often import LONG
 
 AT_ONCE = 3
 LIMIT_S = 10  # for one that hangs
@@ -149,6 +150,8 @@ NOTICED = {
     "staging: _given_back: arena.give(slot)": By("slots after a refused download"),
 }
 
+PLAYED = sorted({(by.mode, by.scenario) for by in NOTICED.values()})
+
 ITS_OWN = "the memory is the own stream's: whoever gets it next uses it after this"
 DROPPED = "what was frozen is dropped: at worst, memory of a pool is read for nothing"
 ONE_DRAWS = "one thread at a time gives reads to a device"
@@ -204,42 +207,38 @@ EQUIVALENT = {
 }
 
 
-def play(mutant: str) -> str:
+def play(mutant: str, parents: Mapping[str, Parent]) -> str:
     """How a mutant fares in its scenario: `right`, `wrong` or `hangs`.
 
     Whether it is noticed may be a matter of moments, where streams run by themselves or several
     threads of the host have a hand in it: it gets more than one try.
     """
-    return next((fate for _ in range(TRIES) if (fate := play_once(mutant)) != "right"), "right")
-
-
-def play_once(mutant: str) -> str:
     by = NOTICED[mutant]
-    command = [sys.executable, "-m", "tests.cuda.mutants", by.scenario, mutant]
-    environment = os.environ | {standin.VARIABLE: f"mem_mb=512,{SETTINGS[by.mode]}"}
-    try:
-        done = subprocess.run(
-            command,
-            check=False,
-            capture_output=True,
-            cwd=mutants.PACKAGE.parent,
-            env=environment,
-            timeout=LIMIT_S if by.hangs else PATIENCE_S,
-        )
-    except subprocess.TimeoutExpired:
-        return "hangs"
-    return "right" if done.returncode == 0 else "wrong"
+    limit_s = LIMIT_S if by.hangs else PATIENCE_S
+    fates = (parents[by.mode].play(by.scenario, mutant, limit_s) for _ in range(TRIES))
+    return next((fate for fate in fates if fate != "right"), "right")
 
 
 @pytest.fixture(scope="module")
-def fates(standin_settings) -> dict[str, str]:
+def parents(standin_settings, tmp_path_factory) -> Iterator[dict[str, Parent]]:
     if mode_of(standin_settings) != "lazy" or (standin_settings or {}).get("devices", 1) > 1:
         pytest.skip("one mode of the stand-in does it, and starts the others that it needs")
+    sockets = tmp_path_factory.mktemp("sockets")
+    with contextlib.ExitStack() as opened:
+        yield {
+            mode: opened.enter_context(Parent(sockets / str(at), f"mem_mb=512,{settings}"))
+            for at, (mode, settings) in enumerate(SETTINGS.items())
+        }
+
+
+@pytest.fixture(scope="module")
+def fates(parents) -> dict[str, str]:
     known = [mutant for mutant in NOTICED if mutant in mutants.find()]
     hanging = [mutant for mutant in known if NOTICED[mutant].hangs]
     others = [mutant for mutant in known if not NOTICED[mutant].hangs]
-    with ThreadPoolExecutor(AT_ONCE) as pool, ThreadPoolExecutor(AT_ONCE) as idle:
-        found = pool.map(play, others), idle.map(play, hanging)
+    with ThreadPoolExecutor(AT_ONCE) as busy, ThreadPoolExecutor(len(hanging)) as idle:
+        play_one = functools.partial(play, parents=parents)
+        found = busy.map(play_one, others), idle.map(play_one, hanging)
         return dict(zip([*others, *hanging], chain(*found), strict=True))
 
 
@@ -253,3 +252,8 @@ def test_every_place_is_known():
 @pytest.mark.parametrize("mutant", NOTICED)
 def test_without_it_something_goes_wrong(mutant, fates):
     assert fates[mutant] in (("wrong", "hangs") if NOTICED[mutant].hangs else ("wrong",))
+
+
+@pytest.mark.parametrize(("mode", "scenario"), PLAYED if LONG else dict(PLAYED).items())
+def test_with_nothing_left_out_a_forked_process_finds_nothing_wrong(mode, scenario, parents):
+    assert parents[mode].play(scenario, "", PATIENCE_S) == "right"
