@@ -13,12 +13,16 @@ from tests.often import often
 settings.register_profile("often", settings(max_examples=often(100)))
 settings.load_profile("often")
 
-# What a fixture of theirs makes once for a module, by a benchmark or by ranks, takes seconds: each
-# worker would make it again that gets one of the tests that use it.
+# What a fixture of theirs makes once for a module, by a benchmark, by ranks or by a compiler, takes
+# seconds: each worker would make it again that gets one of the tests that use it.
 TOGETHER = (
     "tests/convert/test_memory.py",
     "tests/convert/test_old_and_new_systems.py",
     "tests/frameworks/test_keras.py",
+    "tests/kernels/test_deltas.py",
+    "tests/kernels/test_oldest_nvrtc.py",
+    "tests/kernels/test_on_cpu.py",
+    "tests/kernels/test_strided.py",
     "tests/ranks/test_dcp.py",
     "tests/ranks/test_jax_leaves.py",
     "tests/ranks/test_torch_leaves.py",
@@ -26,9 +30,15 @@ TOGETHER = (
 )
 
 
+# One of its tests of the same parameters looks at what the other has compiled.
+PAIRED = "tests/kernels/test_compile.py"
+
+
 def scope_of(nodeid: str) -> str:
     """Tests of one scope go to one worker: a test by itself, unless its file's go together."""
     file = nodeid.partition("::")[0]
+    if file == PAIRED:
+        return file + nodeid.partition("[")[2]
     return file if file in TOGETHER else nodeid
 
 

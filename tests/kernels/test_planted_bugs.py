@@ -12,6 +12,7 @@ from tests.kernels.test_on_cpu import ONE_ROW, SMALL
 from tests.kernels.test_statistics import EXPONENT, launch_of, scaled
 from tests.kernels.test_strided import launch as launch_runs
 from tests.kernels.test_strided import plain
+from tests.often import of_this_run
 
 FOUND = (cuemu.KernelError, AssertionError)
 BARRIER, WARP = "__syncthreads();", "__syncwarp(ALL);"
@@ -99,7 +100,7 @@ STRIDED = {
 }
 
 
-@pytest.mark.parametrize("bug", CHUNKS)
+@pytest.mark.parametrize("bug", of_this_run(CHUNKS))
 def test_a_bug_in_a_kernel_of_chunks_is_found(bug):
     name, change = CHUNKS[bug]
     rows = ONE_ROW if bug == "no barrier before the next leaf" else SMALL
@@ -131,7 +132,7 @@ def count_all_sorts(kernel: cuemu.Lib) -> None:
     launch_of("float8_e8m0fnu", np.zeros(17, np.uint64)).filter(kernel, 1)
 
 
-@pytest.mark.parametrize("bug", STATISTICS)
+@pytest.mark.parametrize("bug", of_this_run(STATISTICS))
 def test_a_bug_in_the_statistics_is_found(bug):
     with mutant("filter", STATISTICS[bug]) as broken, pytest.raises(FOUND):
         count_all_sorts(broken)
@@ -150,7 +151,7 @@ def pack_all_sorts(kernel: cuemu.Lib) -> None:
         assert tensor.packed.tobytes() == wanted
 
 
-@pytest.mark.parametrize("bug", STRIDED)
+@pytest.mark.parametrize("bug", of_this_run(STRIDED))
 def test_a_bug_in_the_kernels_of_runs_is_found(bug):
     with mutant("gather", STRIDED[bug]) as broken, pytest.raises(FOUND):
         pack_all_sorts(broken)

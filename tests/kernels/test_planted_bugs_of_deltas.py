@@ -8,6 +8,7 @@ from tests.cuda_on_cpu.emulator import cuemu
 from tests.kernels.building import mutant, replacing, without
 from tests.kernels.copies import Copies
 from tests.kernels.test_deltas import SMALL
+from tests.often import of_this_run
 
 FOUND = (cuemu.KernelError, AssertionError)
 BARRIER = "__syncthreads();"
@@ -76,7 +77,7 @@ def launch(name: str, kernel: cuemu.Lib) -> None:
     work[name](kernel, 1)
 
 
-@pytest.mark.parametrize("bug", BUGS)
+@pytest.mark.parametrize("bug", of_this_run(BUGS))
 def test_a_bug_in_a_kernel_of_deltas_is_found(bug):
     name, change = BUGS[bug]
     with mutant(name, change) as broken, pytest.raises(FOUND):
