@@ -27,13 +27,13 @@ from concurrent.futures import ThreadPoolExecutor
 from tests.cuda_on_cpu import build, standin
 
 MODES = {
-    "lazy": "mode=lazy",  # first, as test_mutants.py takes long
+    "lazy": "mode=lazy",  # these two first, as they take longest: one has test_mutants.py
+    "two devices": "mode=async,devices=2",  # the other all that is timeless
     "eager": "mode=eager",
     "jitter, seed 1": "mode=async,jitter_us=200,seed=1",
     "jitter, seed 2": "mode=async,jitter_us=200,seed=2,order=2",
     "jitter, seed 3": "mode=async,jitter_us=200,seed=3,order=1",
     "slow copies out": "mode=async,d2h_gbps=0.05",
-    "two devices": "mode=async,devices=2",
     "two devices, lazy": "mode=lazy,devices=2",
     "little memory": "mode=async,mem_mb=96",
 }

@@ -8,7 +8,9 @@ memory accesses are checked exactly, which finds races and bad addresses whateve
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import hashlib
 import re
 import shutil
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from tests.cuda_on_cpu import build as standin_build
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 HERE = Path(__file__).resolve().parent
 PASSED_ON = ("-D", "-U", "-I", "--include-path", "-include")  # of NVRTC's options
@@ -132,12 +134,21 @@ def runtime_object(command: Sequence[str | Path], base: Path) -> Path:
     """The emulator's own part of each library, which is kept for all that are built so."""
     key = hashlib.sha256(repr((emulator_text(), *command)).encode()).hexdigest()[:24]
     kept = standin_build.home() / "emulated" / f"{key}.rt.o"
-    if not kept.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        built = base.with_suffix(".rt.o")
-        run(*command, "-c", HERE / "cuemu_rt.cpp", "-o", built)
-        built.rename(kept)  # at once: another process may build the same
+    with alone(kept):
+        if not kept.exists():
+            built = base.with_suffix(".rt.o")
+            run(*command, "-c", HERE / "cuemu_rt.cpp", "-o", built)
+            built.rename(kept)  # at once: it may be looked for
     return kept
+
+
+@contextlib.contextmanager
+def alone(kept: Path) -> Iterator[None]:
+    """No other process builds the same meanwhile: several that start together want the same."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with kept.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def emulator_text() -> str:
@@ -160,11 +171,11 @@ def host_library_of(
     kept = standin_build.home() / "emulated" / f"{key}.so"
     if kept.exists():
         return kept
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
-        base = Path(scratch) / "k"
-        built = compile_library(text, name, base, check=check, options=given, opt=opt)
-        built.rename(kept)  # at once: another process may build the same
+    with alone(kept), tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
+        if not kept.exists():
+            base = Path(scratch) / "k"
+            built = compile_library(text, name, base, check=check, options=given, opt=opt)
+            built.rename(kept)  # at once: it may be looked for
     return kept
 
 
