@@ -25,6 +25,7 @@ def test_ranks_keep_the_contract_of_a_group(kind, size, tmp_path, needs):
         assert value["kind"] == BOARDS[kind]
         assert value["rounds"] == [[(bytes([r]) * r).hex() for r in range(size)]] * 5
         assert value["large"] == [[rank, 300_000, 1] for rank in range(size)]
+        assert value["chosen"] == f"{sum(range(size))} bytes"
         assert value["odd"][0] == [1]
         assert "at 'parts of step 301', the others at 'parts of step 300'" in value["odd"][1]
         assert value["thread"] == value["rounds"][0]

@@ -23,14 +23,19 @@ def keeps_the_contract(group: Group, arguments: dict[str, Any]) -> dict[str, Any
     rounds = [group.all_gather(given, what=f"round {at}", timeout=timeout) for at in range(5)]
     large = group.all_gather(bytes([group.rank]) * 300_000, what="large", timeout=timeout)
     group.barrier(what="barrier", timeout=timeout)
+    meeting = cast(Meeting, group)
+    chosen = meeting.decide(
+        *(given, lambda told: b"%d bytes" % len(b"".join(told))), what="decided", timeout=timeout
+    )
     odd = _error(group, "parts of step 301" if group.rank == 1 else "parts of step 300", timeout)
     behind = _in_a_thread(lambda: group.all_gather(given, what="in a thread", timeout=timeout))
     late = _late(group)
     group.barrier(what="the end", timeout=timeout)
     return {
-        "kind": type(cast(Meeting, group)._member._board).__name__,
+        "kind": type(meeting._board).__name__,
         "rounds": [[value.hex() for value in one] for one in rounds],
         "large": [[value[0], len(value), len(set(value))] for value in large],
+        "chosen": chosen.decode(),
         "odd": odd,
         "thread": [value.hex() for value in behind],
         "late": late,
