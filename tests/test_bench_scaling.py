@@ -81,7 +81,9 @@ def test_every_size_is_saved_and_restored_in_every_way_beside_the_limits(report)
                 *("durable_over_write", "restore_cold_over_read", "stage_filter_s"),
             ):
                 assert is_spread(row[name]), name
-            assert (row["written_over_state"]["median"] < 0.9) == (row["codec"] != "raw")
+            written = row["written_over_state"]["median"]
+            # What `auto` compresses is what the disk leaves it time for: maybe nothing.
+            assert row["codec"] == "auto" or (written < 0.9) == (row["codec"] == "zstd")
 
 
 def test_tensors_cores_memory_and_chains_have_their_rows(report):
