@@ -58,11 +58,11 @@ class Run:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         for store in (self.near, self.far):
             if isinstance(store, SlowStore):
                 store.gate.set()
-        self.ckpt.__exit__(*error)
+        self.ckpt.__exit__(kind, error, trace)
 
     def save(self, step: int, *, up: bool = True) -> gpuckpt.Pending:
         with self.ckpt.update():
